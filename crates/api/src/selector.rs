@@ -1,0 +1,1 @@
+//! Calico's selector language over labels (data model §11).

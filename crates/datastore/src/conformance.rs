@@ -1,0 +1,1 @@
+//! The contract of a Datastore as tests that every driver runs.

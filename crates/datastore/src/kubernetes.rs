@@ -1,0 +1,1 @@
+//! Driver for a Kubernetes API: kube-apiserver or the embedded one.

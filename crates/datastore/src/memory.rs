@@ -1,0 +1,1 @@
+//! Driver that keeps everything in memory: for tests and the simulator.
