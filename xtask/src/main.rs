@@ -1,1 +1,51 @@
-fn main() {}
+//! Tasks of the project that are more than a cargo command: `cargo xtask tidy`, `cargo xtask bench lab`.
+
+mod bench;
+mod report;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Tasks of the Tortie project.
+#[derive(Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check what the compiler does not: which room may use which, module headers, words that must not appear.
+    Tidy,
+    /// Measure, print a table, and write `target/bench/NAME.json`.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The lesson's lab: deploy, destroy, a burst of pods, memory.
+    Lab {
+        /// Runs of each figure; the median is reported.
+        #[arg(long, default_value_t = 10)]
+        runs: u32,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Tidy => tidy::run(&root()),
+        Task::Bench { what: Bench::Lab { runs } } => bench::lab::run(&root(), runs),
+    }
+}
+
+/// The repository's folder.
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap_or_else(|_| PathBuf::from("."))
+}
