@@ -1,3 +1,32 @@
-.PHONY: test
-test:
+# The two commands of the README, and what they are made of.
+#
+#   make lab    installs what is missing, builds, deploys the lesson's lab, prints every exercise, leaves the lab running
+#   make test   installs what is missing, and runs every test; CI runs this
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.PHONY: help lab test check build packages destroy
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+packages:
+	@scripts/install-packages
+
+build:
+	cargo build --release --locked --bins
+
+lab: packages build
+	@scripts/show-lesson
+
+destroy:
+	lab/01-calico-ipam/destroy.sh
+
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo xtask tidy
+
+test: packages check
+	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
