@@ -1,6 +1,6 @@
 //! A range of addresses that blocks are cut from (data model §4).
 
-use crate::Cidr;
+use crate::{Cidr, IpVersion};
 
 /// When traffic between nodes is encapsulated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,6 +69,14 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// Prefix length of a block where the pool names none: 26 for IPv4, 122 for IPv6.
+    pub const fn default_block_size(version: IpVersion) -> u8 {
+        match version {
+            IpVersion::V4 => 26,
+            IpVersion::V6 => 122,
+        }
+    }
+
     /// Whether addresses may be taken from it at all (data model §4.4).
     pub fn is_enabled(&self) -> bool {
         !self.disabled && !self.deleting && !self.unallocatable
