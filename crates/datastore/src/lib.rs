@@ -5,6 +5,7 @@
 //! it is the ordered sequence of its writes with the checks re-read at the end (architecture D3).
 
 pub mod conformance;
+pub mod follow;
 pub mod kubernetes;
 pub mod memory;
 
@@ -128,6 +129,16 @@ impl Record {
             Self::ClusterInformation(_) => Key::ClusterInformation,
         }
     }
+
+    /// Whether the first half of its delete is done, so that readers count it as absent.
+    pub fn is_deleted(&self) -> bool {
+        match self {
+            Self::Block(block) => block.deleted,
+            Self::Affinity(affinity) => affinity.deleted,
+            Self::Handle(handle) => handle.deleted,
+            _ => false,
+        }
+    }
 }
 
 /// Which state of a record was seen: what an update or delete is conditional on.
@@ -174,6 +185,38 @@ impl Scope {
         match self {
             Self::All(kind) => *kind,
             Self::AffinitiesOf(_) => Kind::Affinity,
+        }
+    }
+
+    /// Whether the record named `key` belongs to it.
+    pub fn holds(&self, key: &Key) -> bool {
+        match self {
+            Self::All(kind) => key.kind() == *kind,
+            Self::AffinitiesOf(owner) => matches!(key, Key::Affinity(of, _) if of == owner),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pool => "pools",
+            Self::Block => "blocks",
+            Self::Affinity => "affinities",
+            Self::Handle => "handles",
+            Self::Config => "IPAM configurations",
+            Self::Reservation => "reservations",
+            Self::Node => "nodes",
+            Self::ClusterInformation => "cluster informations",
+        })
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All(kind) => kind.fmt(f),
+            Self::AffinitiesOf(owner) => write!(f, "affinities of {owner}"),
         }
     }
 }
