@@ -1,0 +1,19 @@
+//! The holder keeps what must outlive every other part of the lab: namespaces, listening sockets, and the processes
+//! as their parent. It decides nothing; others ask it over a unix socket in the lab directory.
+//!
+//! It is the first process of the lab's PID namespace: when it ends, the kernel ends everything else.
+
+mod client;
+mod passing;
+mod protocol;
+
+pub use client::{Attached, Client, ClientError, Watch};
+pub use protocol::{
+    Endpoint, Exit, ListenSpec, NamespaceSpec, Network, ProcessSpec, ProcessState, RefusalKind, Streams,
+};
+
+/// Name of the control socket in the lab directory.
+pub const SOCKET: &str = "holder.sock";
+
+/// Where network namespaces appear by the last part of their set's name, inside the lab's mounts.
+pub const NETNS_DIRECTORY: &str = "/run/tortie/netns";
