@@ -1,0 +1,228 @@
+//! Records as objects of the API: where they are, what they are called, and what of an object outlives an update.
+
+use crate::{Key, Kind, Record, Revision, Stored, Version};
+use api::wire::{Resource, SINGLETON};
+use api::{
+    Affinity, AffinityNaming, Block, ClusterInformation, Handle, IpamConfig, Node, Owner, Pool, Reservation,
+};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+/// Annotation of Calico's clients with the metadata of the object's other face. Empty, it says nothing.
+const METADATA_ANNOTATION: &str = "projectcalico.org/metadata";
+
+/// Metadata that other writers keep on an object and that an update must not lose.
+const KEPT: [&str; 4] = ["labels", "annotations", "finalizers", "ownerReferences"];
+
+/// REST path of the collection of `kind`.
+pub(super) fn collection(kind: Kind) -> String {
+    match kind {
+        Kind::Pool => Resource::POOL.path(),
+        Kind::Block => Resource::BLOCK.path(),
+        Kind::Affinity => Resource::AFFINITY.path(),
+        Kind::Handle => Resource::HANDLE.path(),
+        Kind::Config => Resource::CONFIG.path(),
+        Kind::Reservation => Resource::RESERVATION.path(),
+        Kind::ClusterInformation => Resource::CLUSTER_INFORMATION.path(),
+        Kind::Node => "/api/v1/nodes".to_owned(),
+    }
+}
+
+/// Name of the object of `key`.
+pub(super) fn name(key: &Key, naming: AffinityNaming) -> String {
+    match key {
+        Key::Pool(name) | Key::Reservation(name) | Key::Node(name) => name.clone(),
+        Key::Block(cidr) => cidr.name(),
+        Key::Affinity(owner, cidr) => naming.object_name(owner, *cidr),
+        Key::Handle(id) => Handle::object_name(id),
+        Key::Config | Key::ClusterInformation => SINGLETON.to_owned(),
+    }
+}
+
+/// Whether deletes of `kind` are in two phases.
+pub(super) fn deletes_in_two_phases(kind: Kind) -> bool {
+    matches!(kind, Kind::Block | Kind::Affinity | Kind::Handle)
+}
+
+/// The whole object of `record`, without a version. Nodes are never written whole.
+pub(super) fn to_object(record: &Record, naming: AffinityNaming) -> Value {
+    match record {
+        Record::Pool(pool) => pool.to_v1(),
+        Record::Block(block) => block.to_v1(),
+        Record::Affinity(affinity) => affinity.to_v1(naming),
+        Record::Handle(handle) => handle.to_v1(),
+        Record::Config(config) => config.to_v1(),
+        Record::Reservation(reservation) => reservation.to_v1(),
+        Record::ClusterInformation(information) => information.to_v1(),
+        Record::Node(node) => {
+            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name, "annotations": node.annotations}})
+        }
+    }
+}
+
+/// The record of `object`, or what is wrong with it. `None`: an object of this kind that is no record (a singleton
+/// under another name).
+pub(super) fn from_object(kind: Kind, object: &Value) -> Result<Option<Stored>, String> {
+    let version = version(object)?;
+    let singleton = matches!(kind, Kind::Config | Kind::ClusterInformation);
+    if singleton && object_name(object) != SINGLETON {
+        return Ok(None);
+    }
+    let record = match kind {
+        Kind::Pool => Pool::from_v1(object).map(Record::Pool),
+        Kind::Block => Block::from_v1(object).map(Record::Block),
+        Kind::Affinity => Affinity::from_v1(object).map(Record::Affinity),
+        Kind::Handle => Handle::from_v1(object).map(Record::Handle),
+        Kind::Config => IpamConfig::from_v1(object).map(Record::Config),
+        Kind::Reservation => Reservation::from_v1(object).map(Record::Reservation),
+        Kind::Node => Node::from_core(object).map(Record::Node),
+        Kind::ClusterInformation => ClusterInformation::from_v1(object).map(Record::ClusterInformation),
+    }
+    .map_err(|error| error.to_string())?;
+    let created = object
+        .pointer("/metadata/creationTimestamp")
+        .and_then(Value::as_str)
+        .and_then(|text| text.parse::<Timestamp>().ok());
+    Ok(Some(Stored { record, version, created }))
+}
+
+/// The key of an object that may be unreadable otherwise: what a delete event names.
+pub(super) fn key_of(kind: Kind, object: &Value) -> Option<Key> {
+    if let Ok(Some(stored)) = from_object(kind, object) {
+        return Some(stored.record.key());
+    }
+    let name = object_name(object).to_owned();
+    match kind {
+        Kind::Pool => Some(Key::Pool(name)),
+        Kind::Reservation => Some(Key::Reservation(name)),
+        Kind::Node => Some(Key::Node(name)),
+        Kind::Config if name == SINGLETON => Some(Key::Config),
+        Kind::ClusterInformation if name == SINGLETON => Some(Key::ClusterInformation),
+        Kind::Config | Kind::ClusterInformation => None,
+        Kind::Block => cidr_of(object).map(Key::Block),
+        Kind::Affinity => {
+            let owner = Owner::host(object.pointer("/spec/node")?.as_str()?);
+            cidr_of(object).map(|cidr| Key::Affinity(owner, cidr))
+        }
+        Kind::Handle => Some(Key::Handle(
+            object.pointer("/spec/handleID").and_then(Value::as_str).unwrap_or(&name).to_owned(),
+        )),
+    }
+}
+
+fn cidr_of(object: &Value) -> Option<api::Cidr> {
+    object.pointer("/spec/cidr")?.as_str()?.parse().ok()
+}
+
+pub(super) fn object_name(object: &Value) -> &str {
+    object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Revision and identity of `object`.
+pub(super) fn version(object: &Value) -> Result<Version, String> {
+    let text = object.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
+    let revision = text.parse().map_err(|_| format!("resourceVersion {text:?} is not a number"))?;
+    let uid = object.pointer("/metadata/uid").and_then(Value::as_str).map(str::to_owned);
+    Ok(Version { revision: Revision(revision), uid })
+}
+
+/// What an update must carry over from `object` beyond what the record itself writes; empty for most objects.
+pub(super) fn kept_metadata(object: &Value) -> Map<String, Value> {
+    let mut kept = Map::new();
+    for field in KEPT {
+        let mut value = match object.pointer(&format!("/metadata/{field}")) {
+            Some(value) if !value.is_null() => value.clone(),
+            _ => continue,
+        };
+        if let Value::Object(entries) = &mut value {
+            entries.retain(|key, value| {
+                let own_label = [
+                    api::affinity::LABEL_HOSTNAME_HASH,
+                    api::affinity::LABEL_AFFINITY_TYPE,
+                    api::affinity::LABEL_IP_VERSION,
+                ]
+                .contains(&key.as_str());
+                let says_nothing = key == METADATA_ANNOTATION && value == "{}";
+                !(own_label || says_nothing)
+            });
+        }
+        let empty =
+            value.as_object().map_or_else(|| value.as_array().is_none_or(Vec::is_empty), Map::is_empty);
+        if !empty {
+            kept.insert(field.to_owned(), value);
+        }
+    }
+    kept
+}
+
+/// Adds `kept` to the metadata of `object`; where both have a label or annotation, the object's own stays.
+pub(super) fn keep_metadata(object: &mut Value, kept: &Map<String, Value>) {
+    for (field, value) in kept {
+        let mut merged = value.clone();
+        if let (Value::Object(merged), Some(Value::Object(own))) =
+            (&mut merged, object["metadata"].get(field))
+        {
+            merged.extend(own.clone());
+        }
+        object["metadata"][field] = merged;
+    }
+}
+
+/// Makes a write of `object` conditional on `version`. Only handles carry their identity (data model §3.3).
+pub(super) fn condition(object: &mut Value, kind: Kind, version: &Version) {
+    object["metadata"]["resourceVersion"] = json!(version.revision.0.to_string());
+    if let (Kind::Handle, Some(uid)) = (kind, &version.uid) {
+        object["metadata"]["uid"] = json!(uid);
+    }
+}
+
+/// Marks `object` as in the first phase of its delete. Affinities say it with a text.
+pub(super) fn mark_deleted(object: &mut Value, kind: Kind) {
+    object["spec"]["deleted"] = if kind == Kind::Affinity { json!("true") } else { json!(true) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn update_keeps_the_labels_and_finalizers_of_others() {
+        let before = json!({"metadata": {"name": "p", "labels": {"team": "a"}, "finalizers": ["x/y"],
+            "annotations": {"projectcalico.org/metadata": "{}"}, "resourceVersion": "4", "uid": "u"}});
+        let kept = kept_metadata(&before);
+        let mut after = json!({"metadata": {"name": "p", "labels": {"own": "b"}}, "spec": {}});
+        keep_metadata(&mut after, &kept);
+        assert_eq!(
+            after["metadata"],
+            json!({"name": "p", "labels": {"team": "a", "own": "b"}, "finalizers": ["x/y"]})
+        );
+    }
+
+    #[test]
+    fn nothing_is_kept_of_an_object_that_only_we_write() {
+        let cidr = "10.0.0.0/26".parse().unwrap();
+        let affinity =
+            Affinity { owner: Owner::host("n"), cidr, state: api::AffinityState::Pending, deleted: false };
+        assert!(kept_metadata(&affinity.to_v1(AffinityNaming::PerBlock)).is_empty());
+    }
+
+    #[test]
+    fn handle_written_under_a_condition_carries_its_identity_and_a_block_does_not() {
+        let version = Version { revision: Revision(7), uid: Some("u".to_owned()) };
+        let mut object = json!({"metadata": {"name": "x"}, "spec": {}});
+        condition(&mut object, Kind::Block, &version);
+        assert_eq!(object["metadata"], json!({"name": "x", "resourceVersion": "7"}));
+        condition(&mut object, Kind::Handle, &version);
+        assert_eq!(object["metadata"]["uid"], "u");
+    }
+
+    #[test]
+    fn delete_event_of_an_unreadable_object_still_names_its_key() {
+        let object = json!({"metadata": {"name": "10-0-0-0-26", "resourceVersion": "3"}, "spec": {"cidr": "10.0.0.0/26"}});
+        assert_eq!(key_of(Kind::Block, &object), Some(Key::Block("10.0.0.0/26".parse().unwrap())));
+        assert_eq!(
+            key_of(Kind::Config, &json!({"metadata": {"name": "other", "resourceVersion": "3"}})),
+            None
+        );
+    }
+}
