@@ -1,1 +1,12 @@
-//! stub
+//! Block maths and the IPAM protocols over a [`datastore::Datastore`].
+//!
+//! Pure functions decide ([`block`], [`candidate`], [`pools`], [`plan`]); async functions over the trait carry the decisions
+//! out. No runtime and no clock: time is handed in as a [`Clock`].
+
+pub mod block;
+pub mod candidate;
+pub mod clock;
+pub mod reservations;
+
+pub use clock::Clock;
+pub use reservations::ReservationSet;

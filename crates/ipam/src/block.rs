@@ -1,0 +1,673 @@
+//! What can be done to one block: the primitives of algorithm §2, as pure functions.
+//!
+//! None of them reads or writes a store. A write path takes a copy of the block read, changes it by these functions,
+//! calls [`advance`] once, and writes the copy on condition that the block read is still there.
+
+use crate::reservations::ReservationSet;
+use api::{Attribute, Block, Cidr, Ordinal, Owner};
+use jiff::{SignedDuration, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Handle of ordinals that Windows nodes keep for themselves; a block with nothing else in it is empty.
+pub const WINDOWS_RESERVED_HANDLE: &str = "windows-reserved-ipam-handle";
+
+/// A handle as compared: what follows the first `\r` is junk of an old migration (data model §2.6).
+pub fn sanitized(handle: &str) -> &str {
+    handle.split('\r').next().unwrap_or_default()
+}
+
+/// A free block of `owner`, claimed at `now`; its ordinals wait in ascending order.
+///
+/// The sequence number starts at the nanoseconds of `now`, so that a block made again starts above its predecessor.
+pub fn new_block(cidr: Cidr, owner: &Owner, now: Timestamp) -> Block {
+    let size = u32::try_from(cidr.size()).unwrap_or(u32::MAX);
+    Block {
+        cidr,
+        affinity: Some(owner.clone()),
+        claim_time: Some(now),
+        allocations: (0..size).map(|_| None).collect(),
+        unallocated: (0..size).collect(),
+        attributes: Vec::new(),
+        sequence_number: u64::try_from(now.as_nanosecond()).unwrap_or(0),
+        sequence_for_allocation: BTreeMap::new(),
+        deleted: false,
+        legacy_host_affinity: None,
+    }
+}
+
+/// Counts one write: to be called once before a changed block is written, a new one with addresses in it included.
+///
+/// For a new block this puts the stamps of its first addresses below its own number, so that no later stamp repeats
+/// them (architecture D4).
+pub fn advance(block: &mut Block) {
+    block.sequence_number = block.sequence_number.wrapping_add(1);
+}
+
+/// Frees ordinals whose cooldown is over and drops attributes nothing refers to; says whether anything changed.
+///
+/// To be run after every load of a block. Ordinals freed together join the queue in ascending order. With a cooldown
+/// of 0 every released ordinal is free at once, whatever its clock said (quirk Q1).
+pub fn collect(block: &mut Block, cooldown_seconds: u32, now: Timestamp) -> bool {
+    let cutoff =
+        now.checked_sub(SignedDuration::from_secs(i64::from(cooldown_seconds))).unwrap_or(Timestamp::MIN);
+    let mut changed = false;
+    for (ordinal, allocation) in (0_u32..).zip(&mut block.allocations) {
+        let Some(index) = *allocation else { continue };
+        let Some(released_at) = block.attributes.get(index).and_then(|attribute| attribute.released_at)
+        else {
+            continue;
+        };
+        if cooldown_seconds == 0 || released_at < cutoff {
+            *allocation = None;
+            block.unallocated.push(ordinal);
+            block.sequence_for_allocation.remove(&ordinal);
+            changed = true;
+        }
+    }
+    drop_unused_attributes(block) || changed
+}
+
+fn drop_unused_attributes(block: &mut Block) -> bool {
+    let used: BTreeSet<usize> = block.allocations.iter().copied().flatten().collect();
+    if used.len() == block.attributes.len() {
+        return false;
+    }
+    let mut kept = Vec::with_capacity(used.len());
+    let mut moved = BTreeMap::new();
+    for (index, attribute) in std::mem::take(&mut block.attributes).into_iter().enumerate() {
+        if used.contains(&index) {
+            moved.insert(index, kept.len());
+            kept.push(attribute);
+        }
+    }
+    block.attributes = kept;
+    for allocation in block.allocations.iter_mut().flatten() {
+        if let Some(index) = moved.get(allocation) {
+            *allocation = *index;
+        }
+    }
+    true
+}
+
+/// Addresses that could be handed out automatically: queued and not reserved. Cooling ones are not queued.
+pub fn free_count(block: &Block, reserved: &ReservationSet) -> usize {
+    if !reserved.touches(block.cidr) {
+        return block.unallocated.len();
+    }
+    if reserved.covers(block.cidr) {
+        return 0;
+    }
+    block.unallocated.iter().filter(|ordinal| !is_reserved(block.cidr, **ordinal, reserved)).count()
+}
+
+fn is_reserved(cidr: Cidr, ordinal: u32, reserved: &ReservationSet) -> bool {
+    cidr.address(Ordinal(ordinal)).is_some_and(|address| reserved.covers_address(address))
+}
+
+/// Whether the block may be given up: nothing is in it but what a Windows node keeps for itself.
+///
+/// Anonymous and cooling ordinals make a block non-empty.
+pub fn is_empty(block: &Block) -> bool {
+    allocated(block).all(|(_, attribute)| {
+        attribute
+            .handle_id
+            .as_deref()
+            .is_some_and(|handle| sanitized(handle).eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE))
+    })
+}
+
+/// Every ordinal that is not free, with what it refers to, ascending; cooling ones included.
+pub fn allocated(block: &Block) -> impl Iterator<Item = (Ordinal, &Attribute)> {
+    (0_u32..).zip(&block.allocations).filter_map(|(ordinal, allocation)| {
+        let attribute = block.attributes.get((*allocation)?)?;
+        Some((Ordinal(ordinal), attribute))
+    })
+}
+
+/// The ordinals held by `handle`, ascending.
+pub fn held_by<'a>(block: &'a Block, handle: &str) -> impl Iterator<Item = Ordinal> + 'a {
+    let handle = sanitized(handle).to_owned();
+    allocated(block)
+        .filter(move |(_, attribute)| attribute.handle_id.as_deref().map(sanitized) == Some(handle.as_str()))
+        .map(|(ordinal, _)| ordinal)
+}
+
+/// How many ordinals of this block `handle` holds: the count that its handle record should carry (architecture D4).
+pub fn count_of(block: &Block, handle: &str) -> u32 {
+    u32::try_from(held_by(block, handle).count()).unwrap_or(u32::MAX)
+}
+
+/// What the ordinal of `address` refers to; `None` if it is free or no address of this block.
+pub fn attribute_of(block: &Block, address: IpAddr) -> Option<&Attribute> {
+    let index = usize::try_from(block.cidr.ordinal(address)?.0).ok()?;
+    block.attributes.get((*block.allocations.get(index)?)?)
+}
+
+/// The stamp of an ordinal's allocation; 0 where there is none.
+pub fn stamp(block: &Block, ordinal: Ordinal) -> u64 {
+    block.sequence_for_allocation.get(&ordinal.0).copied().unwrap_or(0)
+}
+
+/// Index of the attribute with exactly this handle and these active attributes, appended if there is none.
+fn attribute_index(block: &mut Block, handle: Option<&str>, secondary: &BTreeMap<String, String>) -> usize {
+    let wanted = Attribute {
+        handle_id: handle.map(str::to_owned),
+        secondary: secondary.clone(),
+        alternate: BTreeMap::new(),
+        released_at: None,
+    };
+    block.attributes.iter().position(|attribute| *attribute == wanted).unwrap_or_else(|| {
+        block.attributes.push(wanted);
+        block.attributes.len() - 1
+    })
+}
+
+/// An address taken from a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The block it is of.
+    pub block: Cidr,
+    /// Its position there.
+    pub ordinal: Ordinal,
+    /// The address.
+    pub address: IpAddr,
+    /// The stamp that tells this allocation from earlier and later ones of the same ordinal.
+    pub sequence: u64,
+}
+
+impl Taken {
+    /// The address with its block's prefix length, as Calico answers it: `192.168.12.69/26`.
+    pub fn with_block_prefix(&self) -> String {
+        format!("{}/{}", self.address, self.block.prefix())
+    }
+}
+
+/// What is wanted of a block.
+#[derive(Clone, Copy, Debug)]
+pub struct Take<'a> {
+    /// How many addresses at most.
+    pub count: usize,
+    /// Handle to hold them.
+    pub handle: Option<&'a str>,
+    /// Attributes of the owner, `secondary` on the wire.
+    pub attributes: &'a BTreeMap<String, String>,
+    /// Addresses never handed out automatically.
+    pub reserved: &'a ReservationSet,
+    /// Ordinals to pass over: those that the same batch released (architecture D4).
+    pub avoid: &'a BTreeSet<Ordinal>,
+    /// Refuse unless the block is this owner's. `None`: take from anybody's block, which is borrowing.
+    pub only_owner: Option<&'a Owner>,
+}
+
+/// Why nothing was taken or assigned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TakeError {
+    /// The block belongs to somebody else, or to nobody.
+    #[error("block {block} belongs to {}, not to {wanted}: take from a block of its own or turn strict affinity off", owner_text(.owner.as_ref()))]
+    NotOwner {
+        /// The block.
+        block: Cidr,
+        /// Who has it.
+        owner: Option<Owner>,
+        /// Who wanted it.
+        wanted: Owner,
+    },
+    /// The address is none of this block.
+    #[error("address {address} is not in block {block}")]
+    OutOfBlock {
+        /// The block.
+        block: Cidr,
+        /// The address.
+        address: IpAddr,
+    },
+    /// The address is taken, or cooling down.
+    #[error("address {address} is already assigned in block {block}: choose another or release it first")]
+    AlreadyAssigned {
+        /// The block.
+        block: Cidr,
+        /// The address.
+        address: IpAddr,
+    },
+}
+
+fn owner_text(owner: Option<&Owner>) -> String {
+    owner.map_or_else(|| "nobody".to_owned(), Owner::to_string)
+}
+
+fn check_owner(block: &Block, only: Option<&Owner>) -> Result<(), TakeError> {
+    match only {
+        Some(wanted) if block.affinity.as_ref() != Some(wanted) => Err(TakeError::NotOwner {
+            block: block.cidr,
+            owner: block.affinity.clone(),
+            wanted: wanted.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Takes up to `count` free addresses from the head of the queue, longest free first.
+///
+/// Reserved and avoided ordinals keep their place in the queue. The block is changed only for what is returned,
+/// perhaps nothing. The stamp is the block's present sequence number; [`advance`] once before writing.
+///
+/// # Errors
+/// [`TakeError::NotOwner`] if `only_owner` is given and does not own the block: nothing is taken.
+pub fn take(block: &mut Block, request: &Take<'_>) -> Result<Vec<Taken>, TakeError> {
+    check_owner(block, request.only_owner)?;
+    let cidr = block.cidr;
+    let touched = request.reserved.touches(cidr);
+    let mut taken = Vec::new();
+    let mut waiting = Vec::with_capacity(block.unallocated.len());
+    for number in std::mem::take(&mut block.unallocated) {
+        let ordinal = Ordinal(number);
+        let address = cidr.address(ordinal).filter(|_| {
+            taken.len() < request.count
+                && !request.avoid.contains(&ordinal)
+                && !(touched && is_reserved(cidr, number, request.reserved))
+        });
+        match address {
+            Some(address) => {
+                taken.push(Taken { block: cidr, ordinal, address, sequence: block.sequence_number })
+            }
+            None => waiting.push(number),
+        }
+    }
+    block.unallocated = waiting;
+    if !taken.is_empty() {
+        let index = attribute_index(block, request.handle, request.attributes);
+        for address in &taken {
+            occupy(block, address.ordinal, index);
+        }
+    }
+    Ok(taken)
+}
+
+fn occupy(block: &mut Block, ordinal: Ordinal, attribute: usize) {
+    if let Some(slot) = usize::try_from(ordinal.0).ok().and_then(|index| block.allocations.get_mut(index)) {
+        *slot = Some(attribute);
+        block.sequence_for_allocation.insert(ordinal.0, block.sequence_number);
+    }
+}
+
+/// Assigns one particular address. Reservations and selectors are not consulted.
+///
+/// # Errors
+/// See [`TakeError`]; the block is then unchanged.
+pub fn assign(
+    block: &mut Block,
+    address: IpAddr,
+    handle: Option<&str>,
+    attributes: &BTreeMap<String, String>,
+    only_owner: Option<&Owner>,
+) -> Result<Taken, TakeError> {
+    check_owner(block, only_owner)?;
+    let cidr = block.cidr;
+    let ordinal = cidr.ordinal(address).ok_or(TakeError::OutOfBlock { block: cidr, address })?;
+    let place = block
+        .unallocated
+        .iter()
+        .position(|waiting| *waiting == ordinal.0)
+        .ok_or(TakeError::AlreadyAssigned { block: cidr, address })?;
+    block.unallocated.remove(place);
+    let index = attribute_index(block, handle, attributes);
+    occupy(block, ordinal, index);
+    Ok(Taken { block: cidr, ordinal, address, sequence: block.sequence_number })
+}
+
+/// One address to give back, and what it must still be to be given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// The address.
+    pub address: IpAddr,
+    /// Refuse unless this handle holds it. `None`: whoever holds it.
+    pub handle: Option<String>,
+    /// Refuse unless the allocation has this stamp. `None`: any.
+    pub sequence: Option<u64>,
+}
+
+/// What a release did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Addresses that were free or cooling already.
+    pub not_allocated: Vec<IpAddr>,
+    /// How many addresses each handle lost.
+    pub by_handle: BTreeMap<String, u32>,
+    /// The ordinals given back.
+    pub ordinals: BTreeSet<Ordinal>,
+}
+
+/// Why a release changed nothing in a block.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReleaseError {
+    /// The address is none of this block.
+    #[error("address {address} is not in block {block}")]
+    OutOfBlock {
+        /// The block.
+        block: Cidr,
+        /// The address.
+        address: IpAddr,
+    },
+    /// The address was released and assigned anew since the caller saw it.
+    #[error(
+        "address {address} is not the allocation that was seen: sequence number {found}, not {wanted}; look again"
+    )]
+    OtherSequence {
+        /// The address.
+        address: IpAddr,
+        /// Stamp asked for.
+        wanted: u64,
+        /// Stamp of the allocation.
+        found: u64,
+    },
+    /// Another handle holds the address.
+    #[error("address {address} is held by {}, not by {wanted}; look again", .found.as_deref().unwrap_or("no handle"))]
+    OtherHandle {
+        /// The address.
+        address: IpAddr,
+        /// Handle asked for.
+        wanted: String,
+        /// Handle that holds it.
+        found: Option<String>,
+    },
+}
+
+/// Gives addresses back: each enters its cooldown, or is free at once if there is none.
+///
+/// The same address named twice counts once, the last naming wins. All or nothing: any refusal leaves the block as it
+/// was (invariant 6). If nothing was allocated the block is not changed either.
+///
+/// # Errors
+/// See [`ReleaseError`].
+pub fn release(
+    block: &mut Block,
+    releases: &[Release],
+    cooldown_seconds: u32,
+    now: Timestamp,
+) -> Result<Released, ReleaseError> {
+    let distinct: BTreeMap<IpAddr, &Release> =
+        releases.iter().map(|release| (release.address, release)).collect();
+    let mut released = Released::default();
+    for (address, release) in distinct {
+        let ordinal =
+            block.cidr.ordinal(address).ok_or(ReleaseError::OutOfBlock { block: block.cidr, address })?;
+        let found = stamp(block, ordinal);
+        if let Some(wanted) = release.sequence.filter(|wanted| *wanted != found) {
+            return Err(ReleaseError::OtherSequence { address, wanted, found });
+        }
+        let Some(attribute) =
+            attribute_of(block, address).filter(|attribute| attribute.released_at.is_none())
+        else {
+            released.not_allocated.push(address);
+            continue;
+        };
+        let holder = attribute.handle_id.as_deref().map(sanitized);
+        if let Some(wanted) = release.handle.as_deref().map(sanitized)
+            && holder != Some(wanted)
+        {
+            let found = holder.map(str::to_owned);
+            return Err(ReleaseError::OtherHandle { address, wanted: wanted.to_owned(), found });
+        }
+        if let Some(handle) = holder.filter(|handle| !handle.is_empty()) {
+            *released.by_handle.entry(handle.to_owned()).or_insert(0) += 1;
+        }
+        released.ordinals.insert(ordinal);
+    }
+    let stamped = block.sequence_number;
+    for ordinal in &released.ordinals {
+        block.sequence_for_allocation.insert(ordinal.0, stamped);
+    }
+    cool(block, &released.ordinals, cooldown_seconds, now);
+    Ok(released)
+}
+
+/// Gives back every address that `handle` holds here (with `sequence`: only allocations with that stamp).
+///
+/// Returns the ordinals given back; the block is unchanged if there are none. Stamps stay.
+pub fn release_by_handle(
+    block: &mut Block,
+    handle: &str,
+    sequence: Option<u64>,
+    cooldown_seconds: u32,
+    now: Timestamp,
+) -> BTreeSet<Ordinal> {
+    let held: BTreeSet<Ordinal> = held_by(block, handle)
+        .filter(|ordinal| sequence.is_none_or(|wanted| stamp(block, *ordinal) == wanted))
+        .collect();
+    cool(block, &held, cooldown_seconds, now);
+    held
+}
+
+/// Points ordinals at one attribute that says when they were released, and collects.
+fn cool(block: &mut Block, ordinals: &BTreeSet<Ordinal>, cooldown_seconds: u32, now: Timestamp) {
+    if ordinals.is_empty() {
+        return;
+    }
+    block.attributes.push(Attribute { released_at: Some(now), ..Attribute::default() });
+    let index = block.attributes.len() - 1;
+    for ordinal in ordinals {
+        if let Some(slot) = usize::try_from(ordinal.0).ok().and_then(|at| block.allocations.get_mut(at)) {
+            *slot = Some(index);
+        }
+    }
+    collect(block, cooldown_seconds, now);
+}
+
+/// What is wrong with a block, for the assertion at the store's edge and for `calicoctl ipam check`; `None` if nothing.
+///
+/// Checks invariant 2: every ordinal is either allocated or once in the queue, and every reference has an attribute.
+pub fn fault(block: &Block) -> Option<String> {
+    let size = block.cidr.size();
+    if u128::try_from(block.allocations.len()) != Ok(size) {
+        return Some(format!("{} allocation entries for {size} addresses", block.allocations.len()));
+    }
+    for (ordinal, allocation) in block.allocations.iter().enumerate() {
+        if let Some(index) = allocation.filter(|index| *index >= block.attributes.len()) {
+            return Some(format!("allocation {ordinal} indexes a nonexistent attribute {index}"));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for ordinal in &block.unallocated {
+        let slot = usize::try_from(*ordinal).ok().and_then(|index| block.allocations.get(index));
+        match slot {
+            None => return Some(format!("ordinal {ordinal} is queued but out of the block")),
+            Some(Some(_)) => return Some(format!("ordinal {ordinal} is allocated but queued")),
+            Some(None) if !seen.insert(*ordinal) => {
+                return Some(format!("ordinal {ordinal} is queued more than once"));
+            }
+            Some(None) => {}
+        }
+    }
+    let free = block.allocations.iter().filter(|allocation| allocation.is_none()).count();
+    (free != seen.len()).then(|| format!("{free} ordinals are free but {} are queued", seen.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + seconds).unwrap()
+    }
+
+    fn owner() -> Owner {
+        Owner::host("n1")
+    }
+
+    fn fresh(cidr: &str) -> Block {
+        new_block(cidr.parse().unwrap(), &owner(), at(0))
+    }
+
+    fn take_as(block: &mut Block, count: usize, handle: &str) -> Vec<String> {
+        let request = Take {
+            count,
+            handle: Some(handle),
+            attributes: &BTreeMap::new(),
+            reserved: &ReservationSet::default(),
+            avoid: &BTreeSet::new(),
+            only_owner: Some(&owner()),
+        };
+        let taken = take(block, &request).unwrap();
+        advance(block);
+        taken.iter().map(Taken::with_block_prefix).collect()
+    }
+
+    fn back(address: &str, handle: Option<&str>, sequence: Option<u64>) -> Release {
+        Release { address: address.parse().unwrap(), handle: handle.map(str::to_owned), sequence }
+    }
+
+    #[test]
+    fn addresses_are_taken_in_queue_order_with_the_prefix_of_the_block() {
+        let mut block = fresh("10.0.0.64/30");
+        assert_eq!(take_as(&mut block, 2, "a"), ["10.0.0.64/30", "10.0.0.65/30"]);
+        assert_eq!(take_as(&mut block, 9, "b"), ["10.0.0.66/30", "10.0.0.67/30"]);
+        assert_eq!(take_as(&mut block, 1, "c"), [""; 0]);
+        assert_eq!(block.attributes.len(), 2);
+        assert_eq!(fault(&block), None);
+    }
+
+    #[test]
+    fn reuse_visits_every_address_before_the_first_again() {
+        let mut block = fresh("10.0.0.0/29");
+        for turn in 0..16 {
+            let address = take_as(&mut block, 1, "h").remove(0);
+            assert_eq!(address, format!("10.0.0.{}/29", turn % 8));
+            release_by_handle(&mut block, "h", None, 0, at(turn));
+            advance(&mut block);
+        }
+    }
+
+    #[test]
+    fn a_released_address_waits_for_its_cooldown() {
+        let mut block = fresh("10.0.0.0/31");
+        take_as(&mut block, 2, "h");
+        assert_eq!(
+            release(&mut block, &[back("10.0.0.0", None, None)], 30, at(10)).unwrap().by_handle["h"],
+            1
+        );
+        assert_eq!(free_count(&block, &ReservationSet::default()), 0);
+        assert!(!is_empty(&block));
+        assert!(!collect(&mut block, 30, at(40)));
+        assert!(collect(&mut block, 30, at(41)));
+        assert_eq!(block.unallocated, [0]);
+        assert_eq!(block.sequence_for_allocation.len(), 1);
+    }
+
+    #[test]
+    fn reserved_and_avoided_ordinals_keep_their_place() {
+        let mut block = fresh("10.0.0.0/29");
+        let reserved = ReservationSet::new(&[api::Reservation {
+            name: "r".to_owned(),
+            cidrs: vec!["10.0.0.0/31".parse().unwrap()],
+        }]);
+        let request = Take {
+            count: 2,
+            handle: None,
+            attributes: &BTreeMap::new(),
+            reserved: &reserved,
+            avoid: &BTreeSet::from([Ordinal(3)]),
+            only_owner: None,
+        };
+        let taken = take(&mut block, &request).unwrap();
+        assert_eq!(taken.iter().map(|taken| taken.ordinal.0).collect::<Vec<_>>(), [2, 4]);
+        assert_eq!(block.unallocated, [0, 1, 3, 5, 6, 7]);
+        assert_eq!(free_count(&block, &reserved), 4);
+    }
+
+    #[test]
+    fn strict_affinity_refuses_the_block_of_another() {
+        let mut block = fresh("10.0.0.0/30");
+        let before = block.clone();
+        let other = Owner::host("n2");
+        let error = assign(&mut block, "10.0.0.1".parse().unwrap(), None, &BTreeMap::new(), Some(&other));
+        assert!(matches!(error, Err(TakeError::NotOwner { .. })));
+        assert_eq!(block, before);
+    }
+
+    #[test]
+    fn one_address_is_assigned_once_and_only_inside() {
+        let mut block = fresh("10.0.0.0/30");
+        let attributes = BTreeMap::new();
+        let address = "10.0.0.2".parse().unwrap();
+        assert!(assign(&mut block, address, Some("h"), &attributes, None).is_ok());
+        assert_eq!(block.unallocated, [0, 1, 3]);
+        assert!(matches!(
+            assign(&mut block, address, Some("h"), &attributes, None),
+            Err(TakeError::AlreadyAssigned { .. })
+        ));
+        assert!(matches!(
+            assign(&mut block, "10.0.0.4".parse().unwrap(), None, &attributes, None),
+            Err(TakeError::OutOfBlock { .. })
+        ));
+    }
+
+    #[test]
+    fn a_release_that_names_another_incarnation_changes_nothing() {
+        let mut block = fresh("10.0.0.0/30");
+        take_as(&mut block, 2, "h");
+        let first = stamp(&block, Ordinal(0));
+        let before = block.clone();
+        for wrong in [
+            [back("10.0.0.1", None, None), back("10.0.0.0", Some("h"), Some(first + 1))],
+            [back("10.0.0.1", None, None), back("10.0.0.0", Some("other"), Some(first))],
+            [back("10.0.0.1", None, None), back("10.0.0.9", None, None)],
+        ] {
+            assert!(release(&mut block, &wrong, 0, at(1)).is_err());
+            assert_eq!(block, before);
+        }
+    }
+
+    #[test]
+    fn releasing_what_is_free_changes_nothing_and_says_so() {
+        let mut block = fresh("10.0.0.0/30");
+        let before = block.clone();
+        let released = release(&mut block, &[back("10.0.0.0", Some("h"), None)], 0, at(1)).unwrap();
+        assert_eq!(released.not_allocated.len(), 1);
+        assert!(released.ordinals.is_empty());
+        assert_eq!(block, before);
+    }
+
+    #[test]
+    fn the_stamp_grows_by_two_over_release_and_new_assignment() {
+        let mut block = fresh("10.0.0.0/32");
+        take_as(&mut block, 1, "h");
+        let first = stamp(&block, Ordinal(0));
+        release(&mut block, &[back("10.0.0.0", None, Some(first))], 0, at(1)).unwrap();
+        advance(&mut block);
+        take_as(&mut block, 1, "h");
+        assert_eq!(stamp(&block, Ordinal(0)), first + 2);
+        assert!(release(&mut block, &[back("10.0.0.0", Some("h"), Some(first))], 0, at(2)).is_err());
+    }
+
+    #[test]
+    fn handles_are_compared_up_to_the_carriage_return() {
+        let mut block = fresh("10.0.0.0/30");
+        take_as(&mut block, 1, "h\rjunk");
+        assert_eq!(count_of(&block, "h"), 1);
+        assert_eq!(release_by_handle(&mut block, "h", None, 0, at(1)).len(), 1);
+        assert!(is_empty(&block));
+        assert!(block.attributes.is_empty());
+    }
+
+    #[test]
+    fn what_windows_keeps_does_not_make_a_block_used() {
+        let mut block = fresh("10.0.0.0/30");
+        take_as(&mut block, 1, "Windows-Reserved-IPAM-Handle");
+        assert!(is_empty(&block));
+        take_as(&mut block, 1, "h");
+        assert!(!is_empty(&block));
+    }
+
+    #[test]
+    fn faults_are_found() {
+        let mut block = fresh("10.0.0.0/30");
+        block.unallocated.push(0);
+        assert!(fault(&block).is_some());
+        let mut block = fresh("10.0.0.0/30");
+        block.unallocated.pop();
+        assert!(fault(&block).is_some());
+        let mut block = fresh("10.0.0.0/30");
+        block.allocations[1] = Some(3);
+        assert!(fault(&block).is_some());
+    }
+}
