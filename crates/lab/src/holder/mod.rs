@@ -4,13 +4,22 @@
 //! It is the first process of the lab's PID namespace: when it ends, the kernel ends everything else.
 
 mod client;
+mod enter;
+mod links;
+mod mounts;
+mod namespaces;
 mod passing;
+mod process;
 mod protocol;
+mod serve;
+mod start;
 
 pub use client::{Attached, Client, ClientError, Watch};
+pub use enter::{Options, run};
 pub use protocol::{
     Endpoint, Exit, ListenSpec, NamespaceSpec, Network, ProcessSpec, ProcessState, RefusalKind, Streams,
 };
+pub use start::{Running, start};
 
 /// Name of the control socket in the lab directory.
 pub const SOCKET: &str = "holder.sock";

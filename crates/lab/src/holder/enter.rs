@@ -1,0 +1,109 @@
+//! The way into the lab: the namespaces that the holder, and so everything else, lives in.
+
+use anyhow::{Context as _, Result, bail};
+use rustix::io::Errno;
+use rustix::thread::UnshareFlags;
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// How the holder is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The lab directory: the control socket is made there.
+    pub directory: PathBuf,
+    /// Whether this process is already in the lab's namespaces (the holder starts itself a second time there).
+    pub inside: bool,
+    /// Owner of the control socket (user, group) when it is somebody else than the user who runs the holder.
+    pub owner: Option<(u32, u32)>,
+}
+
+/// What the holder says on its standard output while it starts, one line each.
+pub(super) const SAYS_PID: &str = "pid ";
+pub(super) const SAYS_READY: &str = "ready";
+pub(super) const SAYS_ERROR: &str = "error ";
+
+/// Runs the holder: makes the namespaces, starts itself in them as their first process, and there serves until the
+/// lab ends. To be called before the process has a second thread.
+///
+/// # Errors
+/// When the kernel refuses the namespaces; the message names what is missing. It goes to standard output too, for
+/// whoever waits there.
+pub fn run(options: &Options) -> Result<()> {
+    let result = if options.inside { super::serve::run(options) } else { enter(options) };
+    if let Err(error) = &result {
+        say(&format!("{SAYS_ERROR}{}", format!("{error:#}").replace('\n', " ")));
+    }
+    result
+}
+
+/// Tells whoever started the holder.
+pub(super) fn say(line: &str) {
+    let mut output = std::io::stdout().lock();
+    // Nobody may be listening any more: then it does not matter.
+    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
+}
+
+fn enter(options: &Options) -> Result<()> {
+    let user = rustix::process::getuid().as_raw();
+    let group = rustix::process::getgid().as_raw();
+    let both = UnshareFlags::NEWNS | UnshareFlags::NEWPID;
+    let privileged = rustix::process::geteuid().is_root();
+    match if privileged { unshare(both) } else { Err(Errno::PERM) } {
+        Ok(()) => {}
+        Err(Errno::PERM) => {
+            if let Err(error) = unshare(both | UnshareFlags::NEWUSER) {
+                bail!("{}", explain(error));
+            }
+            map_to_root(user, group).context("becoming root in the lab's user namespace")?;
+        }
+        Err(error) => bail!("{}", explain(error)),
+    }
+    // The unsharing process itself stays outside of the new process namespace; its first child is inside.
+    let program = std::env::current_exe().context("finding the program itself")?;
+    let mut command = Command::new(program);
+    command.args(["lab", "holder", "--inside", "--dir"]).arg(&options.directory);
+    if let Some((user, group)) = options.owner {
+        command.arg("--owner").arg(format!("{user}:{group}"));
+    }
+    // A terminal's Ctrl-C ends the command that deploys, not the lab.
+    let child =
+        command.process_group(0).stdin(Stdio::null()).spawn().context("starting the holder inside")?;
+    say(&format!("{SAYS_PID}{}", child.id()));
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "rustix marks the call unsafe for the sake of one flag")]
+fn unshare(kinds: UnshareFlags) -> rustix::io::Result<()> {
+    // SAFETY: the file table is not among `kinds`, and there is no other thread.
+    unsafe { rustix::thread::unshare_unsafe(kinds) }
+}
+
+fn map_to_root(user: u32, group: u32) -> std::io::Result<()> {
+    // The kernel lets an ordinary user map the group only after giving up setgroups.
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("0 {group} 1"))
+}
+
+/// Why there are no namespaces, and what to do.
+fn explain(error: Errno) -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    if read("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
+        return "user namespaces are switched off for ordinary users; \
+                set kernel.unprivileged_userns_clone=1 or run as root"
+            .into();
+    }
+    if read("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" {
+        return "AppArmor restricts user namespaces; \
+                set kernel.apparmor_restrict_unprivileged_userns=0 or run as root"
+            .into();
+    }
+    if read("/proc/sys/user/max_user_namespaces") == "0" {
+        return "this machine allows no user namespaces; set user.max_user_namespaces or run as root".into();
+    }
+    format!(
+        "the kernel refuses user, mount and process namespaces ({error}); run as root or outside of a container"
+    )
+}
