@@ -1,0 +1,1 @@
+//! JSONPath of printer columns.
