@@ -4,6 +4,7 @@
 //! [`DelRequest`] and answers `{}`, `GET /v1/status` answers 200 when the node can serve. Errors are an [`ErrorReply`].
 
 use serde::{Deserialize, Serialize};
+use sha1::{Digest as _, Sha1};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -76,4 +77,17 @@ pub struct ErrorReply {
     /// What was considered on the way, one line.
     #[serde(default)]
     pub details: String,
+}
+
+/// Name of the host end of a pod's interface: `cali` and the first 11 hex digits of SHA-1(`<namespace>.<pod>`)
+/// (dataplane §1). The plugin makes it, the agent finds it again by the attributes of the allocation.
+///
+/// ```
+/// assert_eq!(api::attachment::host_interface("default", "web-0"), "cali0d7763386da");
+/// ```
+#[must_use]
+pub fn host_interface(namespace: &str, pod: &str) -> String {
+    let digest = Sha1::digest(format!("{namespace}.{pod}"));
+    let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    format!("cali{}", hex.chars().take(11).collect::<String>())
 }

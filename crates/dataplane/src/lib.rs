@@ -1,1 +1,18 @@
-//! stub
+//! What the kernel of a node should hold so that pods reach each other, and the difference to what it holds.
+//!
+//! [`plan`] is a pure function from [`Inputs`] (nodes, pools, blocks, local pods) to [`Desired`] (routes, VXLAN
+//! devices, nftables, sysctls). [`apply`] reads the kernel of the namespace it runs in and writes the difference,
+//! touching only what is ours: routes of protocol 80, routes of `cali…` interfaces, the devices `vxlan.calico` and
+//! `vxlan-v6.calico`, and the nftables tables `calico`.
+
+mod desired;
+mod inputs;
+mod nft;
+mod plan;
+
+pub use desired::{
+    Desired, Note, POD_ROUTE_METRIC, POD_ROUTE_PROTOCOL, Peer, ROUTE_PROTOCOL, Report, Route, Target,
+    VxlanDevice,
+};
+pub use inputs::{BlockUse, Endpoint, HostFacts, Inputs, Mac, NodeAddress, NodeAddresses, Settings};
+pub use plan::{plan, vxlan_device_name, vxlan_mac};
