@@ -51,7 +51,6 @@ pub(super) async fn make_uplink(
         .name("eth0")
         .address(hardware_address(addresses))
         .setns_by_fd(network.as_raw_fd())
-        .up()
         .build();
     let link = LinkMessageBuilder::<LinkVeth>::new(port, "eth0")
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
