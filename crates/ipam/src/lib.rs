@@ -1,12 +1,16 @@
 //! Block maths and the IPAM protocols over a [`datastore::Datastore`].
 //!
-//! Pure functions decide ([`block`], [`candidate`], [`pools`], [`plan`]); async functions over the trait carry the decisions
+//! Pure functions decide ([`block`], [`candidate`], [`pools`], `plan`); async functions over the trait carry the decisions
 //! out. No runtime and no clock: time is handed in as a [`Clock`].
 
 pub mod block;
 pub mod candidate;
 pub mod clock;
+pub mod explain;
+pub mod pools;
 pub mod reservations;
+pub mod utilization;
 
 pub use clock::Clock;
+pub use explain::Explain;
 pub use reservations::ReservationSet;
