@@ -1,16 +1,19 @@
 //! Block maths and the IPAM protocols over a [`datastore::Datastore`].
 //!
-//! Pure functions decide ([`block`], [`candidate`], [`pools`], `plan`); async functions over the trait carry the decisions
+//! Pure functions decide ([`block`], [`candidate`], [`pools`], [`plan`]); async functions over the trait carry the decisions
 //! out. No runtime and no clock: time is handed in as a [`Clock`].
 
 pub mod block;
 pub mod candidate;
 pub mod clock;
 pub mod explain;
+pub mod plan;
 pub mod pools;
 pub mod reservations;
+pub mod seen;
 pub mod utilization;
 
 pub use clock::Clock;
 pub use explain::Explain;
 pub use reservations::ReservationSet;
+pub use seen::Seen;

@@ -1,0 +1,414 @@
+//! What to write for an operation on one block: pure, from records as read to the writes of one commit.
+//!
+//! The async protocols and the agent's batcher share these. On the way in, handles are written before the block; on
+//! the way out after it (invariant I23): a crash between leaves a handle that counts too much, never an address that
+//! its handle does not know. Handle counts are set from the block in hand and not added to, so that a retry after a
+//! crash does not count twice (architecture D4).
+
+use crate::block::{self, ReleaseError, Released, Take, TakeError, Taken};
+use crate::reservations::ReservationSet;
+use crate::seen::Seen;
+use api::{Affinity, AffinityState, Block, Cidr, Handle, Ordinal, Owner};
+use datastore::{Record, Write};
+use jiff::{SignedDuration, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How long another owner's unconfirmed claim is left alone before it may be taken over (architecture D9).
+pub const TAKE_OVER_AGE: SignedDuration = SignedDuration::from_secs(60);
+
+/// Handles as read, by sanitised id. A handle that was read and is not there has no entry.
+pub type Handles = BTreeMap<String, Seen<Handle>>;
+
+/// Addresses wanted by one owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Want {
+    /// How many.
+    pub count: usize,
+    /// Handle to hold them; `None` for an anonymous allocation.
+    pub handle: Option<String>,
+    /// Attributes stored with them.
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// How to take from a block.
+#[derive(Clone, Copy, Debug)]
+pub struct TakeRules<'a> {
+    /// Addresses never handed out automatically.
+    pub reserved: &'a ReservationSet,
+    /// Ordinals to pass over: those that the same batch released.
+    pub avoid: &'a BTreeSet<Ordinal>,
+    /// Refuse the block of anybody else. `None`: borrow.
+    pub only_owner: Option<&'a Owner>,
+}
+
+/// One commit on one block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockPlan {
+    /// The block as it will be; `None` if it is deleted.
+    pub block: Option<Block>,
+    /// Writes in order. Empty: nothing to do.
+    pub writes: Vec<Write>,
+    /// Addresses per want, in the order of the wants; each perhaps fewer than wanted.
+    pub taken: Vec<Vec<Taken>>,
+}
+
+impl BlockPlan {
+    /// Position in `writes` of the block's own write.
+    pub fn block_write(&self) -> Option<usize> {
+        self.writes.iter().position(|write| matches!(record_of(write), Record::Block(_)))
+    }
+}
+
+fn record_of(write: &Write) -> &Record {
+    match write {
+        Write::Create(record) | Write::Update(record, _) | Write::Delete(record, _) => record,
+    }
+}
+
+/// The write that makes the handle's count for this block what the block says; `None` if there is nothing to write.
+///
+/// A handle that holds nothing any more is deleted. A handle that holds something is written even if its count stays:
+/// its new revision tells whoever wants to remove it that it is in use.
+pub fn handle_write(id: &str, seen: Option<&Seen<Handle>>, cidr: Cidr, count: u32) -> Option<Write> {
+    let mut handle = seen.map_or_else(
+        || Handle { id: id.to_owned(), blocks: BTreeMap::new(), deleted: false },
+        |seen| seen.value.clone(),
+    );
+    if count > 0 {
+        handle.blocks.insert(cidr, count);
+    } else {
+        handle.blocks.remove(&cidr);
+    }
+    match seen {
+        None if count > 0 => Some(Write::Create(Record::Handle(handle))),
+        None => None,
+        Some(seen) if handle.blocks.is_empty() => {
+            Some(Write::Delete(Record::Handle(handle), seen.version.clone()))
+        }
+        Some(seen) if count == 0 && seen.value == handle => None,
+        Some(seen) => Some(Write::Update(Record::Handle(handle), seen.version.clone())),
+    }
+}
+
+fn handle_writes<'a>(ids: impl IntoIterator<Item = &'a str>, handles: &Handles, block: &Block) -> Vec<Write> {
+    let ids: BTreeSet<&str> = ids.into_iter().map(block::sanitized).filter(|id| !id.is_empty()).collect();
+    ids.into_iter()
+        .filter_map(|id| handle_write(id, handles.get(id), block.cidr, block::count_of(block, id)))
+        .collect()
+}
+
+/// Plans takes from a block as read: one block write serves all wants, in their order.
+///
+/// `handles` must hold every wanted handle that exists. If nothing could be taken there is nothing to write.
+///
+/// # Errors
+/// [`TakeError::NotOwner`].
+pub fn plan_take(
+    seen: &Seen<Block>,
+    wants: &[Want],
+    handles: &Handles,
+    rules: &TakeRules<'_>,
+) -> Result<BlockPlan, TakeError> {
+    let mut block = seen.value.clone();
+    let taken = take_all(&mut block, wants, rules)?;
+    if taken.iter().all(Vec::is_empty) {
+        return Ok(BlockPlan { block: Some(seen.value.clone()), writes: Vec::new(), taken });
+    }
+    block::advance(&mut block);
+    let mut writes = handle_writes(served(wants, &taken), handles, &block);
+    writes.push(Write::Update(Record::Block(block.clone()), seen.version.clone()));
+    Ok(BlockPlan { block: Some(block), writes, taken })
+}
+
+/// Plans a block that does not exist yet, with the first addresses in it. `wants` may be empty.
+///
+/// The affinity must be pending before this is committed, and the pool's revision be among the commit's checks.
+///
+/// # Errors
+/// None in practice: a new block belongs to its owner.
+pub fn plan_new_block(
+    cidr: Cidr,
+    owner: &Owner,
+    now: Timestamp,
+    wants: &[Want],
+    handles: &Handles,
+    reserved: &ReservationSet,
+) -> Result<BlockPlan, TakeError> {
+    let mut block = block::new_block(cidr, owner, now);
+    let rules = TakeRules { reserved, avoid: &BTreeSet::new(), only_owner: Some(owner) };
+    let taken = take_all(&mut block, wants, &rules)?;
+    if taken.iter().any(|taken| !taken.is_empty()) {
+        block::advance(&mut block);
+    }
+    let mut writes = handle_writes(served(wants, &taken), handles, &block);
+    writes.push(Write::Create(Record::Block(block.clone())));
+    Ok(BlockPlan { block: Some(block), writes, taken })
+}
+
+fn take_all(block: &mut Block, wants: &[Want], rules: &TakeRules<'_>) -> Result<Vec<Vec<Taken>>, TakeError> {
+    wants
+        .iter()
+        .map(|want| {
+            block::take(
+                block,
+                &Take {
+                    count: want.count,
+                    handle: want.handle.as_deref(),
+                    attributes: &want.attributes,
+                    reserved: rules.reserved,
+                    avoid: rules.avoid,
+                    only_owner: rules.only_owner,
+                },
+            )
+        })
+        .collect()
+}
+
+fn served<'a>(wants: &'a [Want], taken: &'a [Vec<Taken>]) -> impl Iterator<Item = &'a str> {
+    wants
+        .iter()
+        .zip(taken)
+        .filter(|(_, taken)| !taken.is_empty())
+        .filter_map(|(want, _)| want.handle.as_deref())
+}
+
+/// Plans the release of everything that these handles hold in a block as read, and takes them off the handles.
+///
+/// A handle that holds nothing here loses its entry all the same (quirk Q9): call it only with a block read after the
+/// handle. An empty block without owner is deleted.
+pub fn plan_release_by_handles(
+    seen: &Seen<Block>,
+    ids: &[&str],
+    handles: &Handles,
+    cooldown_seconds: u32,
+    now: Timestamp,
+) -> BlockPlan {
+    let mut block = seen.value.clone();
+    let mut changed = false;
+    for id in ids {
+        changed |= !block::release_by_handle(&mut block, id, None, cooldown_seconds, now).is_empty();
+    }
+    released(seen, block, changed, ids.iter().copied(), handles)
+}
+
+/// Plans the release of particular addresses of a block as read.
+///
+/// `handles` may lack handles that are only known once this has answered: [`BlockPlan::writes`] then leaves them alone.
+///
+/// # Errors
+/// [`ReleaseError`]: nothing of this block is released.
+pub fn plan_release(
+    seen: &Seen<Block>,
+    releases: &[block::Release],
+    handles: &Handles,
+    cooldown_seconds: u32,
+    now: Timestamp,
+) -> Result<(BlockPlan, Released), ReleaseError> {
+    let mut block = seen.value.clone();
+    let outcome = block::release(&mut block, releases, cooldown_seconds, now)?;
+    let changed = !outcome.ordinals.is_empty();
+    let plan = released(seen, block, changed, outcome.by_handle.keys().map(String::as_str), handles);
+    Ok((plan, outcome))
+}
+
+fn released<'a>(
+    seen: &Seen<Block>,
+    mut block: Block,
+    changed: bool,
+    ids: impl IntoIterator<Item = &'a str>,
+    handles: &Handles,
+) -> BlockPlan {
+    let mut writes = Vec::new();
+    let gone = changed && block.affinity.is_none() && block::is_empty(&block);
+    if gone {
+        writes.push(Write::Delete(Record::Block(seen.value.clone()), seen.version.clone()));
+    } else if changed {
+        block::advance(&mut block);
+        writes.push(Write::Update(Record::Block(block.clone()), seen.version.clone()));
+    }
+    writes.extend(handle_writes(ids, handles, &block));
+    BlockPlan { block: (!gone).then_some(block), writes, taken: Vec::new() }
+}
+
+/// What to do about the affinity before a block is claimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PendingPlan {
+    /// Write this; the affinity is then ours and pending.
+    Write(Write),
+    /// It is ours and pending already.
+    Pending,
+    /// It is ours and confirmed already: load the block instead.
+    Confirmed,
+    /// It is another owner's and may not be taken over: try another block.
+    Taken(Owner),
+}
+
+/// Plans the pending affinity of `owner` for `cidr`, given the object found under its name, if any.
+///
+/// Another owner's object, which per-block names can bring up, is taken over only when it is not confirmed, older than
+/// sixty seconds, and there is no block (architecture D9). `block_exists` must come from a read made after `found`.
+pub fn plan_pending(
+    owner: &Owner,
+    cidr: Cidr,
+    found: Option<&Seen<Affinity>>,
+    block_exists: bool,
+    now: Timestamp,
+) -> PendingPlan {
+    let pending = Record::Affinity(Affinity {
+        owner: owner.clone(),
+        cidr,
+        state: AffinityState::Pending,
+        deleted: false,
+    });
+    let Some(found) = found else { return PendingPlan::Write(Write::Create(pending)) };
+    if found.value.owner == *owner {
+        return match found.value.state {
+            AffinityState::Pending => PendingPlan::Pending,
+            AffinityState::Confirmed => PendingPlan::Confirmed,
+            // A new revision makes the release that wrote this fail.
+            AffinityState::PendingDeletion => {
+                PendingPlan::Write(Write::Update(pending, found.version.clone()))
+            }
+        };
+    }
+    let old = found.created.is_some_and(|created| now.duration_since(created) > TAKE_OVER_AGE);
+    if found.value.state != AffinityState::Confirmed && old && !block_exists {
+        return PendingPlan::Write(Write::Update(pending, found.version.clone()));
+    }
+    PendingPlan::Taken(found.value.owner.clone())
+}
+
+/// The write that brings an affinity as read into another state.
+pub fn affinity_write(seen: &Seen<Affinity>, state: AffinityState) -> Write {
+    Write::Update(Record::Affinity(Affinity { state, ..seen.value.clone() }), seen.version.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datastore::{Key, Revision, Version};
+
+    fn now() -> Timestamp {
+        Timestamp::from_second(1_700_000_000).unwrap()
+    }
+
+    fn seen<T>(value: T) -> Seen<T> {
+        Seen { value, version: Version { revision: Revision(7), uid: None }, created: Some(now()) }
+    }
+
+    fn want(handle: &str) -> Want {
+        Want { count: 1, handle: Some(handle.to_owned()), attributes: BTreeMap::new() }
+    }
+
+    fn cidr() -> Cidr {
+        "10.0.0.0/30".parse().unwrap()
+    }
+
+    fn keys(plan: &BlockPlan) -> Vec<String> {
+        plan.writes.iter().map(|write| write.key().to_string()).collect()
+    }
+
+    #[test]
+    fn handles_are_written_before_the_block_and_one_block_write_serves_all() {
+        let block = seen(block::new_block(cidr(), &Owner::host("n"), now()));
+        let reserved = ReservationSet::default();
+        let rules = TakeRules { reserved: &reserved, avoid: &BTreeSet::new(), only_owner: None };
+        let wants: Vec<Want> = ["a", "b", "c", "d", "e"].into_iter().map(want).collect();
+        let plan = plan_take(&block, &wants, &Handles::new(), &rules).unwrap();
+        assert_eq!(keys(&plan), ["handle a", "handle b", "handle c", "handle d", "block 10.0.0.0/30"]);
+        assert_eq!(plan.taken.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1, 1, 1, 0]);
+        assert_eq!(plan.block_write(), Some(4));
+        let after = plan.block.unwrap();
+        assert_eq!(after.sequence_number, block.value.sequence_number + 1);
+        let full = plan_take(&seen(after), &[want("f")], &Handles::new(), &rules).unwrap();
+        assert!(full.writes.is_empty());
+    }
+
+    #[test]
+    fn a_new_block_stamps_its_first_addresses_below_its_own_number() {
+        let plan = plan_new_block(
+            cidr(),
+            &Owner::host("n"),
+            now(),
+            &[want("a")],
+            &Handles::new(),
+            &ReservationSet::default(),
+        )
+        .unwrap();
+        let block = plan.block.unwrap();
+        assert!(plan.taken[0][0].sequence < block.sequence_number);
+        assert_eq!(plan.writes.last().unwrap().key(), Key::Block(cidr()));
+    }
+
+    #[test]
+    fn counts_come_from_the_block_and_not_from_the_handle() {
+        let block = seen(block::new_block(cidr(), &Owner::host("n"), now()));
+        let counted_twice = seen(Handle { id: "a".to_owned(), blocks: [(cidr(), 2)].into(), deleted: false });
+        let handles = Handles::from([("a".to_owned(), counted_twice)]);
+        let reserved = ReservationSet::default();
+        let rules = TakeRules { reserved: &reserved, avoid: &BTreeSet::new(), only_owner: None };
+        let plan = plan_take(&block, &[want("a")], &handles, &rules).unwrap();
+        let Write::Update(Record::Handle(handle), _) = &plan.writes[0] else { panic!("{:?}", plan.writes) };
+        assert_eq!(handle.blocks[&cidr()], 1);
+    }
+
+    #[test]
+    fn a_release_writes_the_block_first_and_deletes_the_handle_that_holds_nothing() {
+        let mut block = block::new_block(cidr(), &Owner::host("n"), now());
+        let taken = block::assign(&mut block, "10.0.0.1".parse().unwrap(), Some("a"), &BTreeMap::new(), None);
+        assert!(taken.is_ok());
+        let handle = seen(Handle { id: "a".to_owned(), blocks: [(cidr(), 1)].into(), deleted: false });
+        let handles = Handles::from([("a".to_owned(), handle)]);
+        let plan = plan_release_by_handles(&seen(block.clone()), &["a"], &handles, 0, now());
+        assert_eq!(keys(&plan), ["block 10.0.0.0/30", "handle a"]);
+        assert!(matches!(plan.writes[1], Write::Delete(..)));
+        block.affinity = None;
+        let plan = plan_release_by_handles(&seen(block), &["a"], &handles, 0, now());
+        assert!(matches!(plan.writes[0], Write::Delete(Record::Block(_), _)));
+        assert_eq!(plan.block, None);
+    }
+
+    #[test]
+    fn a_handle_without_addresses_here_loses_only_its_entry() {
+        let block = seen(block::new_block(cidr(), &Owner::host("n"), now()));
+        let other = "10.0.1.0/30".parse().unwrap();
+        let handle =
+            seen(Handle { id: "a".to_owned(), blocks: [(cidr(), 1), (other, 1)].into(), deleted: false });
+        let handles = Handles::from([("a".to_owned(), handle)]);
+        let plan = plan_release_by_handles(&block, &["a"], &handles, 0, now());
+        assert_eq!(keys(&plan), ["handle a"]);
+        let Write::Update(Record::Handle(handle), _) = &plan.writes[0] else { panic!("{:?}", plan.writes) };
+        assert_eq!(handle.blocks.keys().collect::<Vec<_>>(), [&other]);
+    }
+
+    #[test]
+    fn only_an_old_unconfirmed_claim_without_block_is_taken_over() {
+        let me = Owner::host("me");
+        let claim = |owner: &str, state| {
+            seen(Affinity { owner: Owner::host(owner), cidr: cidr(), state, deleted: false })
+        };
+        let later = now() + SignedDuration::from_secs(61);
+        let theirs = claim("other", AffinityState::Pending);
+        assert!(matches!(
+            plan_pending(&me, cidr(), None, false, now()),
+            PendingPlan::Write(Write::Create(_))
+        ));
+        assert!(matches!(
+            plan_pending(&me, cidr(), Some(&theirs), false, later),
+            PendingPlan::Write(Write::Update(..))
+        ));
+        for (found, exists, at) in [
+            (claim("other", AffinityState::Confirmed), false, later),
+            (claim("other", AffinityState::Pending), true, later),
+            (claim("other", AffinityState::Pending), false, now()),
+            (Seen { created: None, ..theirs }, false, later),
+        ] {
+            assert_eq!(
+                plan_pending(&me, cidr(), Some(&found), exists, at),
+                PendingPlan::Taken(Owner::host("other"))
+            );
+        }
+        let mine = claim("me", AffinityState::Confirmed);
+        assert_eq!(plan_pending(&me, cidr(), Some(&mine), true, now()), PendingPlan::Confirmed);
+    }
+}
