@@ -5,6 +5,7 @@ pub mod apply;
 pub mod defaults;
 pub mod error;
 pub mod jsonpath;
+pub mod kubelet_tunnel;
 pub mod negotiation;
 pub mod openapi;
 pub mod patch;
