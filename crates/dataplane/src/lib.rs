@@ -5,14 +5,22 @@
 //! touching only what is ours: routes of protocol 80, routes of `cali…` interfaces, the devices `vxlan.calico` and
 //! `vxlan-v6.calico`, and the nftables tables `calico`.
 
+mod apply;
 mod desired;
 mod inputs;
+mod kernel;
+mod links;
 mod nft;
 mod plan;
+mod routes;
+mod vxlan;
+
+pub use apply::{RESYNC, apply};
 
 pub use desired::{
     Desired, Note, POD_ROUTE_METRIC, POD_ROUTE_PROTOCOL, Peer, ROUTE_PROTOCOL, Report, Route, Target,
     VxlanDevice,
 };
 pub use inputs::{BlockUse, Endpoint, HostFacts, Inputs, Mac, NodeAddress, NodeAddresses, Settings};
+pub use kernel::{ApplyError, Kernel};
 pub use plan::{plan, vxlan_device_name, vxlan_mac};

@@ -43,6 +43,11 @@ pub(crate) fn is_current(script: &str, listing: &str) -> bool {
     listing.matches(hash).count() == script.matches(hash).count()
 }
 
+/// The family of a line that opens one of the script's tables.
+pub(crate) fn listed_family(line: &str) -> Option<&'static str> {
+    FAMILIES.map(family).into_iter().find(|family| line == format!("table {family} {TABLE} {{"))
+}
+
 /// nft's word for a family.
 pub(crate) fn family(version: IpVersion) -> &'static str {
     match version {
