@@ -1,0 +1,76 @@
+//! Reading YAML that a person wrote: strictly, with the place of what is wrong.
+
+use serde::de::DeserializeOwned;
+use serde_saphyr::Spanned;
+use std::fmt::Display;
+use std::path::Path;
+
+/// Largest file that is read, in bytes.
+const SIZE_LIMIT: u64 = 1 << 20;
+
+/// Something wrong in a file: its name, the line where known, and what it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrong {
+    /// File name and, where known, line: `lab.clab.yaml:7`.
+    pub place: String,
+    /// What is wrong and what to do about it.
+    pub message: String,
+}
+
+impl Display for Wrong {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}: {}", self.place, self.message)
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+impl Wrong {
+    /// Something wrong on line `line` of `file`; line 0 stands for the whole file.
+    pub fn at(file: &Path, line: u64, message: impl Into<String>) -> Self {
+        let file = file.display();
+        let place = if line == 0 { file.to_string() } else { format!("{file}:{line}") };
+        Self { place, message: message.into() }
+    }
+
+    /// Something wrong with `value` in `file`.
+    pub fn of<T>(file: &Path, value: &Spanned<T>, message: impl Into<String>) -> Self {
+        Self::at(file, value.referenced.line(), message)
+    }
+}
+
+/// Reads the text of `file`.
+///
+/// # Errors
+/// As the system words it, when there is no such file or it is too large.
+pub fn read(file: &Path) -> Result<String, Wrong> {
+    let size = std::fs::metadata(file).map(|metadata| metadata.len());
+    match size {
+        Ok(size) if size > SIZE_LIMIT => {
+            Err(Wrong::at(file, 0, format!("is larger than {SIZE_LIMIT} bytes; is it the right file?")))
+        }
+        Ok(_) => std::fs::read_to_string(file).map_err(|error| Wrong::at(file, 0, error.to_string())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(Wrong::at(file, 0, "no such file or directory"))
+        }
+        Err(error) => Err(Wrong::at(file, 0, error.to_string())),
+    }
+}
+
+/// Reads `text`, which is the content of `file`.
+///
+/// # Errors
+/// At the first key that is unknown, value that does not fit, or place that is no YAML.
+pub fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, Wrong> {
+    serde_saphyr::from_str(text).map_err(|error| {
+        let line = error.location().map_or(0, |location| location.line());
+        Wrong::at(file, line, first_sentence(&error.without_snippet().to_string()))
+    })
+}
+
+/// The parser's own words, without the place, which stands before them already.
+fn first_sentence(message: &str) -> String {
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    let message = message.split(" at line ").next().unwrap_or(message);
+    message.lines().map(str::trim).collect::<Vec<_>>().join(" ").replace("expected one of", "allowed are")
+}
