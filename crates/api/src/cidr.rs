@@ -123,6 +123,16 @@ impl Cidr {
         Self::containing(self.offset(offset), prefix)
     }
 
+    /// Which network of `prefix` bits in it holds `address`, counted from 0: the inverse of [`Cidr::nth_block`].
+    pub fn block_index(self, prefix: u8, address: IpAddr) -> Option<u128> {
+        if !self.contains(address) || self.block_count(prefix) == 0 {
+            return None;
+        }
+        let offset = address_bits(address) - address_bits(self.network());
+        // A shift by the whole width happens for the one block of a whole family only, which is number 0.
+        Some(offset.checked_shr(u32::from(self.version().bits() - prefix)).unwrap_or(0))
+    }
+
     /// The address `offset` places behind the first. The caller has made sure that it lies inside.
     fn offset(self, offset: u128) -> IpAddr {
         let bits = address_bits(self.network()).wrapping_add(offset);
@@ -256,6 +266,7 @@ mod tests {
                 let ordinal = block.ordinal(address).unwrap();
                 prop_assert_eq!(u64::from(ordinal.0), step % (1_u64 << (32 - block_prefix)));
                 prop_assert_eq!(block.address(ordinal), Some(address));
+                prop_assert_eq!(pool.block_index(block_prefix, address), u128::try_from(walked.len()).ok().map(|n| n - 1));
             }
             let counted: Vec<Cidr> = (0..pool.block_count(block_prefix)).map(|i| pool.nth_block(block_prefix, i).unwrap()).collect();
             prop_assert_eq!(&counted, &walked);

@@ -3,10 +3,12 @@
 //! Pure functions decide ([`block`], [`candidate`], [`pools`], [`plan`]); async functions over the trait carry the decisions
 //! out. No runtime and no clock: time is handed in as a [`Clock`].
 
+pub mod affinity;
 pub mod block;
 pub mod candidate;
 pub mod clock;
 pub mod explain;
+pub mod failure;
 pub mod plan;
 pub mod pools;
 pub mod reservations;
@@ -15,5 +17,6 @@ pub mod utilization;
 
 pub use clock::Clock;
 pub use explain::Explain;
+pub use failure::StoreError;
 pub use reservations::ReservationSet;
 pub use seen::Seen;

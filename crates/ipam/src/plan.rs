@@ -221,7 +221,8 @@ fn released<'a>(
     let mut writes = Vec::new();
     let gone = changed && block.affinity.is_none() && block::is_empty(&block);
     if gone {
-        writes.push(Write::Delete(Record::Block(seen.value.clone()), seen.version.clone()));
+        // The half-deleted object that a peer may see holds no address any more.
+        writes.push(Write::Delete(Record::Block(block.clone()), seen.version.clone()));
     } else if changed {
         block::advance(&mut block);
         writes.push(Write::Update(Record::Block(block.clone()), seen.version.clone()));

@@ -1,0 +1,669 @@
+//! Claiming blocks and giving them up (algorithm §5, architecture D5 and D9).
+//!
+//! ```text
+//!  (none) --create--> pending --block exists and is ours--> confirmed --release--> pendingDeletion --> (none)
+//!            ^           |  \--block is another's: delete                              |
+//!            +-----------+<------------- the same owner claims again -----------------+
+//! ```
+//!
+//! The block's own owner is the truth; the affinity object is an index and a lock. `confirmed` is written only after
+//! the block exists with our name, `pendingDeletion` before the block is touched. Each step is conditional on what
+//! was read, so that a claim and a release of the same block make each other fail instead of passing each other.
+
+use crate::block::{self, Taken};
+use crate::clock::Clock;
+use crate::failure::{ATTEMPTS, StoreError};
+use crate::plan::{self, Handles, PendingPlan, Want};
+use crate::reservations::ReservationSet;
+use crate::seen::{self, Seen};
+use api::{Affinity, AffinityState, Block, Cidr, Owner, Pool};
+use datastore::{Check, CommitError, Datastore, Key, Kind, Record, Scope, Write};
+
+/// A block to be made ours, or to be found ours.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// For whom.
+    pub owner: &'a Owner,
+    /// Which block.
+    pub cidr: Cidr,
+    /// The pool it is cut from, as read: a new block is made only while the pool is unchanged.
+    pub pool: &'a Seen<Pool>,
+    /// Addresses to put into the block if it is made now.
+    pub want: Option<&'a Want>,
+    /// Addresses never handed out automatically.
+    pub reserved: &'a ReservationSet,
+}
+
+/// A block that is ours, its affinity confirmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// The block.
+    pub block: Seen<Block>,
+    /// Addresses taken while it was made; empty if it was there already.
+    pub taken: Vec<Taken>,
+    /// Whether it was made by this claim.
+    pub made: bool,
+}
+
+/// Why a block did not become ours.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    /// It is somebody else's, or nobody's with addresses in use: try another block.
+    #[error("block {block} belongs to {}", .owner.as_ref().map_or_else(|| "nobody".to_owned(), Owner::to_string))]
+    Taken {
+        /// The block.
+        block: Cidr,
+        /// Who has it.
+        owner: Option<Owner>,
+    },
+    /// The pool changed since it was read: read the pools again and decide again.
+    #[error("pool {pool} changed while a block of it was claimed")]
+    PoolChanged {
+        /// The pool.
+        pool: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What is known about the affinity object before a claim.
+#[derive(Clone, Debug)]
+pub enum Known {
+    /// Nothing: read it first.
+    Unread,
+    /// A list did not show one: create it at once.
+    Absent,
+    /// It was read like this.
+    Found(Seen<Affinity>),
+}
+
+/// Makes `claim.cidr` a block of `claim.owner` and confirms it, whatever half-done state it is in.
+///
+/// Datastore calls where nothing exists and `known` is [`Known::Absent`]: 3 commits (affinity pending; handle and block
+/// with its first addresses, conditional on the pool; affinity confirmed) and 1 read if the want has a handle. Where
+/// the block is ours and confirmed: 1 read. Each conflict adds 2 reads.
+///
+/// # Errors
+/// See [`ClaimError`]. After [`ClaimError::Taken`] no affinity of the owner for the block is left, unless it could not be
+/// deleted.
+///
+/// # Cancellation
+/// Leaves at most a pending affinity, or a block that is ours with its affinity pending; the next claim mends both.
+pub async fn claim<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    claim: &Claim<'_>,
+    known: Known,
+) -> Result<Claimed, ClaimError> {
+    let (owner, cidr) = (claim.owner, claim.cidr);
+    let mut known = known;
+    for _ in 0..ATTEMPTS {
+        let found = match std::mem::replace(&mut known, Known::Unread) {
+            Known::Unread => seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?,
+            Known::Absent => None,
+            Known::Found(found) => Some(found),
+        };
+        // What exists is looked at after the affinity was read: a claim made since then changes the affinity.
+        let existing = match &found {
+            Some(_) => seen::block(store, cidr).await.map_err(StoreError::from)?,
+            None => None,
+        };
+        let Some(existing) = existing else {
+            if let Some(claimed) = make(store, clock, claim, found).await? {
+                return Ok(claimed);
+            }
+            continue;
+        };
+        if existing.value.affinity.as_ref() != Some(owner) {
+            drop_affinity(store, owner, found.as_ref()).await;
+            return Err(ClaimError::Taken { block: cidr, owner: existing.value.affinity });
+        }
+        match found {
+            Some(affinity) if affinity.value.owner == *owner => {
+                if affinity.value.state == AffinityState::Confirmed {
+                    return Ok(Claimed { block: existing, taken: Vec::new(), made: false });
+                }
+                if let Some(block) = revive(store, affinity, existing).await? {
+                    return Ok(Claimed { block, taken: Vec::new(), made: false });
+                }
+            }
+            // Under per-block names another node has just begun to claim what is ours; it will find the block and go.
+            _ => return Ok(Claimed { block: existing, taken: Vec::new(), made: false }),
+        }
+    }
+    Err(StoreError::Contention { what: format!("the claim of block {cidr}") }.into())
+}
+
+/// Claims a block that does not exist: affinity pending, block with its first addresses, affinity confirmed.
+///
+/// `None`: somebody interfered, look again.
+async fn make<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    claim: &Claim<'_>,
+    found: Option<Seen<Affinity>>,
+) -> Result<Option<Claimed>, ClaimError> {
+    let (owner, cidr) = (claim.owner, claim.cidr);
+    let Some(pending) = hold_pending(store, clock, owner, cidr, found).await? else { return Ok(None) };
+    let handle = claim.want.and_then(|want| want.handle.as_deref()).map(block::sanitized);
+    let mut handles = Handles::new();
+    if let Some(id) = handle
+        && let Some(seen) = seen::handle(store, id).await.map_err(StoreError::from)?
+    {
+        handles.insert(id.to_owned(), seen);
+    }
+    let wants = claim.want.map(std::slice::from_ref).unwrap_or_default();
+    let now = clock.now();
+    let Ok(mut plan) = plan::plan_new_block(cidr, owner, now, wants, &handles, claim.reserved) else {
+        return Ok(None);
+    };
+    let (Some(planned), Some(place)) = (plan.block.take(), plan.block_write()) else { return Ok(None) };
+    let pool = &claim.pool.value.name;
+    let check = Check::Unchanged(Key::Pool(pool.clone()), claim.pool.version.revision);
+    let written = match store.commit(&[check], &plan.writes).await {
+        Ok(versions) => {
+            versions.get(place).cloned().map(|version| Seen::written(planned, version, Some(now)))
+        }
+        Err(CommitError::Conflict { key: Key::Pool(_), .. }) => {
+            drop_affinity(store, owner, Some(&pending)).await;
+            return Err(ClaimError::PoolChanged { pool: pool.clone() });
+        }
+        Err(CommitError::Conflict { .. }) => None,
+        // The block may be there: it is ours if it carries the number that was planned.
+        Err(CommitError::Unknown { .. }) => seen::block(store, cidr)
+            .await
+            .map_err(StoreError::from)?
+            .filter(|seen| seen.value == planned_as(&seen.value, &planned)),
+        Err(error) => return Err(StoreError::from(error).into()),
+    };
+    let Some(block) = written else { return Ok(None) };
+    if !confirm(store, pending).await? {
+        // The addresses are in the block. Whoever took the affinity from us acted on a block without them, and failed.
+        // The loop finds the block ours and confirms it, but must not take again: answer with what is held.
+        settle(store, owner, cidr).await?;
+    }
+    Ok(Some(Claimed { block, taken: plan.taken.into_iter().flatten().collect(), made: true }))
+}
+
+/// The planned block as a store gives it back: times lose their fractions on the way (data model §2.4).
+fn planned_as(read: &Block, planned: &Block) -> Block {
+    Block { claim_time: read.claim_time, ..planned.clone() }
+}
+
+/// Makes the affinity pending and ours. `None`: it changed meanwhile, look again.
+async fn hold_pending<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    owner: &Owner,
+    cidr: Cidr,
+    found: Option<Seen<Affinity>>,
+) -> Result<Option<Seen<Affinity>>, ClaimError> {
+    let write = match (plan::plan_pending(owner, cidr, found.as_ref(), false, clock.now()), found) {
+        (PendingPlan::Taken(by), _) => return Err(ClaimError::Taken { block: cidr, owner: Some(by) }),
+        (PendingPlan::Pending, Some(found)) => return Ok(Some(found)),
+        // Confirmed without block: somebody deleted the block by hand. Pending again first.
+        (PendingPlan::Confirmed, Some(found)) => plan::affinity_write(&found, AffinityState::Pending),
+        (PendingPlan::Write(write), _) => write,
+        (PendingPlan::Pending | PendingPlan::Confirmed, None) => return Ok(None),
+    };
+    let value = Affinity { owner: owner.clone(), cidr, state: AffinityState::Pending, deleted: false };
+    match store.commit(&[], std::slice::from_ref(&write)).await {
+        Ok(versions) => {
+            Ok(versions.into_iter().next().map(|version| Seen::written(value, version, Some(clock.now()))))
+        }
+        Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => Ok(None),
+        Err(error) => Err(StoreError::from(error).into()),
+    }
+}
+
+/// Confirms an affinity as we wrote it. False: it is not as we wrote it any more, and not confirmed either.
+async fn confirm<D: Datastore>(store: &D, pending: Seen<Affinity>) -> Result<bool, ClaimError> {
+    let write = plan::affinity_write(&pending, AffinityState::Confirmed);
+    match store.commit(&[], std::slice::from_ref(&write)).await {
+        Ok(_) => Ok(true),
+        Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => {
+            let found = seen::affinity(store, &pending.value.owner, pending.value.cidr).await;
+            Ok(found.map_err(StoreError::from)?.is_some_and(|found| {
+                found.value.owner == pending.value.owner && found.value.state == AffinityState::Confirmed
+            }))
+        }
+        Err(error) => Err(StoreError::from(error).into()),
+    }
+}
+
+/// Brings the affinity of a block that is ours to confirmed, making it again if it is gone (architecture D9).
+async fn settle<D: Datastore>(store: &D, owner: &Owner, cidr: Cidr) -> Result<(), ClaimError> {
+    for _ in 0..ATTEMPTS {
+        let found = seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?;
+        let Some(existing) = seen::block(store, cidr).await.map_err(StoreError::from)? else { return Ok(()) };
+        if existing.value.affinity.as_ref() != Some(owner) {
+            return Ok(());
+        }
+        match found {
+            None => {
+                let confirmed =
+                    Affinity { owner: owner.clone(), cidr, state: AffinityState::Confirmed, deleted: false };
+                let check = Check::Unchanged(Key::Block(cidr), existing.version.revision);
+                match store.commit(&[check], &[Write::Create(Record::Affinity(confirmed))]).await {
+                    Ok(_) => return Ok(()),
+                    Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => {}
+                    Err(error) => return Err(StoreError::from(error).into()),
+                }
+            }
+            Some(found) if found.value.owner != *owner => return Ok(()),
+            Some(found) if found.value.state == AffinityState::Confirmed => return Ok(()),
+            Some(found) => {
+                if revive(store, found, existing).await?.is_some() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Err(StoreError::Contention { what: format!("the confirmation of block {cidr}") }.into())
+}
+
+/// Confirms the unconfirmed affinity of a block that is ours: pending, a new revision of the block, confirmed.
+///
+/// The rewritten block makes a release that read the old one fail. `None`: somebody interfered, look again.
+async fn revive<D: Datastore>(
+    store: &D,
+    affinity: Seen<Affinity>,
+    block: Seen<Block>,
+) -> Result<Option<Seen<Block>>, ClaimError> {
+    let mut touched = block.value;
+    block::advance(&mut touched);
+    let writes = [
+        plan::affinity_write(&affinity, AffinityState::Pending),
+        Write::Update(Record::Block(touched.clone()), block.version),
+    ];
+    let mut versions = match store.commit(&[], &writes).await {
+        Ok(versions) => versions.into_iter(),
+        Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => return Ok(None),
+        Err(error) => return Err(StoreError::from(error).into()),
+    };
+    let (Some(pending), Some(version)) = (versions.next(), versions.next()) else { return Ok(None) };
+    let value = Affinity { state: AffinityState::Pending, ..affinity.value };
+    let pending = Seen::written(value, pending, affinity.created);
+    Ok(confirm(store, pending).await?.then(|| Seen::written(touched, version, block.created)))
+}
+
+/// Deletes our affinity in the state it was read in. A failure leaves it to the owner's next request (W13).
+async fn drop_affinity<D: Datastore>(store: &D, owner: &Owner, found: Option<&Seen<Affinity>>) {
+    if let Some(found) = found.filter(|found| found.value.owner == *owner) {
+        let write = Write::Delete(Record::Affinity(found.value.clone()), found.version.clone());
+        let _ = store.commit(&[], std::slice::from_ref(&write)).await;
+    }
+}
+
+/// On what terms a block is given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReleaseTerms {
+    /// Only if nothing is allocated in it.
+    pub must_be_empty: bool,
+    /// Only if the block still has this sequence number.
+    pub required_sequence: Option<u64>,
+    /// The owner is gone for good: an affinity without block is removed whatever its state (quirk Q4).
+    pub owner_gone: bool,
+}
+
+/// Why a block was not given up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReleaseAffinityError {
+    /// The owner has no affinity for it, or there is no block.
+    #[error("{owner} has no block {block}")]
+    Missing {
+        /// The owner.
+        owner: Owner,
+        /// The block.
+        block: Cidr,
+    },
+    /// The block is another owner's; our affinity is gone.
+    #[error("block {block} belongs to {owner} now")]
+    Taken {
+        /// The block.
+        block: Cidr,
+        /// Who has it.
+        owner: Owner,
+    },
+    /// Addresses of it are in use, and it was to be empty.
+    #[error("block {block} is not empty: release its addresses first")]
+    NotEmpty {
+        /// The block.
+        block: Cidr,
+    },
+    /// It changed since it was read: read again and decide again.
+    #[error("block {block} was updated since it was read")]
+    Changed {
+        /// The block.
+        block: Cidr,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Gives a block up: an empty one is deleted, one with addresses in use loses its owner.
+///
+/// Datastore calls: 3 reads (affinity, block, configuration) and 2 commits.
+///
+/// # Errors
+/// See [`ReleaseAffinityError`]; [`ReleaseAffinityError::Changed`] may be repeated.
+///
+/// # Cancellation
+/// Leaves at most an affinity in `pendingDeletion`, which its owner's next claim revives and a repeated release finishes.
+pub async fn release_affinity<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    owner: &Owner,
+    cidr: Cidr,
+    terms: ReleaseTerms,
+) -> Result<(), ReleaseAffinityError> {
+    let missing = || ReleaseAffinityError::Missing { owner: owner.clone(), block: cidr };
+    let found = seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?;
+    let affinity = found.filter(|found| found.value.owner == *owner).ok_or_else(missing)?;
+    let config = seen::config(store).await.map_err(StoreError::from)?;
+    let Some(seen) = seen::block(store, cidr).await.map_err(StoreError::from)? else {
+        if terms.owner_gone || affinity.value.state == AffinityState::PendingDeletion {
+            drop_affinity(store, owner, Some(&affinity)).await;
+        }
+        return Err(missing());
+    };
+    let mut block = seen.value.clone();
+    if terms.required_sequence.is_some_and(|sequence| sequence != block.sequence_number) {
+        return Err(ReleaseAffinityError::Changed { block: cidr });
+    }
+    block::collect(&mut block, config.ip_cooldown_seconds, clock.now());
+    if let Some(other) = block.affinity.as_ref().filter(|other| *other != owner) {
+        drop_affinity(store, owner, Some(&affinity)).await;
+        return Err(ReleaseAffinityError::Taken { block: cidr, owner: other.clone() });
+    }
+    let empty = block::is_empty(&block);
+    if terms.must_be_empty && !empty {
+        return Err(ReleaseAffinityError::NotEmpty { block: cidr });
+    }
+    let leaving = plan::affinity_write(&affinity, AffinityState::PendingDeletion);
+    let version = store.commit(&[], std::slice::from_ref(&leaving)).await;
+    let version = version.map_err(|error| conflict_or(error, cidr))?.into_iter().next();
+    let Some(version) = version else { return Err(ReleaseAffinityError::Changed { block: cidr }) };
+    let going = Affinity { state: AffinityState::PendingDeletion, ..affinity.value };
+    let block_write = if empty {
+        Write::Delete(Record::Block(block), seen.version)
+    } else {
+        block.affinity = None;
+        block.claim_time = None;
+        block::advance(&mut block);
+        Write::Update(Record::Block(block), seen.version)
+    };
+    let writes = [block_write, Write::Delete(Record::Affinity(going), version)];
+    store.commit(&[], &writes).await.map_err(|error| conflict_or(error, cidr))?;
+    Ok(())
+}
+
+fn conflict_or(error: CommitError, block: Cidr) -> ReleaseAffinityError {
+    match error {
+        CommitError::Conflict { .. } => ReleaseAffinityError::Changed { block },
+        error => StoreError::from(error).into(),
+    }
+}
+
+/// Gives up all blocks of an owner. Works after the pools are gone.
+///
+/// Returns how many were given up. A block that is another's by now, or gone, counts as done.
+///
+/// Datastore calls: 1 list, and those of [`release_affinity`] per block.
+///
+/// # Errors
+/// The last block's error, after all were tried.
+pub async fn release_affinities_of<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    owner: &Owner,
+    terms: ReleaseTerms,
+) -> Result<usize, ReleaseAffinityError> {
+    let found: Vec<Seen<Affinity>> =
+        seen::list(store, &Scope::AffinitiesOf(owner.clone())).await.map_err(StoreError::from)?;
+    let found = found.into_iter().map(|seen| seen.value.cidr);
+    release_each(store, clock, found.map(|cidr| (owner.clone(), cidr)).collect(), terms).await
+}
+
+/// Gives up all blocks of a pool, whoever owns them: what precedes the deletion of the pool.
+///
+/// Addresses in use stay in use in blocks without owner. Returns how many were given up.
+///
+/// Datastore calls: 1 list, and those of [`release_affinity`] per block.
+///
+/// # Errors
+/// The last block's error, after all were tried.
+pub async fn release_affinities_in<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    pool: Cidr,
+) -> Result<usize, ReleaseAffinityError> {
+    let found: Vec<Seen<Affinity>> =
+        seen::list(store, &Scope::All(Kind::Affinity)).await.map_err(StoreError::from)?;
+    let inside = found
+        .into_iter()
+        .filter(|seen| pool.contains_cidr(seen.value.cidr))
+        .map(|seen| (seen.value.owner, seen.value.cidr))
+        .collect();
+    release_each(store, clock, inside, ReleaseTerms::default()).await
+}
+
+async fn release_each<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    claims: Vec<(Owner, Cidr)>,
+    terms: ReleaseTerms,
+) -> Result<usize, ReleaseAffinityError> {
+    let mut given_up = 0;
+    let mut failure = None;
+    for (owner, cidr) in claims {
+        let mut outcome = Err(ReleaseAffinityError::Changed { block: cidr });
+        for _ in 0..ATTEMPTS {
+            outcome = release_affinity(store, clock, &owner, cidr, terms).await;
+            if !matches!(outcome, Err(ReleaseAffinityError::Changed { .. })) {
+                break;
+            }
+        }
+        match outcome {
+            Ok(()) => given_up += 1,
+            Err(ReleaseAffinityError::Missing { .. } | ReleaseAffinityError::Taken { .. }) => {}
+            Err(error) => failure = Some(error),
+        }
+    }
+    failure.map_or(Ok(given_up), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::FixedClock;
+    use datastore::memory::Memory;
+    use futures::executor::block_on;
+    use jiff::Timestamp;
+    use std::collections::BTreeMap;
+
+    const CLOCK: FixedClock = FixedClock(Timestamp::UNIX_EPOCH);
+
+    fn cidr() -> Cidr {
+        "10.0.0.64/26".parse().unwrap()
+    }
+
+    async fn store_with_pool(naming: api::AffinityNaming) -> (Memory, Seen<Pool>) {
+        let store = Memory::new().with_naming(naming).with_clock(|| Timestamp::UNIX_EPOCH);
+        let pool = Pool::with_defaults("p", "10.0.0.0/16".parse().unwrap());
+        store.commit(&[], &[Write::Create(Record::Pool(pool))]).await.unwrap();
+        let pool = seen::pools(&store).await.unwrap().remove(0);
+        (store, pool)
+    }
+
+    async fn claim_for(
+        store: &Memory,
+        clock: &FixedClock,
+        node: &str,
+        pool: &Seen<Pool>,
+        want: Option<&Want>,
+        known: Known,
+    ) -> Result<Claimed, ClaimError> {
+        let claimed = Claim {
+            owner: &Owner::host(node),
+            cidr: cidr(),
+            pool,
+            want,
+            reserved: &ReservationSet::default(),
+        };
+        claim(store, clock, &claimed, known).await
+    }
+
+    async fn state(store: &Memory, node: &str) -> Option<AffinityState> {
+        let found = seen::affinity(store, &Owner::host(node), cidr()).await.unwrap()?;
+        (found.value.owner == Owner::host(node)).then_some(found.value.state)
+    }
+
+    fn want() -> Want {
+        Want { count: 1, handle: Some("h".to_owned()), attributes: BTreeMap::new() }
+    }
+
+    #[test]
+    fn a_fresh_block_is_made_with_its_first_address_and_confirmed() {
+        block_on(async {
+            let (store, pool) = store_with_pool(api::AffinityNaming::PerBlock).await;
+            let want = want();
+            let before = store.revision().0;
+            let claimed = claim_for(&store, &CLOCK, "n1", &pool, Some(&want), Known::Absent).await.unwrap();
+            assert_eq!(claimed.taken[0].address.to_string(), "10.0.0.64");
+            assert_eq!(state(&store, "n1").await, Some(AffinityState::Confirmed));
+            assert_eq!(seen::block(&store, cidr()).await.unwrap().unwrap(), claimed.block);
+            // Affinity pending, handle, block, affinity confirmed.
+            assert_eq!(store.revision().0 - before, 4);
+        });
+    }
+
+    #[test]
+    fn the_second_node_to_claim_a_block_leaves_nothing_behind() {
+        for naming in [api::AffinityNaming::PerNode, api::AffinityNaming::PerBlock] {
+            block_on(async {
+                let (store, pool) = store_with_pool(naming).await;
+                claim_for(&store, &CLOCK, "n1", &pool, None, Known::Absent).await.unwrap();
+                let lost = claim_for(&store, &CLOCK, "n2", &pool, None, Known::Absent).await;
+                let owner = Some(Owner::host("n1"));
+                assert_eq!(lost, Err(ClaimError::Taken { block: cidr(), owner }));
+                assert_eq!(state(&store, "n2").await, None);
+                assert_eq!(state(&store, "n1").await, Some(AffinityState::Confirmed));
+            });
+        }
+    }
+
+    #[test]
+    fn every_half_done_claim_is_finished_by_the_next() {
+        for (left, with_block) in [
+            (AffinityState::Pending, false),
+            (AffinityState::Pending, true),
+            (AffinityState::PendingDeletion, false),
+            (AffinityState::PendingDeletion, true),
+            (AffinityState::Confirmed, false),
+        ] {
+            block_on(async {
+                let (store, pool) = store_with_pool(api::AffinityNaming::PerNode).await;
+                let owner = Owner::host("n1");
+                let affinity = Affinity { owner: owner.clone(), cidr: cidr(), state: left, deleted: false };
+                store.commit(&[], &[Write::Create(Record::Affinity(affinity))]).await.unwrap();
+                if with_block {
+                    let block = block::new_block(cidr(), &owner, CLOCK.0);
+                    store.commit(&[], &[Write::Create(Record::Block(block))]).await.unwrap();
+                }
+                let claimed = claim_for(&store, &CLOCK, "n1", &pool, None, Known::Unread).await.unwrap();
+                assert_eq!(claimed.made, !with_block, "{left:?}");
+                assert_eq!(state(&store, "n1").await, Some(AffinityState::Confirmed), "{left:?}");
+                assert_eq!(seen::block(&store, cidr()).await.unwrap().unwrap(), claimed.block);
+            });
+        }
+    }
+
+    #[test]
+    fn a_block_without_its_affinity_gets_it_again() {
+        block_on(async {
+            let (store, pool) = store_with_pool(api::AffinityNaming::PerBlock).await;
+            let block = block::new_block(cidr(), &Owner::host("n1"), CLOCK.0);
+            store.commit(&[], &[Write::Create(Record::Block(block))]).await.unwrap();
+            let claimed = claim_for(&store, &CLOCK, "n1", &pool, Some(&want()), Known::Absent).await.unwrap();
+            assert!(claimed.taken.is_empty());
+            assert_eq!(state(&store, "n1").await, Some(AffinityState::Confirmed));
+        });
+    }
+
+    #[test]
+    fn an_abandoned_claim_is_taken_over_after_a_minute_and_not_before() {
+        block_on(async {
+            let (store, pool) = store_with_pool(api::AffinityNaming::PerBlock).await;
+            let abandoned = Affinity {
+                owner: Owner::host("gone"),
+                cidr: cidr(),
+                state: AffinityState::Pending,
+                deleted: false,
+            };
+            store.commit(&[], &[Write::Create(Record::Affinity(abandoned))]).await.unwrap();
+            let early = claim_for(&store, &CLOCK, "n1", &pool, None, Known::Unread).await;
+            assert!(matches!(early, Err(ClaimError::Taken { .. })));
+            let later = FixedClock(CLOCK.0 + jiff::SignedDuration::from_secs(61));
+            assert!(claim_for(&store, &later, "n1", &pool, None, Known::Unread).await.is_ok());
+            assert_eq!(state(&store, "n1").await, Some(AffinityState::Confirmed));
+        });
+    }
+
+    #[test]
+    fn no_block_is_made_of_a_pool_that_changed() {
+        block_on(async {
+            let (store, pool) = store_with_pool(api::AffinityNaming::PerNode).await;
+            let mut smaller = pool.value.clone();
+            smaller.disabled = true;
+            store.commit(&[], &[Write::Update(Record::Pool(smaller), pool.version.clone())]).await.unwrap();
+            let outcome = claim_for(&store, &CLOCK, "n1", &pool, None, Known::Absent).await;
+            assert_eq!(outcome, Err(ClaimError::PoolChanged { pool: "p".to_owned() }));
+            assert_eq!(state(&store, "n1").await, None);
+            assert_eq!(seen::block(&store, cidr()).await.unwrap(), None);
+        });
+    }
+
+    #[test]
+    fn an_empty_block_is_deleted_and_a_used_one_loses_its_owner() {
+        block_on(async {
+            let (store, pool) = store_with_pool(api::AffinityNaming::PerNode).await;
+            let owner = Owner::host("n1");
+            claim_for(&store, &CLOCK, "n1", &pool, None, Known::Absent).await.unwrap();
+            release_affinity(&store, &CLOCK, &owner, cidr(), ReleaseTerms::default()).await.unwrap();
+            assert_eq!(seen::block(&store, cidr()).await.unwrap(), None);
+            assert_eq!(state(&store, "n1").await, None);
+
+            claim_for(&store, &CLOCK, "n1", &pool, Some(&want()), Known::Absent).await.unwrap();
+            let strictly = ReleaseTerms { must_be_empty: true, ..ReleaseTerms::default() };
+            let refused = release_affinity(&store, &CLOCK, &owner, cidr(), strictly).await;
+            assert_eq!(refused, Err(ReleaseAffinityError::NotEmpty { block: cidr() }));
+            assert_eq!(state(&store, "n1").await, Some(AffinityState::Confirmed));
+
+            assert_eq!(release_affinities_in(&store, &CLOCK, pool.value.cidr).await, Ok(1));
+            let left = seen::block(&store, cidr()).await.unwrap().unwrap().value;
+            assert_eq!((left.affinity, left.claim_time), (None, None));
+            assert_eq!(block::count_of(&seen::block(&store, cidr()).await.unwrap().unwrap().value, "h"), 1);
+        });
+    }
+
+    #[test]
+    fn an_affinity_of_a_node_that_is_gone_does_not_outlive_its_block() {
+        block_on(async {
+            let (store, _) = store_with_pool(api::AffinityNaming::PerNode).await;
+            let owner = Owner::host("gone");
+            let affinity = Affinity {
+                owner: owner.clone(),
+                cidr: cidr(),
+                state: AffinityState::Confirmed,
+                deleted: false,
+            };
+            store.commit(&[], &[Write::Create(Record::Affinity(affinity))]).await.unwrap();
+            let terms = ReleaseTerms { owner_gone: true, ..ReleaseTerms::default() };
+            assert_eq!(release_affinities_of(&store, &CLOCK, &owner, terms).await, Ok(0));
+            assert_eq!(state(&store, "gone").await, None);
+        });
+    }
+}
