@@ -1,0 +1,261 @@
+//! The Kubernetes driver against an API in the test's own process, with faults.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod fake;
+
+use api::{Affinity, AffinityNaming, AffinityState, Handle, IpamConfig, Node, Owner};
+use datastore::conformance;
+use datastore::follow::{Change, follow};
+use datastore::kubernetes::Kubernetes;
+use datastore::{Check, CommitError, Datastore, Key, Kind, ReadError, Record, Scope, Stored, Version, Write};
+use fake::{Fake, Fault};
+use futures::StreamExt;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const HANDLE: &str = "/apis/crd.projectcalico.org/v1/ipamhandles/h";
+const HANDLES: &str = "/apis/crd.projectcalico.org/v1/ipamhandles";
+const NAMING: &str = "/api/v1/namespaces/kube-system/configmaps/tortie-datastore";
+
+fn handle(count: u32) -> Record {
+    let blocks = BTreeMap::from([("10.0.0.0/26".parse().unwrap(), count)]);
+    Record::Handle(Handle { id: "h".to_owned(), blocks, deleted: false })
+}
+
+fn affinity(node: &str, state: AffinityState) -> Record {
+    let cidr = "10.0.0.64/26".parse().unwrap();
+    Record::Affinity(Affinity { owner: Owner::host(node), cidr, state, deleted: false })
+}
+
+async fn one(store: &Kubernetes, write: Write) -> Result<Version, CommitError> {
+    store.commit(&[], &[write]).await.map(|mut versions| versions.remove(0))
+}
+
+async fn read(store: &Kubernetes, key: &Key) -> Stored {
+    store.get(key).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn keeps_the_contract_with_affinities_named_per_node() {
+    conformance::run(&Kubernetes::with_client(Fake::new().client())).await.unwrap();
+}
+
+#[tokio::test]
+async fn keeps_the_contract_with_affinities_named_per_block() {
+    let fake = Fake::new();
+    fake.put(NAMING, json!({"data": {"affinityNaming": "per-block"}}));
+    conformance::run(&Kubernetes::with_client(fake.client())).await.unwrap();
+}
+
+#[tokio::test]
+async fn recorded_naming_names_the_affinities() {
+    let fake = Fake::new();
+    fake.put(NAMING, json!({"data": {"affinityNaming": "per-block"}}));
+    let store = Kubernetes::with_client(fake.client());
+    assert_eq!(store.naming().await, Ok(AffinityNaming::PerBlock));
+    one(&store, Write::Create(affinity("a", AffinityState::Pending))).await.unwrap();
+    let path = "/apis/crd.projectcalico.org/v1/blockaffinities/ipam-block-affinity-10-0-0-64-26";
+    let object = fake.object(path).unwrap();
+    assert_eq!(object["metadata"]["labels"]["projectcalico.org/affinity-type"], "host");
+    assert_eq!(object["spec"]["deleted"], "false");
+}
+
+#[tokio::test]
+async fn naming_that_nobody_knows_is_malformed_and_not_guessed() {
+    let fake = Fake::new();
+    fake.put(NAMING, json!({"data": {"affinityNaming": "per-rack"}}));
+    let store = Kubernetes::with_client(fake.client());
+    let key = affinity("a", AffinityState::Pending).key();
+    assert!(matches!(store.get(&key).await, Err(ReadError::Malformed { .. })));
+}
+
+#[tokio::test]
+async fn warm_update_is_one_request_and_keeps_what_others_wrote_on_the_object() {
+    let fake = Fake::new();
+    let store = Kubernetes::with_client(fake.client());
+    one(&store, Write::Create(handle(1))).await.unwrap();
+    let mut object = fake.object(HANDLE).unwrap();
+    object["metadata"]["labels"] = json!({"team": "x"});
+    fake.put(HANDLE, object);
+    let seen = read(&store, &handle(1).key()).await;
+    fake.requests();
+    one(&store, Write::Update(handle(2), seen.version)).await.unwrap();
+    assert_eq!(fake.requests(), [format!("PUT {HANDLE}")]);
+    assert_eq!(fake.object(HANDLE).unwrap()["metadata"]["labels"]["team"], "x");
+}
+
+#[tokio::test]
+async fn delete_marks_the_object_before_it_removes_it() {
+    let fake = Fake::new();
+    let store = Kubernetes::with_client(fake.client());
+    let version = one(&store, Write::Create(handle(1))).await.unwrap();
+    fake.requests();
+    one(&store, Write::Delete(handle(1), version)).await.unwrap();
+    assert_eq!(fake.requests(), [format!("PUT {HANDLE}"), format!("DELETE {HANDLE}")]);
+    assert_eq!(fake.object(HANDLE), None);
+}
+
+#[tokio::test]
+async fn reader_of_a_half_deleted_object_finishes_the_delete() {
+    let fake = Fake::new();
+    let store = Kubernetes::with_client(fake.client());
+    let version = one(&store, Write::Create(handle(1))).await.unwrap();
+    fake.fail(|method, _| (method == "DELETE").then_some(Fault::Refused(503)));
+    one(&store, Write::Delete(handle(1), version)).await.unwrap();
+    assert_eq!(fake.object(HANDLE).unwrap()["spec"]["deleted"], true);
+    assert_eq!(store.list(&Scope::All(Kind::Handle)).await.unwrap().items, []);
+    let unfinished = store.get(&handle(1).key()).await;
+    assert!(matches!(unfinished, Err(ReadError::Unavailable { .. })), "{unfinished:?}");
+    fake.fail(|_, _| None);
+    assert_eq!(store.get(&handle(1).key()).await, Ok(None));
+    assert_eq!(fake.object(HANDLE), None);
+}
+
+#[tokio::test]
+async fn write_whose_answer_is_lost_is_unknown_and_not_repeated() {
+    let fake = Fake::new();
+    let store = Kubernetes::with_client(fake.client());
+    fake.fail(|method, _| (method == "POST").then_some(Fault::AnswerLost));
+    let result = one(&store, Write::Create(handle(1))).await;
+    assert!(matches!(result, Err(CommitError::Unknown { .. })), "{result:?}");
+    assert_eq!(fake.requests(), [format!("POST {HANDLES}")]);
+    assert_eq!(read(&store, &handle(1).key()).await.record, handle(1));
+}
+
+#[tokio::test]
+async fn read_is_repeated_where_that_may_help() {
+    let fake = Fake::new();
+    let store = Kubernetes::with_client(fake.client());
+    one(&store, Write::Create(handle(1))).await.unwrap();
+    let mut left = 2;
+    fake.fail(move |_, _| {
+        left -= 1;
+        (left >= 0).then_some(Fault::AnswerLost)
+    });
+    assert_eq!(read(&store, &handle(1).key()).await.record, handle(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_server_is_given_up_after_the_deadline() {
+    let service = tower::service_fn(|_: http::Request<kube::client::Body>| async {
+        std::future::pending::<Result<http::Response<http_body_util::Full<bytes::Bytes>>, std::io::Error>>()
+            .await
+    });
+    let client = kube::Client::new(service, "default");
+    let store = Kubernetes::with_client(client).with_deadline(Duration::from_secs(1));
+    assert!(matches!(store.get(&Key::Config).await, Err(ReadError::Unavailable { .. })));
+    let write = Write::Create(Record::Config(IpamConfig::default()));
+    assert!(matches!(one(&store, write).await, Err(CommitError::Unknown { .. })));
+}
+
+#[tokio::test]
+async fn commit_whose_check_fails_at_its_end_is_undone() {
+    let fake = Fake::new();
+    let store = Kubernetes::with_client(fake.client());
+    let config = Record::Config(IpamConfig::default());
+    let guard = one(&store, Write::Create(config.clone())).await.unwrap();
+    let version = one(&store, Write::Create(handle(1))).await.unwrap();
+    let path = "/apis/crd.projectcalico.org/v1/ipamconfigs/default";
+    let mut object = fake.object(path).unwrap();
+    object["spec"]["strictAffinity"] = json!(true);
+    // The check's record changes while the commit is under way.
+    fake.fail(move |method, _| {
+        (method == "POST").then(|| Fault::Meddled { path: path.to_owned(), object: object.clone() })
+    });
+    let writes = [Write::Update(handle(5), version), Write::Create(affinity("a", AffinityState::Pending))];
+    let result = store.commit(&[Check::Unchanged(Key::Config, guard.revision)], &writes).await;
+    assert_eq!(result, Err(CommitError::Conflict { key: Key::Config, written: 0 }));
+    assert_eq!(read(&store, &handle(1).key()).await.record, handle(1));
+    assert_eq!(store.get(&affinity("a", AffinityState::Pending).key()).await, Ok(None));
+}
+
+#[tokio::test]
+async fn node_write_changes_annotations_and_nothing_else() {
+    let fake = Fake::new();
+    let path = "/api/v1/nodes/n";
+    fake.put(
+        path,
+        json!({"metadata": {"labels": {"l": "1"}, "annotations": {"keep": "1", "drop": "1"}}, "status": {"addresses": []}}),
+    );
+    let store = Kubernetes::with_client(fake.client());
+    let seen = read(&store, &Key::Node("n".to_owned())).await;
+    let Record::Node(node) = seen.record else { panic!("a node") };
+    let annotations = BTreeMap::from([("keep", "1"), ("new", "2")]);
+    let annotations =
+        annotations.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+    let node = Node { annotations, ..node };
+    one(&store, Write::Update(Record::Node(node.clone()), seen.version.clone())).await.unwrap();
+    let object = fake.object(path).unwrap();
+    assert_eq!(object["metadata"]["annotations"], json!({"keep": "1", "new": "2"}));
+    assert_eq!(object["metadata"]["labels"], json!({"l": "1"}));
+    assert_eq!(object["status"], json!({"addresses": []}));
+    let stale = one(&store, Write::Update(Record::Node(node), seen.version)).await;
+    assert!(matches!(stale, Err(CommitError::Conflict { .. })));
+}
+
+#[tokio::test]
+async fn long_list_comes_in_pages_and_is_whole() {
+    let fake = Fake::new();
+    for index in 0..1203 {
+        let object = json!({"spec": {"handleID": format!("h{index}"), "block": {}}});
+        fake.put(&format!("{HANDLES}/h{index}"), object);
+    }
+    let store = Kubernetes::with_client(fake.client());
+    let listing = store.list(&Scope::All(Kind::Handle)).await.unwrap();
+    assert_eq!(listing.items.len(), 1203);
+    assert!(listing.items.is_sorted_by_key(|stored| stored.record.key()));
+    assert_eq!(fake.requests().len(), 3);
+}
+
+#[tokio::test]
+async fn object_that_makes_no_sense_is_left_out_of_a_list_and_told_by_a_get() {
+    let fake = Fake::new();
+    fake.put("/apis/crd.projectcalico.org/v1/ippools/bad", json!({"spec": {"cidr": "nonsense"}}));
+    fake.put("/apis/crd.projectcalico.org/v1/ippools/good", json!({"spec": {"cidr": "10.0.0.0/16"}}));
+    let store = Kubernetes::with_client(fake.client());
+    let listing = store.list(&Scope::All(Kind::Pool)).await.unwrap();
+    assert_eq!(listing.items.len(), 1);
+    let bad = store.get(&Key::Pool("bad".to_owned())).await;
+    assert!(matches!(bad, Err(ReadError::Malformed { .. })));
+}
+
+#[tokio::test]
+async fn taken_over_affinity_leaves_the_watch_of_its_old_owner() {
+    let fake = Fake::new();
+    fake.put(NAMING, json!({"data": {"affinityNaming": "per-block"}}));
+    let store = Kubernetes::with_client(fake.client());
+    let first = affinity("a", AffinityState::Pending);
+    let version = one(&store, Write::Create(first.clone())).await.unwrap();
+    let scope = Scope::AffinitiesOf(Owner::host("a"));
+    let mut watch = store.watch(&scope, version.revision).await.unwrap();
+    one(&store, Write::Update(affinity("b", AffinityState::Pending), version)).await.unwrap();
+    let event = watch.next().await.unwrap().unwrap();
+    assert!(matches!(event, datastore::Event::Deleted(key, _) if key == first.key()));
+}
+
+#[tokio::test]
+async fn follower_lists_again_when_the_history_is_gone_and_says_so_when_the_store_is() {
+    let fake = Fake::new();
+    let store = Kubernetes::with_client(fake.client());
+    one(&store, Write::Create(handle(1))).await.unwrap();
+    fake.fail(|_, _| Some(Fault::Refused(503)));
+    let mut changes = follow(store.clone(), Scope::All(Kind::Handle));
+    assert!(matches!(changes.next().await, Some(Change::Lost(ReadError::Unavailable { .. }))));
+    let gone = fake.clone();
+    fake.fail(move |_, _| None);
+    let reset = loop {
+        match changes.next().await {
+            Some(Change::Lost(_)) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(reset, Some(Change::Reset(listing)) if listing.items.len() == 1));
+    let version = read(&store, &handle(1).key()).await.version;
+    one(&store, Write::Update(handle(2), version)).await.unwrap();
+    gone.compact();
+    assert!(
+        matches!(changes.next().await, Some(Change::Reset(listing)) if listing.items[0].record == handle(2))
+    );
+}
