@@ -4,6 +4,7 @@
 //! out. No runtime and no clock: time is handed in as a [`Clock`].
 
 pub mod affinity;
+pub mod assign;
 pub mod block;
 pub mod candidate;
 pub mod clock;
@@ -11,6 +12,8 @@ pub mod explain;
 pub mod failure;
 pub mod plan;
 pub mod pools;
+pub mod query;
+pub mod release;
 pub mod reservations;
 pub mod seen;
 pub mod utilization;

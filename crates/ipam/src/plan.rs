@@ -5,6 +5,7 @@
 //! its handle does not know. Handle counts are set from the block in hand and not added to, so that a retry after a
 //! crash does not count twice (architecture D4).
 
+use crate::assign::AddressRequest;
 use crate::block::{self, ReleaseError, Released, Take, TakeError, Taken};
 use crate::reservations::ReservationSet;
 use crate::seen::Seen;
@@ -143,6 +144,25 @@ pub fn plan_new_block(
     let mut writes = handle_writes(served(wants, &taken), handles, &block);
     writes.push(Write::Create(Record::Block(block.clone())));
     Ok(BlockPlan { block: Some(block), writes, taken })
+}
+
+/// Plans the assignment of one particular address of a block as read.
+///
+/// # Errors
+/// See [`TakeError`].
+pub fn plan_assign(
+    seen: &Seen<Block>,
+    request: &AddressRequest,
+    handles: &Handles,
+    only_owner: Option<&Owner>,
+) -> Result<BlockPlan, TakeError> {
+    let mut block = seen.value.clone();
+    let handle = request.handle.as_deref();
+    let taken = block::assign(&mut block, request.address, handle, &request.attributes, only_owner)?;
+    block::advance(&mut block);
+    let mut writes = handle_writes(handle, handles, &block);
+    writes.push(Write::Update(Record::Block(block.clone()), seen.version.clone()));
+    Ok(BlockPlan { block: Some(block), writes, taken: vec![vec![taken]] })
 }
 
 fn take_all(block: &mut Block, wants: &[Want], rules: &TakeRules<'_>) -> Result<Vec<Vec<Taken>>, TakeError> {

@@ -1,0 +1,381 @@
+//! The node agent's batcher: which requests go into which commit, as a pure step machine (architecture D2, D4, D5).
+//!
+//! ```text
+//!   requests ─┐                                   ┌─► Commit, Read, List ──► store ─┐
+//!   watches ──┼─► Agent::step(now, event) ─► effects ─► Reply                       │
+//!   results ──┘                                   └─► Note (for the log)            │
+//!      ▲────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! The caller performs every effect and brings back its result as an event with the effect's ticket. Nothing here reads
+//! a clock or a store. A warm ADD is one commit (handle and block), a warm DEL one commit; a claim is three: affinity
+//! pending, then handles and block with the first addresses in it, then affinity confirmed. Answers go out after the
+//! last of them, so a success is durable, and a block answered from is confirmed.
+//!
+//! Handles are keyed by container, so jobs of one handle are done one after the other. Every commit changes one block;
+//! a block has at most one commit in flight, and what arrives meanwhile is planned together when it is back.
+//!
+//! Datastore calls: ADD warm 1 commit; cold 3 commits; borrowing 1 read, 1 commit. DEL 1 commit, and 1 read of the
+//! handle where this process did not write it. A conflict adds the reads of what it touched and a new commit.
+
+mod claim;
+mod draft;
+mod job;
+mod outcome;
+mod place;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use job::{BAD_REQUEST, Demand, INTERFACE, NOT_SERVED, Reply, RequestId, Surrender, TRY_AGAIN};
+pub use view::{Entry, View};
+
+use crate::seen::Seen;
+use api::attachment::ErrorReply;
+use api::{Cidr, Handle};
+use claim::Claim;
+use datastore::follow::Change;
+use datastore::{Check, CommitError, Key, Kind, Listing, ReadError, Scope, Stored, Version, Write};
+use jiff::{SignedDuration, Timestamp};
+use job::{Errand, Job, Lane, Stage, Task};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+
+/// How long a request may wait for its answer: less than the plugin waits for the agent.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(8);
+
+/// Requests that may be on their way at once; more are told to try again.
+const QUEUE: usize = 2048;
+
+/// Commits tried for one request before it is told to try again.
+const ATTEMPTS: u32 = 100;
+
+/// Number of an effect that has a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A followed scope changed.
+    Changed(Kind, Change),
+    /// Somebody wants addresses.
+    Add(RequestId, Demand),
+    /// Somebody gives addresses back.
+    Del(RequestId, Surrender),
+    /// A commit ended.
+    Committed(Ticket, Result<Vec<Version>, CommitError>),
+    /// A read ended.
+    Read(Ticket, Result<Option<Stored>, ReadError>),
+    /// A list ended.
+    Listed(Ticket, Result<Listing, ReadError>),
+    /// Time passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Commit this and bring back [`Event::Committed`].
+    Commit {
+        /// Goes back with the result.
+        ticket: Ticket,
+        /// Checks.
+        checks: Vec<Check>,
+        /// Writes.
+        writes: Vec<Write>,
+    },
+    /// Read this and bring back [`Event::Read`].
+    Read {
+        /// Goes back with the result.
+        ticket: Ticket,
+        /// What.
+        key: Key,
+    },
+    /// List this and bring back [`Event::Listed`].
+    List {
+        /// Goes back with the result.
+        ticket: Ticket,
+        /// What.
+        scope: Scope,
+    },
+    /// Answer a request.
+    Reply {
+        /// Which.
+        request: RequestId,
+        /// What.
+        reply: Reply,
+    },
+    /// A decision, for the log.
+    Note(Note),
+}
+
+/// A decision, in the past tense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A block became the node's.
+    Claimed {
+        /// The block.
+        block: Cidr,
+    },
+    /// Another owner was quicker.
+    LostRace {
+        /// The block.
+        block: Cidr,
+    },
+    /// An address was assigned.
+    Assigned {
+        /// To this handle.
+        handle: String,
+        /// The address.
+        address: IpAddr,
+        /// Of this block.
+        block: Cidr,
+        /// Which is not the node's own.
+        borrowed: bool,
+    },
+    /// Everything of a handle was released.
+    Released {
+        /// The handle.
+        handle: String,
+    },
+    /// A request could not be served.
+    Refused {
+        /// Its handle.
+        handle: String,
+        /// What it was told.
+        error: ErrorReply,
+    },
+    /// A commit met a record that had changed, and is planned again.
+    Conflict {
+        /// The record.
+        key: Key,
+    },
+    /// The store did not answer, or not in time.
+    Unanswered {
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// What is known of a handle record.
+#[derive(Clone, Debug)]
+enum Known {
+    /// There is none.
+    Absent,
+    /// As read or written.
+    Here(Seen<Handle>),
+    /// A write of it may or may not have happened.
+    Unsure,
+    Reading,
+}
+
+/// The agent's state.
+#[derive(Debug)]
+pub struct Agent {
+    node: String,
+    view: View,
+    jobs: BTreeMap<u64, Job>,
+    /// Jobs by handle, oldest first: only the first of each is worked on.
+    turns: BTreeMap<String, VecDeque<u64>>,
+    handles: BTreeMap<String, Known>,
+    lanes: BTreeMap<Cidr, Lane>,
+    claim: Option<Claim>,
+    /// Blocks that another owner got while this node wanted them.
+    lost_races: BTreeSet<Cidr>,
+    errands: BTreeMap<Ticket, Errand>,
+    /// A fresh list of blocks is on its way.
+    indexing: bool,
+    next: u64,
+    /// Something changed that another round of planning may use.
+    again: bool,
+    effects: Vec<Effect>,
+}
+
+impl Agent {
+    /// The agent of `node`, knowing nothing yet.
+    ///
+    /// It must be fed [`Event::Changed`] of these scopes before it decides anything: all pools, blocks, configurations,
+    /// reservations and nodes, and the node's own affinities. [`Agent::scopes`] names them.
+    #[must_use]
+    pub fn new(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            view: View::new(node),
+            jobs: BTreeMap::new(),
+            turns: BTreeMap::new(),
+            handles: BTreeMap::new(),
+            lanes: BTreeMap::new(),
+            claim: None,
+            lost_races: BTreeSet::new(),
+            errands: BTreeMap::new(),
+            indexing: false,
+            next: 0,
+            again: false,
+            effects: Vec::new(),
+        }
+    }
+
+    /// What has to be followed for this agent.
+    #[must_use]
+    pub fn scopes(&self) -> [Scope; 6] {
+        [
+            Scope::All(Kind::Pool),
+            Scope::All(Kind::Block),
+            Scope::All(Kind::Config),
+            Scope::All(Kind::Reservation),
+            Scope::All(Kind::Node),
+            Scope::AffinitiesOf(self.view.owner().clone()),
+        ]
+    }
+
+    /// What it knows.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Requests on their way.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// When [`Event::Tick`] is due at the latest; `None` while nobody waits.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        self.jobs.values().filter(|job| job.request.is_some()).map(|job| job.deadline).min()
+    }
+
+    /// Takes one event in and answers what is to be done.
+    pub fn step(&mut self, now: Timestamp, event: Event) -> Vec<Effect> {
+        self.steps(now, [event])
+    }
+
+    /// Takes several events in and plans once for all of them.
+    pub fn steps(&mut self, now: Timestamp, events: impl IntoIterator<Item = Event>) -> Vec<Effect> {
+        for event in events {
+            match event {
+                Event::Changed(kind, change) => self.view.fold(kind, change),
+                Event::Add(request, demand) => self.add(now, request, demand),
+                Event::Del(request, surrender) => self.del(now, Some(request), surrender),
+                Event::Committed(ticket, result) => self.committed(ticket, result),
+                Event::Read(ticket, result) => self.read(ticket, result),
+                Event::Listed(ticket, result) => self.listed(ticket, result),
+                Event::Tick => {}
+            }
+        }
+        self.plan(now);
+        std::mem::take(&mut self.effects)
+    }
+
+    fn add(&mut self, now: Timestamp, request: RequestId, demand: Demand) {
+        let left = demand.versions.iter().copied().collect();
+        let handle = demand.handle.clone();
+        self.enter(now, Some(request), Task::Add(demand), handle, left);
+    }
+
+    /// A DEL ends an ADD of the same container that has written nothing yet, and waits for one that has.
+    fn del(&mut self, now: Timestamp, request: Option<RequestId>, surrender: Surrender) {
+        let handle = surrender.handle.clone();
+        let ahead: Vec<u64> = self.turns.get(&handle).into_iter().flatten().copied().collect();
+        for id in ahead {
+            let idle = self.jobs.get(&id).is_some_and(|job| {
+                matches!(job.task, Task::Add(_)) && job.stage != Stage::Flying && !job.tainted && job.got.is_empty()
+            });
+            if idle && request.is_some() {
+                self.fail(id, TRY_AGAIN, "a DEL for the same container came in".to_owned());
+            }
+        }
+        self.enter(now, request, Task::Del(surrender), handle, VecDeque::new());
+    }
+
+    fn enter(
+        &mut self,
+        now: Timestamp,
+        request: Option<RequestId>,
+        task: Task,
+        handle: String,
+        left: VecDeque<api::IpVersion>,
+    ) {
+        if let Some(request) = request.filter(|_| self.jobs.len() >= QUEUE) {
+            let message = format!(
+                "node {} has {QUEUE} requests for addresses waiting; try again when some are done",
+                self.node
+            );
+            let reply = Reply::Failed(ErrorReply { code: TRY_AGAIN, message, details: String::new() });
+            self.effects.push(Effect::Reply { request, reply });
+            return;
+        }
+        let id = self.number();
+        self.turns.entry(handle.clone()).or_default().push_back(id);
+        let job = Job {
+            request,
+            task,
+            turn: handle.clone(),
+            handle,
+            stage: Stage::Waiting,
+            deadline: now.checked_add(PATIENCE).unwrap_or(Timestamp::MAX),
+            attempts: 0,
+            left,
+            got: Vec::new(),
+            visited: BTreeSet::new(),
+            tainted: false,
+        };
+        self.jobs.insert(id, job);
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn ticket(&mut self, errand: Errand) -> Ticket {
+        let ticket = Ticket(self.number());
+        self.errands.insert(ticket, errand);
+        ticket
+    }
+
+    fn note(&mut self, note: Note) {
+        self.effects.push(Effect::Note(note));
+    }
+
+    /// Answers whoever waits for a job; the job itself may go on.
+    fn answer(&mut self, id: u64, reply: Reply) {
+        if let Some(request) = self.jobs.get_mut(&id).and_then(|job| job.request.take()) {
+            self.effects.push(Effect::Reply { request, reply });
+        }
+    }
+
+    /// Ends a job with an answer.
+    fn end(&mut self, id: u64, reply: Reply) {
+        self.answer(id, reply);
+        let Some(job) = self.jobs.remove(&id) else { return };
+        if let Some(turn) = self.turns.get_mut(&job.turn) {
+            turn.retain(|other| *other != id);
+            if turn.is_empty() {
+                self.turns.remove(&job.turn);
+                self.handles.retain(|handle, known| *handle != job.handle || matches!(known, Known::Here(_)));
+            }
+        }
+        self.again = true;
+    }
+
+    /// Ends a job that cannot be served. What it may have left behind is released by a job of the agent's own.
+    fn fail(&mut self, id: u64, code: u32, message: String) {
+        self.refuse(id, ErrorReply { code, message, details: String::new() });
+    }
+
+    fn refuse(&mut self, id: u64, error: ErrorReply) {
+        let Some(job) = self.jobs.get(&id) else { return };
+        let (handle, interface) = (job.handle.clone(), job.interface().map(str::to_owned));
+        let leaves = matches!(job.task, Task::Add(_)) && (job.tainted || !job.got.is_empty());
+        let deadline = job.deadline;
+        self.note(Note::Refused { handle: handle.clone(), error: error.clone() });
+        self.end(id, Reply::Failed(error));
+        if leaves {
+            let surrender = Surrender { handle, interface, legacy_handle: None };
+            self.del(deadline, None, surrender);
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Looking things up without changing them (algorithm §14).
+
+use crate::block;
+use crate::clock::Clock;
+use crate::failure::StoreError;
+use crate::reservations::ReservationSet;
+use crate::seen::{self, Seen};
+use crate::utilization::{Utilization, utilization};
+use api::{Cidr, IpVersion, Reservation};
+use datastore::{Datastore, Kind, Scope};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Counts every pool and block. Nothing is written and nothing collected.
+///
+/// Datastore calls: 3 lists (pools, reservations, blocks).
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn utilization_of<D: Datastore>(store: &D) -> Result<(Utilization, ReservationSet), StoreError> {
+    let pools = seen::pools(store).await?;
+    let reservations: Vec<Seen<Reservation>> = seen::list(store, &Scope::All(Kind::Reservation)).await?;
+    let reserved = ReservationSet::new(reservations.iter().map(|seen| &seen.value));
+    let blocks = seen::blocks(store).await?;
+    let counted =
+        utilization(pools.iter().map(|seen| &seen.value), blocks.iter().map(|seen| &seen.value), &reserved);
+    Ok((counted, reserved))
+}
+
+/// What holds an address, as `calicoctl ipam show --ip` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody: it is free, or in no block.
+    Nobody,
+    /// It was released and may not be used again yet.
+    Cooling,
+    /// It is allocated.
+    Allocated {
+        /// Handle, cut at the first `\r`.
+        handle: Option<String>,
+        /// Attributes of the active owner.
+        active: BTreeMap<String, String>,
+        /// Attributes of the alternate owner.
+        alternate: BTreeMap<String, String>,
+        /// Stamp of the allocation.
+        sequence: u64,
+    },
+}
+
+/// Who holds an address, whether its pool is enabled or even there.
+///
+/// Datastore calls: 3 reads (pools, configuration, block), and a list of blocks if it lies in no pool.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn holder_of<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    address: IpAddr,
+) -> Result<Holder, StoreError> {
+    let pools = seen::pools(store).await?;
+    let pool = pools.iter().map(|seen| &seen.value).find(|pool| pool.cidr.contains(address));
+    let found = match pool.and_then(|pool| Cidr::containing(address, pool.block_size)) {
+        Some(cidr) => seen::block(store, cidr).await?,
+        None => seen::blocks(store).await?.into_iter().find(|seen| seen.value.cidr.contains(address)),
+    };
+    let Some(seen) = found else { return Ok(Holder::Nobody) };
+    let config = seen::config(store).await?;
+    let mut block = seen.value;
+    block::collect(&mut block, config.ip_cooldown_seconds, clock.now());
+    let Some(attribute) = block::attribute_of(&block, address) else { return Ok(Holder::Nobody) };
+    if attribute.released_at.is_some() {
+        return Ok(Holder::Cooling);
+    }
+    Ok(Holder::Allocated {
+        handle: attribute.handle_id.as_deref().map(block::sanitized).map(str::to_owned),
+        active: attribute.secondary.clone(),
+        alternate: attribute.alternate.clone(),
+        sequence: block.cidr.ordinal(address).map_or(0, |ordinal| block::stamp(&block, ordinal)),
+    })
+}
+
+/// The addresses that a handle holds, of one family or both, in block order.
+///
+/// Datastore calls: 1 read, and 1 per block.
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn addresses_of<D: Datastore>(
+    store: &D,
+    handle: &str,
+    version: Option<IpVersion>,
+) -> Result<Vec<IpAddr>, StoreError> {
+    let id = block::sanitized(handle);
+    let Some(seen) = seen::handle(store, id).await? else { return Ok(Vec::new()) };
+    let mut addresses = Vec::new();
+    for cidr in seen.value.blocks.into_keys() {
+        if version.is_some_and(|version| version != cidr.version()) {
+            continue;
+        }
+        if let Some(block) = seen::block(store, cidr).await? {
+            addresses.extend(block::held_by(&block.value, id).filter_map(|ordinal| cidr.address(ordinal)));
+        }
+    }
+    Ok(addresses)
+}
