@@ -157,14 +157,14 @@ impl<D: Datastore> Run<'_, D> {
         let mut owned = u32::try_from(setting.affine.len()).unwrap_or(u32::MAX);
         while !self.satisfied() {
             if let Some(affinity) = setting.affine.pop_front() {
-                self.from_own(&setting, affinity).await?;
+                self.take_from_own(&setting, affinity).await?;
             } else if owned >= limit {
                 self.explain.shortage = Some(Shortage::BlockLimit { limit, owned });
                 return Ok(());
             } else if !setting.config.auto_allocate_blocks {
                 self.explain.shortage = Some(Shortage::AutoAllocateOff);
                 return Ok(());
-            } else if self.from_new(&setting).await? {
+            } else if self.take_from_new(&setting).await? {
                 owned += 1;
             } else {
                 break;
@@ -231,20 +231,20 @@ impl<D: Datastore> Run<'_, D> {
     }
 
     /// Takes from a block that we have, or ought to have, an affinity for.
-    async fn from_own(&mut self, setting: &Setting, affinity: Seen<Affinity>) -> Result<(), Stop> {
+    async fn take_from_own(&mut self, setting: &Setting, affinity: Seen<Affinity>) -> Result<(), Stop> {
         let cidr = affinity.value.cidr;
         let Some(pool) = pool_of(setting, cidr).filter(|_| !setting.reserved.covers(cidr)) else {
             self.explain.tried(cidr, BlockOutcome::Full);
             return Ok(());
         };
         match self.claim(setting, pool, cidr, Known::Found(affinity)).await? {
-            Some(claimed) => self.from_claimed(setting, claimed).await,
+            Some(claimed) => self.take_from_claimed(setting, claimed).await,
             None => Ok(()),
         }
     }
 
     /// Claims a block and takes from it. False: there is none left to claim.
-    async fn from_new(&mut self, setting: &Setting) -> Result<bool, Stop> {
+    async fn take_from_new(&mut self, setting: &Setting) -> Result<bool, Stop> {
         for _ in 0..ATTEMPTS {
             let blocks = seen::blocks(self.store).await?;
             let Some((pool, cidr, known)) = self.find_usable(setting, &blocks).await? else {
@@ -255,7 +255,7 @@ impl<D: Datastore> Run<'_, D> {
             if let Some(claimed) = self.claim(setting, pool, cidr, known).await? {
                 let outcome = if claimed.made { BlockOutcome::Claimed } else { BlockOutcome::Took };
                 self.explain.tried(cidr, outcome);
-                self.from_claimed(setting, claimed).await?;
+                self.take_from_claimed(setting, claimed).await?;
                 return Ok(true);
             }
         }
@@ -284,17 +284,17 @@ impl<D: Datastore> Run<'_, D> {
     }
 
     /// Counts what a claim brought, or takes from the block if it was there already.
-    async fn from_claimed(&mut self, setting: &Setting, claimed: Claimed) -> Result<(), Stop> {
+    async fn take_from_claimed(&mut self, setting: &Setting, claimed: Claimed) -> Result<(), Stop> {
         if claimed.made {
             self.taken.extend(claimed.taken);
             return Ok(());
         }
         let only = setting.config.strict_affinity.then_some(&self.request.owner);
-        self.from_block(setting, claimed.block, only, BlockOutcome::Took).await
+        self.take_from_block(setting, claimed.block, only, BlockOutcome::Took).await
     }
 
     /// Takes from a block as read, reading it again after each conflict.
-    async fn from_block(
+    async fn take_from_block(
         &mut self,
         setting: &Setting,
         block: Seen<Block>,
@@ -404,7 +404,7 @@ impl<D: Datastore> Run<'_, D> {
                 let mut collected = seen.value.clone();
                 block::collect(&mut collected, setting.config.ip_cooldown_seconds, now);
                 if block::free_count(&collected, &setting.reserved) > 0 {
-                    self.from_block(setting, seen, None, BlockOutcome::Borrowed).await?;
+                    self.take_from_block(setting, seen, None, BlockOutcome::Borrowed).await?;
                 }
             }
         }
@@ -488,16 +488,9 @@ pub async fn take_from<D: Datastore>(
     rules: &TakeRules<'_>,
     cooldown_seconds: u32,
 ) -> Result<Vec<Taken>, StoreError> {
-    let planned = |seen: &Seen<Block>, handles: &Handles| match plan::plan_take(
-        seen,
-        std::slice::from_ref(want),
-        handles,
-        rules,
-    ) {
-        Ok(plan) => Some(plan),
-        Err(
-            TakeError::NotOwner { .. } | TakeError::OutOfBlock { .. } | TakeError::AlreadyAssigned { .. },
-        ) => None,
+    // A block that changed hands has nothing for us: as good as full.
+    let planned = |seen: &Seen<Block>, handles: &Handles| {
+        plan::plan_take(seen, std::slice::from_ref(want), handles, rules).ok()
     };
     let taken = commit_on(store, clock, block, want.handle.as_deref(), cooldown_seconds, planned).await?;
     Ok(taken.into_iter().flatten().flatten().collect())

@@ -252,6 +252,7 @@ fn released<'a>(
 }
 
 /// What to do about the affinity before a block is claimed.
+#[expect(clippy::large_enum_variant, reason = "one is made per claim and matched at once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PendingPlan {
     /// Write this; the affinity is then ours and pending.
@@ -410,14 +411,12 @@ mod tests {
         };
         let later = now() + SignedDuration::from_secs(61);
         let theirs = claim("other", AffinityState::Pending);
-        assert!(matches!(
-            plan_pending(&me, cidr(), None, false, now()),
-            PendingPlan::Write(Write::Create(_))
-        ));
-        assert!(matches!(
-            plan_pending(&me, cidr(), Some(&theirs), false, later),
-            PendingPlan::Write(Write::Update(..))
-        ));
+        let write = |found, at| match plan_pending(&me, cidr(), found, false, at) {
+            PendingPlan::Write(write) => write,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(write(None, now()), Write::Create(_)));
+        assert!(matches!(write(Some(&theirs), later), Write::Update(..)));
         for (found, exists, at) in [
             (claim("other", AffinityState::Confirmed), false, later),
             (claim("other", AffinityState::Pending), true, later),

@@ -95,7 +95,7 @@ enum Step {
         /// The handle as written; `None` if it is deleted.
         handle: Option<Seen<Handle>>,
         /// The block as written, if it was.
-        block: Option<Block>,
+        block: Option<Box<Block>>,
     },
     /// Something changed: read again.
     Again,
@@ -131,7 +131,7 @@ async fn release_in_block<D: Datastore>(
                 }
                 _ => None,
             });
-            Ok(Step::Done { count: held, handle, block: plan.block.filter(|_| held > 0) })
+            Ok(Step::Done { count: held, handle, block: plan.block.filter(|_| held > 0).map(Box::new) })
         }
         // Nothing can be lost by looking again: what is released already is not found by the handle any more.
         Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => Ok(Step::Again),
