@@ -1,0 +1,156 @@
+//! The network configuration on standard input, as far as the plugins look at it.
+
+use crate::environment::is_identifier;
+use crate::error::{CniError, code};
+use serde::Deserialize;
+use std::path::PathBuf;
+
+/// Versions of the specification that the plugins speak, oldest first.
+pub const SUPPORTED_VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+/// Where the agent listens unless the configuration says otherwise.
+pub const DEFAULT_AGENT_SOCKET: &str = "/run/tortie/ipam.sock";
+
+/// A configuration. Keys that are not named here are passed over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct NetworkConfig {
+    /// Version that the caller speaks; 0.1.0 when absent.
+    #[serde(rename = "cniVersion")]
+    pub cni_version: String,
+    /// Name of the network, first part of handles.
+    pub name: String,
+    /// MTU of pods' interfaces in bytes; 0: the file that the agent writes, or the kernel's own.
+    pub mtu: u32,
+    /// Unix socket of the agent; that below `ipam` wins.
+    pub agent_socket: Option<PathBuf>,
+    /// Address management.
+    pub ipam: IpamConfig,
+    /// What pods may do.
+    pub container_settings: ContainerSettings,
+    /// Result of an earlier ADD, with CHECK and DEL.
+    #[serde(rename = "prevResult")]
+    pub previous: Option<serde_json::Value>,
+}
+
+/// The part `ipam` of a configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct IpamConfig {
+    /// Name of the plugin to delegate to.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// Only the text `false` turns IPv4 off (a string: that is how Calico writes it).
+    pub assign_ipv4: Option<String>,
+    /// Only the text `true` turns IPv6 on.
+    pub assign_ipv6: Option<String>,
+    /// Pools by CIDR or name; empty: any eligible.
+    pub ipv4_pools: Vec<String>,
+    /// As `ipv4_pools`.
+    pub ipv6_pools: Vec<String>,
+    /// Unix socket of the agent.
+    pub agent_socket: Option<PathBuf>,
+}
+
+/// The part `container_settings` of a configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ContainerSettings {
+    /// Pods may forward packets.
+    pub allow_ip_forwarding: bool,
+}
+
+impl NetworkConfig {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// Code 6 if it is not JSON of this shape, 7 if the name is missing or malformed, 1 for an unknown version.
+    pub fn parse(text: &[u8]) -> Result<Self, CniError> {
+        let mut config: Self = serde_json::from_slice(text).map_err(|error| {
+            CniError::new(code::DECODE, format!("error unmarshall network config: {error}"))
+        })?;
+        if config.name.is_empty() {
+            return Err(CniError::new(code::BAD_CONFIG, "missing network name"));
+        }
+        if !is_identifier(&config.name) {
+            return Err(CniError::new(
+                code::BAD_CONFIG,
+                format!("invalid characters found in network name {:?}", config.name),
+            ));
+        }
+        if config.cni_version.is_empty() {
+            SUPPORTED_VERSIONS[0].clone_into(&mut config.cni_version);
+        }
+        if !SUPPORTED_VERSIONS.contains(&config.cni_version.as_str()) {
+            let details =
+                format!("config is {:?}, plugin supports {SUPPORTED_VERSIONS:?}", config.cni_version);
+            let error = CniError::new(code::INCOMPATIBLE_VERSION, "incompatible CNI versions");
+            return Err(error.because(&details));
+        }
+        Ok(config)
+    }
+
+    /// Whether the caller's version is at least `version`, one of [`SUPPORTED_VERSIONS`].
+    #[must_use]
+    pub fn speaks(&self, version: &str) -> bool {
+        let position = |wanted: &str| SUPPORTED_VERSIONS.iter().position(|known| *known == wanted);
+        position(&self.cni_version) >= position(version)
+    }
+
+    /// Where the agent listens.
+    #[must_use]
+    pub fn agent_socket(&self) -> PathBuf {
+        let named = self.ipam.agent_socket.as_ref().or(self.agent_socket.as_ref());
+        named.cloned().unwrap_or_else(|| PathBuf::from(DEFAULT_AGENT_SOCKET))
+    }
+
+    /// Whether an IPv4 address is wanted.
+    #[must_use]
+    pub fn wants_ipv4(&self) -> bool {
+        self.ipam.assign_ipv4.as_deref() != Some("false")
+    }
+
+    /// Whether an IPv6 address is wanted.
+    #[must_use]
+    pub fn wants_ipv6(&self) -> bool {
+        self.ipam.assign_ipv6.as_deref() == Some("true")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_have_the_codes_of_the_specification() {
+        for (text, code) in [
+            ("", 6),
+            ("[]", 6),
+            (r#"{"name":"net","ipam":{"assign_ipv4":true}}"#, 6),
+            ("{}", 7),
+            (r#"{"name":"a b"}"#, 7),
+            (r#"{"name":"net","cniVersion":"1.2.0"}"#, 1),
+        ] {
+            assert_eq!(NetworkConfig::parse(text.as_bytes()).unwrap_err().code, code, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_without_version_is_of_the_oldest() {
+        let config = NetworkConfig::parse(br#"{"name":"net","type":"calico","later":{"x":1}}"#).unwrap();
+        assert_eq!(config.cni_version, "0.1.0");
+        assert!(config.wants_ipv4() && !config.wants_ipv6());
+        assert!(!config.speaks("0.4.0"));
+        assert_eq!(config.agent_socket(), PathBuf::from(DEFAULT_AGENT_SOCKET));
+    }
+
+    #[test]
+    fn the_socket_below_ipam_wins() {
+        let config = NetworkConfig::parse(
+            br#"{"name":"net","cniVersion":"1.0.0","agent_socket":"/a","ipam":{"agent_socket":"/b"}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.agent_socket(), PathBuf::from("/b"));
+        assert!(config.speaks("0.4.0") && !config.speaks("1.1.0"));
+    }
+}
