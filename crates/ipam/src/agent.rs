@@ -281,7 +281,10 @@ impl Agent {
         let ahead: Vec<u64> = self.turns.get(&handle).into_iter().flatten().copied().collect();
         for id in ahead {
             let idle = self.jobs.get(&id).is_some_and(|job| {
-                matches!(job.task, Task::Add(_)) && job.stage != Stage::Flying && !job.tainted && job.got.is_empty()
+                matches!(job.task, Task::Add(_))
+                    && job.stage != Stage::Flying
+                    && !job.tainted
+                    && job.got.is_empty()
             });
             if idle && request.is_some() {
                 self.fail(id, TRY_AGAIN, "a DEL for the same container came in".to_owned());
@@ -355,7 +358,9 @@ impl Agent {
             turn.retain(|other| *other != id);
             if turn.is_empty() {
                 self.turns.remove(&job.turn);
-                self.handles.retain(|handle, known| *handle != job.handle || matches!(known, Known::Here(_)));
+                if !matches!(self.handles.get(&job.handle), Some(Known::Here(_))) {
+                    self.handles.remove(&job.handle);
+                }
             }
         }
         self.again = true;

@@ -4,6 +4,7 @@
 //! out. No runtime and no clock: time is handed in as a [`Clock`].
 
 pub mod affinity;
+pub mod agent;
 pub mod assign;
 pub mod block;
 pub mod candidate;

@@ -1,0 +1,1 @@
+//! Tests of the step machine over the store in memory.
