@@ -133,10 +133,20 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts to watch `collections`.
     pub(crate) fn watch(client: Client, collections: &[Collection]) -> Self {
+        Self::watch_reduced(client, collections, |_, _| {})
+    }
+
+    /// Starts to watch `collections` and keeps of each object what `reduce` leaves of it: its name, uid and
+    /// resourceVersion must stay.
+    pub(crate) fn watch_reduced(
+        client: Client,
+        collections: &[Collection],
+        reduce: fn(Kind, &mut Value),
+    ) -> Self {
         let (sender, deliveries) = mpsc::channel(1024);
         let mut tasks = tokio::task::JoinSet::new();
         for collection in collections {
-            tasks.spawn(follow(client.clone(), *collection, sender.clone()));
+            tasks.spawn(follow(client.clone(), *collection, sender.clone(), reduce));
         }
         let missing = collections.iter().copied().collect();
         Self { client, view: View::default(), deliveries, missing, wait: Duration::ZERO, _tasks: tasks }
@@ -177,6 +187,11 @@ impl Cluster {
                 return;
             }
         }
+    }
+
+    /// Whether every collection has been listed: before that nothing must be decided.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.missing.is_empty()
     }
 
     /// Carries out what `reconcile` wants until it wants nothing more; what failed is tried again after a pause.
@@ -295,11 +310,16 @@ async fn perform(client: &Client, action: &Action) -> Result<Value, Refusal> {
 }
 
 /// Lists and watches a collection for ever.
-async fn follow(client: Client, collection: Collection, sender: mpsc::Sender<Delivery>) {
+async fn follow(
+    client: Client,
+    collection: Collection,
+    sender: mpsc::Sender<Delivery>,
+    reduce: fn(Kind, &mut Value),
+) {
     let mut wait = SHORTEST_WAIT;
     loop {
         let mut listed = false;
-        if let Err(refusal) = list_and_watch(&client, collection, &sender, &mut listed).await {
+        if let Err(refusal) = list_and_watch(&client, collection, &sender, reduce, &mut listed).await {
             tracing::debug!(kind = collection.0.name, reason = refusal.reason, "watch lost");
             // Its definition does not exist yet, so there are none.
             if refusal.code == 404 && sender.send(Delivery::Listed(collection, Vec::new())).await.is_err() {
@@ -318,16 +338,18 @@ async fn list_and_watch(
     client: &Client,
     (kind, namespace): Collection,
     sender: &mpsc::Sender<Delivery>,
+    reduce: fn(Kind, &mut Value),
     listed: &mut bool,
 ) -> Result<(), Refusal> {
     let closed = |_| Refusal { code: 0, reason: "nobody listens".to_owned() };
     let path = kind.path(namespace);
     let mut list = send(client, "GET", &path, None).await?;
     let mut revision = object::text(&list, "/metadata/resourceVersion").to_owned();
-    let objects = match list.get_mut("items").map(Value::take) {
+    let mut objects = match list.get_mut("items").map(Value::take) {
         Some(Value::Array(objects)) => objects,
         _ => Vec::new(),
     };
+    objects.iter_mut().for_each(|object| reduce(kind, object));
     *listed = true;
     sender.send(Delivery::Listed((kind, namespace), objects)).await.map_err(closed)?;
     loop {
@@ -340,7 +362,8 @@ async fn list_and_watch(
         let mut events = Box::pin(client.request_events::<Value>(request).await?);
         while let Some(event) = events.next().await {
             let delivery = match event? {
-                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                WatchEvent::Added(mut object) | WatchEvent::Modified(mut object) => {
+                    reduce(kind, &mut object);
                     object::text(&object, "/metadata/resourceVersion").clone_into(&mut revision);
                     Delivery::Put(kind, object)
                 }

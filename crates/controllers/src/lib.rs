@@ -1,7 +1,12 @@
 //! The cluster's controllers: each is a pure function from what is seen to what is to be done, with a thin driver.
 //!
-//! [`operator`] turns the Installation into pools and workloads and reports by TigeraStatus.
+//! [`operator`] turns the Installation into pools and workloads and reports by TigeraStatus. [`run`] is
+//! calico-kube-controllers, which gives back what deleted nodes and vanished pods have left.
 
 mod cluster;
+mod collect;
+mod kube_controllers;
 mod object;
 pub mod operator;
+
+pub use kube_controllers::{Options, run};

@@ -30,8 +30,8 @@ pub(crate) const INSTALLATION: Kind = kind(OPERATOR, "Installation", "installati
 pub(crate) const API_SERVER: Kind = kind(OPERATOR, "APIServer", "apiservers");
 pub(crate) const TIGERA_STATUS: Kind = kind(OPERATOR, "TigeraStatus", "tigerastatuses");
 pub(crate) const IP_POOL: Kind = kind(CALICO, "IPPool", "ippools");
-pub(crate) const BLOCK: Kind = kind(CALICO, "IPAMBlock", "ipamblocks");
 pub(crate) const AFFINITY: Kind = kind(CALICO, "BlockAffinity", "blockaffinities");
+pub(crate) const CLUSTER_INFORMATION: Kind = kind(CALICO, "ClusterInformation", "clusterinformations");
 pub(crate) const FELIX_CONFIGURATION: Kind = kind(CALICO, "FelixConfiguration", "felixconfigurations");
 pub(crate) const CONTROLLERS_CONFIGURATION: Kind =
     kind(CALICO, "KubeControllersConfiguration", "kubecontrollersconfigurations");
