@@ -26,7 +26,7 @@ fn main() {
             owner: None,
         };
         // The reason has been told to whoever waits.
-        let _ = lab::holder::run(&options);
+        let _ = lab::holder::run(options);
         return;
     }
     let directory = tempfile::tempdir().unwrap();

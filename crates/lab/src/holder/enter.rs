@@ -30,8 +30,8 @@ pub(super) const SAYS_ERROR: &str = "error ";
 /// # Errors
 /// When the kernel refuses the namespaces; the message names what is missing. It goes to standard output too, for
 /// whoever waits there.
-pub fn run(options: &Options) -> Result<()> {
-    let result = if options.inside { super::serve::run(options) } else { enter(options) };
+pub fn run(options: Options) -> Result<()> {
+    let result = if options.inside { super::serve::run(&options) } else { enter(&options) };
     if let Err(error) = &result {
         say(&format!("{SAYS_ERROR}{}", format!("{error:#}").replace('\n', " ")));
     }

@@ -24,5 +24,8 @@ pub use start::{Running, start};
 /// Name of the control socket in the lab directory.
 pub const SOCKET: &str = "holder.sock";
 
+/// Where programs are looked for when nothing else is said.
+pub const STANDARD_PATH: &str = process::PATH;
+
 /// Where network namespaces appear by the last part of their set's name, inside the lab's mounts.
 pub const NETNS_DIRECTORY: &str = "/run/tortie/netns";
