@@ -103,7 +103,12 @@ impl Blocks {
 /// # Errors
 /// When the kubeconfig cannot be used.
 pub async fn run(options: Options) -> Result<(), ConnectError> {
-    let store = Kubernetes::connect(Some(&options.kubeconfig)).await?;
+    drive(Kubernetes::connect(Some(&options.kubeconfig)).await?).await;
+    Ok(())
+}
+
+/// The loop; it does not end.
+pub(crate) async fn drive(store: Kubernetes) {
     let mut cluster = Cluster::watch_reduced(store.client(), &WATCHED, reduce);
     let mut changes = follow(store.clone(), Scope::All(datastore::Kind::Block));
     let mut blocks = Blocks::default();

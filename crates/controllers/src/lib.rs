@@ -10,3 +10,9 @@ mod object;
 pub mod operator;
 
 pub use kube_controllers::{Options, run};
+
+#[cfg(test)]
+#[path = "../../datastore/tests/fake/mod.rs"]
+mod fake;
+#[cfg(test)]
+mod runs;

@@ -70,6 +70,12 @@ pub struct Options {
 /// When the kubeconfig cannot be used.
 pub async fn run(options: Options) -> Result<(), ConnectError> {
     let client = datastore::kubernetes::client(Some(&options.kubeconfig)).await?;
+    drive(client, options).await;
+    Ok(())
+}
+
+/// The loop; it does not end.
+pub(crate) async fn drive(client: kube::Client, options: Options) {
     let mut cluster = Cluster::watch(client, &WATCHED);
     tracing::info!("operator started");
     loop {

@@ -1,5 +1,7 @@
 //! A Kubernetes API in the test's own process: collections of objects with revisions, preconditions, pages and watches.
 
+#![expect(dead_code, reason = "each of the tests that include it uses a part")]
+
 use bytes::Bytes;
 use futures::stream;
 use http::{Request, Response, StatusCode};
@@ -85,10 +87,32 @@ impl Fake {
         let mut state = self.state.lock().unwrap();
         let before = state.objects.get(path).cloned();
         object["metadata"]["name"] = json!(path.rsplit('/').next());
+        if let Some((_, rest)) = path.split_once("/namespaces/")
+            && let Some((namespace, _)) = rest.split_once('/')
+        {
+            object["metadata"]["namespace"] = json!(namespace);
+        }
         state.store(path, object, before);
         let revision = state.revision;
         drop(state);
         self.changed.send_replace(revision);
+    }
+
+    /// Deletes the object at `path`, as somebody else would.
+    pub(crate) fn remove(&self, path: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.delete(path, &Value::Null);
+        let revision = state.revision;
+        drop(state);
+        self.changed.send_replace(revision);
+    }
+
+    /// Waits until `holds`, which is asked again after every change.
+    pub(crate) async fn until(&self, holds: impl Fn(&Self) -> bool) {
+        let mut receiver = self.changed.subscribe();
+        while !holds(self) {
+            receiver.changed().await.unwrap();
+        }
     }
 
     /// Forgets the history so far.
@@ -139,12 +163,12 @@ impl Fake {
         if from < oldest {
             return failure(410, "too old resource version");
         }
-        let prefix = format!("{path}/");
+        let collection = path.to_owned();
         let selector = query.get("labelSelector").cloned().unwrap_or_default();
         let fake = self.clone();
         let receiver = self.changed.subscribe();
         let body = stream::unfold((fake, receiver, from), move |(fake, mut receiver, mut after)| {
-            let (prefix, selector) = (prefix.clone(), selector.clone());
+            let (collection, selector) = (collection.clone(), selector.clone());
             async move {
                 loop {
                     let lines: String = {
@@ -152,7 +176,7 @@ impl Fake {
                         let lines = state
                             .history
                             .iter()
-                            .filter(|change| change.revision > after && change.path.starts_with(&prefix))
+                            .filter(|change| change.revision > after && is_in(&collection, &change.path))
                             .filter_map(|change| {
                                 let now = change.kind != "DELETED" && selects(&selector, &change.object);
                                 let then =
@@ -222,15 +246,16 @@ impl State {
         if let Some(object) = self.objects.get(path) {
             return success(object);
         }
-        let Some(limit) = query.get("limit") else { return failure(404, "not found") };
-        let limit: usize = limit.parse().unwrap();
-        let prefix = format!("{path}/");
+        if !is_collection(path) {
+            return failure(404, "not found");
+        }
+        let limit = query.get("limit").map_or(usize::MAX, |limit| limit.parse().unwrap());
         let selector = query.get("labelSelector").cloned().unwrap_or_default();
         let after = query.get("continue").cloned().unwrap_or_default();
         let mut matching = self
             .objects
             .iter()
-            .filter(|(place, _)| place.starts_with(&prefix) && **place > after)
+            .filter(|(place, _)| is_in(path, place) && **place > after)
             .filter(|(_, object)| selects(&selector, object));
         let page: Vec<_> = matching.by_ref().take(limit).collect();
         let next =
@@ -264,6 +289,7 @@ impl State {
     }
 
     fn patch(&mut self, path: &str, patch: &Value) -> Answer {
+        let path = path.strip_suffix("/status").unwrap_or(path);
         let Some(before) = self.objects.get(path).cloned() else { return failure(404, "not found") };
         let wanted = patch.pointer("/metadata/resourceVersion");
         if wanted.is_some_and(|wanted| *wanted != before["metadata"]["resourceVersion"]) {
@@ -290,6 +316,22 @@ impl State {
         self.history.push(change);
         success(&json!({"kind": "Status", "status": "Success"}))
     }
+}
+
+/// Whether `path` names a collection: after group and version there is a plural, perhaps behind a namespace.
+fn is_collection(path: &str) -> bool {
+    let parts = path.split('/').skip(1).count();
+    if path.starts_with("/apis/") { parts.is_multiple_of(2) } else { !parts.is_multiple_of(2) }
+}
+
+/// Whether the object at `place` is in `collection`, which may span all namespaces.
+fn is_in(collection: &str, place: &str) -> bool {
+    let Some((parent, _)) = place.rsplit_once('/') else { return false };
+    if parent == collection {
+        return true;
+    }
+    let Some((root, rest)) = parent.split_once("/namespaces/") else { return false };
+    rest.split_once('/').is_some_and(|(_, plural)| format!("{root}/{plural}") == collection)
 }
 
 fn merge(object: &mut Value, patch: &Value) {

@@ -1,0 +1,118 @@
+//! The controllers' loops against an API in the test's own process: from a change to what comes of it.
+
+use crate::fake::{Fake, Fault};
+use crate::{kube_controllers, operator};
+use api::{AffinityNaming, AffinityState, Owner, Pool};
+use datastore::kubernetes::Kubernetes;
+use datastore::{Datastore, Record, Write};
+use ipam::block::{self, Take};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+
+const CALICO: &str = "/apis/crd.projectcalico.org/v1";
+const OPERATOR: &str = "/apis/operator.tigera.io/v1";
+
+/// Runs `work` until the test's own `task` is done.
+async fn beside<F: Future<Output = ()>>(work: impl Future<Output = ()>, task: F) {
+    tokio::select! {
+        () = work => panic!("a controller's loop ended"),
+        () = task => {}
+    }
+}
+
+fn options() -> operator::Options {
+    operator::Options {
+        kubeconfig: std::path::PathBuf::new(),
+        node_networks: Vec::new(),
+        affinity_naming: AffinityNaming::PerBlock,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn installation_is_carried_out_although_requests_fail() {
+    let fake = Fake::new();
+    fake.put("/api/v1/nodes/a", json!({}));
+    let mut requests = 0;
+    fake.fail(move |method, _| {
+        requests += 1;
+        (method != "GET" && requests % 3 == 0).then_some(match requests % 2 {
+            0 => Fault::AnswerLost,
+            _ => Fault::Refused(503),
+        })
+    });
+    let watched = fake.clone();
+    beside(operator::drive(fake.client(), options()), async move {
+        let ready = |fake: &Fake| {
+            [
+                "apis/apps/v1/namespaces/calico-system/daemonsets/calico-node",
+                "apis/apps/v1/namespaces/calico-apiserver/deployments/calico-apiserver",
+            ]
+            .iter()
+            .all(|path| fake.object(&format!("/{path}")).is_some())
+        };
+        let installation = json!({"spec": {"calicoNetwork": {"ipPools": [{"cidr": "192.168.0.0/16"}]}}});
+        watched.put(&format!("{OPERATOR}/installations/default"), installation);
+        watched.put(&format!("{OPERATOR}/apiservers/default"), json!({"spec": {}}));
+        watched.until(ready).await;
+        assert!(watched.object(&format!("{CALICO}/ippools/default-ipv4-ippool")).is_some());
+        let status = format!("{OPERATOR}/tigerastatuses/calico");
+        watched
+            .until(|fake| {
+                fake.object(&status).is_some_and(|object| {
+                    object["status"]["conditions"][2]["status"] == "True"
+                        && object["status"]["conditions"][2]["type"] == "Progressing"
+                })
+            })
+            .await;
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn deleted_node_loses_its_addresses_and_blocks_and_the_living_one_keeps_all() {
+    let fake = Fake::new();
+    let store = Kubernetes::with_client(fake.client());
+    fake.put("/api/v1/nodes/alive", json!({}));
+    fake.put("/api/v1/nodes/doomed", json!({}));
+    let pool = Pool::with_defaults("p", "10.0.0.0/16".parse().unwrap());
+    store.commit(&[], &[Write::Create(Record::Pool(pool))]).await.unwrap();
+    for (node, cidr) in [("alive", "10.0.0.0/26"), ("doomed", "10.0.0.64/26")] {
+        own_block(&store, node, cidr.parse().unwrap()).await;
+    }
+    let watched = fake.clone();
+    let block = |name: &str| format!("{CALICO}/ipamblocks/{name}");
+    beside(kube_controllers::drive(store), async move {
+        watched.until(|fake| fake.object(&format!("{CALICO}/clusterinformations/default")).is_some()).await;
+        watched.remove("/api/v1/nodes/doomed");
+        watched
+            .until(|fake| fake.object(&format!("{CALICO}/blockaffinities/doomed-10-0-0-64-26")).is_none())
+            .await;
+        assert_eq!(watched.object(&block("10-0-0-64-26")), None);
+        assert_eq!(watched.object(&format!("{CALICO}/ipamhandles/vxlan-tunnel-addr-doomed")), None);
+        assert!(watched.object(&block("10-0-0-0-26")).is_some());
+        assert!(watched.object(&format!("{CALICO}/blockaffinities/alive-10-0-0-0-26")).is_some());
+    })
+    .await;
+}
+
+/// Gives `node` the block `cidr` with its tunnel address in it.
+async fn own_block(store: &Kubernetes, node: &str, cidr: api::Cidr) {
+    let owner = Owner::host(node);
+    let handle = format!("vxlan-tunnel-addr-{node}");
+    let mut made = block::new_block(cidr, &owner, jiff::Timestamp::UNIX_EPOCH);
+    let attributes = [("node", node), ("type", "vxlanTunnelAddress")];
+    let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into_iter().collect();
+    let request = Take {
+        count: 1,
+        handle: Some(&handle),
+        attributes: &attributes,
+        reserved: &ipam::ReservationSet::default(),
+        avoid: &BTreeSet::new(),
+        only_owner: None,
+    };
+    block::take(&mut made, &request).unwrap();
+    let affinity = api::Affinity { owner, cidr, state: AffinityState::Confirmed, deleted: false };
+    let handle = api::Handle { id: handle.clone(), blocks: BTreeMap::from([(cidr, 1)]), deleted: false };
+    let records = [Record::Affinity(affinity), Record::Handle(handle), Record::Block(made)];
+    store.commit(&[], &records.map(Write::Create)).await.unwrap();
+}
