@@ -136,7 +136,8 @@ impl Cluster {
     /// Where the API server is reached from inside the lab: `https://172.18.0.3:6443`.
     #[must_use]
     pub fn internal_server(&self) -> String {
-        let address = self.control_plane().map_or(Ipv4Addr::LOCALHOST.into(), |node| node.address.addr());
+        let address =
+            self.control_plane().map_or_else(|| Ipv4Addr::LOCALHOST.into(), |node| node.address.addr());
         format!("https://{address}:{API_PORT}")
     }
 

@@ -236,7 +236,7 @@ fn check(file: &Path, document: &Document, wrongs: &mut Vec<Wrong>) -> KindConfi
 
 fn check_roles(file: &Path, document: &Document, config: &KindConfig, wrongs: &mut Vec<Wrong>) {
     let planes = config.nodes.iter().filter(|node| node.role == Role::ControlPlane).count();
-    let second = document
+    let mut second = document
         .nodes
         .iter()
         .flatten()
@@ -246,7 +246,7 @@ fn check_roles(file: &Path, document: &Document, config: &KindConfig, wrongs: &m
         let message = "nodes: must have at least one control-plane node; add - role: control-plane";
         wrongs.push(Wrong::at(file, 0, message));
     } else if planes > 1 {
-        let line = second.last().map_or(0, |role| role.referenced.line());
+        let line = second.next_back().map_or(0, |role| role.referenced.line());
         let message =
             "nodes: more than one control-plane node is not supported; make the others role: worker";
         wrongs.push(Wrong::at(file, line, message));

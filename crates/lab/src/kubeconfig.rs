@@ -46,7 +46,8 @@ pub fn user_file() -> Option<PathBuf> {
 /// When the file is no kubeconfig or cannot be written.
 pub fn merge(file: &Path, text: &str) -> Result<Vec<PathBuf>> {
     let mut made = Vec::new();
-    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
     if !parent.exists() {
         private_file::create_directory(parent)?;
         made.push(parent.to_owned());

@@ -363,7 +363,7 @@ fn resolve(file: &Path, path: &str) -> PathBuf {
     if let (Some(rest), Some(home)) = (path.strip_prefix("~/"), std::env::home_dir()) {
         return home.join(rest);
     }
-    file.parent().unwrap_or(Path::new("/")).join(path)
+    file.parent().unwrap_or_else(|| Path::new("/")).join(path)
 }
 
 /// Whether the name begins with a letter or digit and has only these and `others`.
