@@ -267,6 +267,9 @@ impl<'a> Planner<'a> {
             for tunnel in [node.vxlan_ipv4, node.vxlan_ipv6].into_iter().flatten() {
                 let destination = Cidr::from(tunnel);
                 let Some(pool) = self.pool(destination) else { continue };
+                if pool.vxlan_mode == Encapsulation::Never {
+                    continue;
+                }
                 if let Ok(route) = self.remote(pool, destination, name)
                     && route.mtu.is_none()
                 {
