@@ -3,9 +3,12 @@
 //! The answer to a write enters the view at once, so that a reconciler which runs before the watch has delivered the
 //! change does not make the same object twice. An event older than what is held is dropped by its revision.
 
-use crate::object::{self, Kind, Name};
+use crate::object::{self, AFFINITY, IP_POOL, Kind, Name};
+use api::Cidr;
+use datastore::kubernetes::Kubernetes;
 use futures::StreamExt;
 use futures::stream;
+use ipam::affinity::release_affinities_in;
 use kube::Client;
 use kube::core::WatchEvent;
 use serde_json::{Value, json};
@@ -91,6 +94,8 @@ pub(crate) enum Action {
     PatchStatus(Kind, Name, Value),
     /// Delete the object that has this uid.
     Delete(Kind, Name, String),
+    /// Take all blocks of a pool from their nodes.
+    GiveUpBlocks(Name, Cidr),
 }
 
 impl Action {
@@ -100,15 +105,17 @@ impl Action {
             | Self::Patch(kind, ..)
             | Self::PatchStatus(kind, ..)
             | Self::Delete(kind, ..) => *kind,
+            Self::GiveUpBlocks(..) => IP_POOL,
         }
     }
 
     fn name(&self) -> Name {
         match self {
             Self::Create(_, object) => Name::of(object),
-            Self::Patch(_, name, _) | Self::PatchStatus(_, name, _) | Self::Delete(_, name, _) => {
-                name.clone()
-            }
+            Self::Patch(_, name, _)
+            | Self::PatchStatus(_, name, _)
+            | Self::Delete(_, name, _)
+            | Self::GiveUpBlocks(name, _) => name.clone(),
         }
     }
 }
@@ -237,6 +244,14 @@ impl Cluster {
                 tracing::info!(kind = kind.name, object = %name, "deleted");
                 true
             }
+            (Ok(_), Action::GiveUpBlocks(_, pool)) => {
+                self.view.objects.retain(|(kind, _), object| {
+                    let block = object::text(object, "/spec/cidr").parse::<Cidr>();
+                    *kind != AFFINITY || !block.is_ok_and(|block| block.overlaps(*pool))
+                });
+                tracing::info!(pool = name.name, "took the blocks of a pool from their nodes");
+                true
+            }
             (Ok(answer), _) => {
                 let what = if matches!(action, Action::Create(..)) { "created" } else { "changed" };
                 tracing::info!(kind = kind.name, object = %name, revision = object::revision(&answer), "{what}");
@@ -306,6 +321,22 @@ async fn perform(client: &Client, action: &Action) -> Result<Value, Refusal> {
             let options = json!({"propagationPolicy": "Background", "preconditions": {"uid": uid}});
             send(client, "DELETE", &path, Some(&options)).await
         }
+        Action::GiveUpBlocks(_, pool) => {
+            let store = Kubernetes::with_client(client.clone());
+            match release_affinities_in(&store, &SystemClock, *pool).await {
+                Ok(_) => Ok(Value::Null),
+                Err(error) => Err(Refusal { code: 0, reason: error.to_string() }),
+            }
+        }
+    }
+}
+
+/// The clock of the machine.
+pub(crate) struct SystemClock;
+
+impl ipam::Clock for SystemClock {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
     }
 }
 

@@ -4,7 +4,7 @@
 //! Verdicts are made by [`crate::collect`] from what is watched. Before anything is released on the word of a cache
 //! the API server itself is asked whether the node, or the pod, is really gone: a cache may be behind.
 
-use crate::cluster::{Action, Cluster, Collection, View, send};
+use crate::cluster::{Action, Cluster, Collection, SystemClock, View, send};
 use crate::collect::{Collector, Leak, Pod, Pods, Snapshot, Verdicts, needs};
 use crate::object::{
     AFFINITY, CLUSTER_INFORMATION, CONTROLLERS_CONFIGURATION, Kind, NODE, Name, POD, is_deleting, items, text,
@@ -50,14 +50,6 @@ const WATCHED: [Collection; 5] =
 pub struct Options {
     /// Credentials and address of the API server.
     pub kubeconfig: PathBuf,
-}
-
-struct SystemClock;
-
-impl ipam::Clock for SystemClock {
-    fn now(&self) -> Timestamp {
-        Timestamp::now()
-    }
 }
 
 /// Every block, followed.

@@ -18,11 +18,11 @@ const OPERATOR: &str = "tigera-operator";
 pub(super) struct PoolPlan {
     pub(super) actions: Vec<Action>,
     pub(super) trouble: Option<Trouble>,
-    /// Pools that are no longer asked for and still hold blocks.
+    /// What is said along with success.
     pub(super) warnings: Vec<String>,
 }
 
-/// Compares `wanted` with the IPPool objects of the cluster. `in_use` says whether a block lies in a pool's range.
+/// Compares `wanted` with the IPPool objects of the cluster. `in_use` says whether nodes have blocks in a pool's range.
 pub(super) fn plan(wanted: &[Pool], objects: &[&Value], in_use: impl Fn(&Pool) -> bool) -> PoolPlan {
     let mut plan = PoolPlan::default();
     let found: Vec<(&Value, Pool)> =
@@ -104,13 +104,14 @@ fn keep(plan: &mut PoolPlan, wanted: &Pool, object: &Value, found: &Pool) {
     }
 }
 
-/// A pool of ours that is no longer wanted: first it gives out nothing more, then its blocks go, then it goes.
+/// A pool of ours that is no longer wanted: first it gives out nothing more, then nodes lose its blocks, then it goes.
+/// Addresses in use stay in use in blocks without owner.
 fn retire(plan: &mut PoolPlan, object: &Value, pool: &Pool, in_use: bool) {
     let name = Name::cluster(&pool.name);
     if !pool.disabled {
         plan.actions.push(Action::Patch(IP_POOL, name, json!({"spec": {"disabled": true}})));
     } else if in_use {
-        plan.warnings.push(format!("IPPool {} goes when its last block is released", pool.name));
+        plan.actions.push(Action::GiveUpBlocks(name, pool.cidr));
     } else {
         plan.actions.push(Action::Delete(IP_POOL, name, text(object, "/metadata/uid").to_owned()));
     }
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn removed_entry_disables_its_pool_then_deletes_it_once_no_block_is_left() {
+    fn removed_entry_disables_its_pool_then_takes_its_blocks_back_then_deletes_it() {
         let ours = object(&pool(), true);
         let first = plan(&[], &[&ours], |_| true);
         assert!(
@@ -173,7 +174,8 @@ mod tests {
         let mut disabled = pool();
         disabled.disabled = true;
         let disabled = object(&disabled, true);
-        assert!(plan(&[], &[&disabled], |_| true).actions.is_empty());
+        let second = plan(&[], &[&disabled], |_| true);
+        assert!(matches!(second.actions.as_slice(), [Action::GiveUpBlocks(..)]));
         assert!(matches!(plan(&[], &[&disabled], |_| false).actions.as_slice(), [Action::Delete(..)]));
         let foreign = object(&pool(), false);
         assert!(plan(&[], &[&foreign], |_| false).actions.is_empty());

@@ -72,6 +72,9 @@ impl Granting {
                 self.put(*kind, object);
             }
             Action::Delete(kind, name, uid) => self.view.remove(*kind, name, uid),
+            Action::GiveUpBlocks(..) => {
+                self.view.reset((AFFINITY, ""), Vec::new());
+            }
         }
     }
 
@@ -80,7 +83,7 @@ impl Granting {
         for kind in [DAEMON_SET, DEPLOYMENT] {
             let objects: Vec<Value> = self.view.all(kind).cloned().collect();
             for mut object in objects {
-                object["status"] = json!({"desiredNumberScheduled": 3, "updatedNumberScheduled": 3,
+                object["status"] = json!({"observedGeneration": 1, "desiredNumberScheduled": 3, "updatedNumberScheduled": 3,
                     "numberAvailable": 3, "availableReplicas": object["spec"]["replicas"]});
                 self.put(kind, object);
             }
@@ -246,4 +249,19 @@ fn api_server_without_installation_is_degraded() {
     cluster.settle();
     assert_eq!(cluster.condition("apiserver", "Degraded").1, "ResourceNotFound");
     assert_eq!(cluster.names(DEPLOYMENT), Vec::<String>::new());
+}
+
+#[test]
+fn pool_that_is_taken_off_the_list_goes_after_its_blocks() {
+    let mut cluster = Granting::new();
+    cluster.installation("192.168.0.0/17");
+    cluster.settle();
+    cluster.put(AFFINITY, json!({"metadata": {"name": "n"}, "spec": {"cidr": "192.168.0.0/26"}}));
+    let mut moved = cluster.view.get(INSTALLATION, &Name::cluster("default")).unwrap().clone();
+    moved["spec"]["calicoNetwork"]["ipPools"][0]["cidr"] = json!("192.168.128.0/17");
+    moved["spec"]["calicoNetwork"]["ipPools"][0]["name"] = json!("second");
+    cluster.put(INSTALLATION, moved);
+    let actions = cluster.settle();
+    assert!(actions.iter().any(|action| matches!(action, Action::GiveUpBlocks(..))));
+    assert_eq!(cluster.names(IP_POOL), ["second"]);
 }

@@ -92,7 +92,10 @@ pub(super) fn judge(view: &View, component: &Component<'_>) -> Verdict {
 
 /// What a workload still waits for.
 fn progress(kind: Kind, name: &Name, object: &Value) -> Option<String> {
-    let stale = number(object, "/metadata/generation") > number(object, "/status/observedGeneration");
+    // A workload that its controller has not looked at yet has no numbers that could be right.
+    let unseen = object.pointer("/status/observedGeneration").is_none();
+    let stale =
+        unseen || number(object, "/metadata/generation") > number(object, "/status/observedGeneration");
     if kind == DAEMON_SET {
         let desired = number(object, "/status/desiredNumberScheduled");
         let updated = number(object, "/status/updatedNumberScheduled");
