@@ -265,6 +265,9 @@ pub struct Capabilities {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Created or changed.
+    ///
+    /// Where affinities are named per block (architecture D9), a block has one affinity: this one replaces another
+    /// owner's that was known.
     Put(Stored),
     /// Deleted at this revision (two-phase deletes are reported at their first phase).
     Deleted(Key, Revision),
@@ -369,7 +372,9 @@ pub trait Datastore: Send + Sync {
     /// All or nothing where [`Capabilities::atomic_commit`]. Elsewhere in order, stopping at the first refusal, checks
     /// read again after the last write and, where one fails, the writes undone.
     ///
-    /// Datastore calls: 1 where atomic; otherwise one per write (three per delete of a block, affinity or handle) and one per check.
+    /// Datastore calls: 1 where atomic. Otherwise one per write (two per delete of a block, affinity or handle, and per
+    /// write of a node) and one per check of a record that the commit does not write; with such checks one more per
+    /// update, to be able to undo it.
     ///
     /// # Errors
     /// See [`CommitError`].
