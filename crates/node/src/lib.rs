@@ -1,1 +1,120 @@
-//! stub
+//! The node agent: one process per node that owns the node's allocations and its dataplane.
+//!
+//! ```text
+//!   plugins ──unix socket──► service ──► driver (ipam::agent) ──► datastore
+//!                                          │ what is known             ▲
+//!                                          ▼                           │ watches
+//!                       dataplane_sync ──► kernel, Node object, network configuration
+//! ```
+//!
+//! What decides is elsewhere and pure: [`ipam::agent`] which request gets which address, [`dataplane::plan`] which routes
+//! there are. This crate wires them, and runs on one thread.
+
+mod cni_conf;
+mod commit;
+mod dataplane_sync;
+mod driver;
+mod health;
+mod host_address;
+mod listen;
+pub mod log;
+mod node_object;
+mod service;
+mod tunnel;
+
+pub use cni_conf::FILE as CNI_CONF_FILE;
+pub use listen::{Listen, ListenError};
+
+use dataplane_sync::DataplaneSync;
+use datastore::kubernetes::{ConnectError, Kubernetes};
+use driver::Driver;
+use health::Health;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+/// What the agent has to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Name of the node, as its Node object has it.
+    pub node_name: String,
+    /// Credentials and address of the API server.
+    pub kubeconfig: PathBuf,
+    /// The socket to serve on.
+    pub listen: Listen,
+    /// Directory that the network configuration is written to.
+    pub cni_conf_dir: PathBuf,
+    /// Path at which plugins find the socket; it is written into the network configuration.
+    pub cni_plugin_socket: PathBuf,
+    /// MTU of pods' interfaces in bytes; `None`: what the host's network leaves.
+    pub mtu: Option<u32>,
+}
+
+/// Why the agent ended.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no socket to serve on.
+    #[error("the agent has no socket to serve on")]
+    Listen(#[from] ListenError),
+    /// There is no way to the API server.
+    #[error("the agent cannot use its credentials")]
+    Connect(#[from] ConnectError),
+    /// The kernel cannot be reached.
+    #[error("the agent cannot talk to the kernel about routes: it must run as root of its namespaces")]
+    Kernel(#[from] dataplane::ApplyError),
+    /// Something else that the system did not give.
+    #[error("the agent could not {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Runs the agent until it is asked to end by SIGTERM or SIGINT. One thread is enough for it.
+///
+/// It logs to standard output unless a log is set up already.
+///
+/// # Errors
+/// [`RunError`] if it could not start. A store or kernel that fails later is tried again.
+pub async fn run(options: Options) -> Result<(), RunError> {
+    log::init();
+    let listener = listen::listen(&options.listen)?;
+    let system = |what| move |source| RunError::System { what, source };
+    let listener =
+        tokio::net::UnixListener::from_std(listener).map_err(system("listen on its socket"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for signals"))?;
+    info!(node = options.node_name, "starting");
+    let store = Kubernetes::connect(Some(&options.kubeconfig)).await?;
+    let (connection, netlink, _) =
+        rtnetlink::new_connection().map_err(system("open a netlink socket"))?;
+    tokio::spawn(connection);
+    let health = Arc::new(Health::default());
+    let client = store.client();
+    let (driver, door) = Driver::new(&options.node_name, store, Arc::clone(&health));
+    let sync = DataplaneSync::new(options.clone(), door.clone(), Arc::clone(&health), client, netlink)?;
+    let driver = tokio::spawn(driver.run());
+    let sync = tokio::spawn(sync.run());
+    let server = axum::serve(listener, service::router(door, health));
+    tokio::select! {
+        served = server => served.map_err(system("serve its socket"))?,
+        _ = terminate.recv() => info!(node = options.node_name, "asked to end"),
+        _ = tokio::signal::ctrl_c() => info!(node = options.node_name, "interrupted"),
+        // Neither ends by itself: without either the node is of no use, and whoever supervises starts it anew.
+        ended = driver => return Err(ended_early("keep its state", ended)),
+        ended = sync => return Err(ended_early("keep the dataplane", ended)),
+    }
+    Ok(())
+}
+
+fn ended_early(what: &'static str, ended: Result<(), tokio::task::JoinError>) -> RunError {
+    let source = match ended {
+        Ok(()) => io::Error::other("a task ended by itself"),
+        Err(error) => io::Error::other(error),
+    };
+    RunError::System { what, source }
+}

@@ -1,0 +1,398 @@
+//! Drives the batcher: feeds it requests, watches and results, and does what it says.
+//!
+//! One task owns the [`Agent`]. Whatever waits is taken in together before the next plan, so that a burst of requests
+//! becomes one batch. Commits and reads run as tasks of their own and come back as events.
+
+use crate::commit;
+use crate::health::{Count, Health, Part};
+use api::attachment::{AddRequest, DelRequest, ErrorReply};
+use api::{Node, Pool};
+use dataplane::{BlockUse, Endpoint, NodeAddresses};
+use datastore::follow::{Change, follow};
+use datastore::kubernetes::Kubernetes;
+use datastore::{Datastore as _, Kind, Record};
+use futures::stream::{BoxStream, SelectAll, StreamExt as _};
+use futures::{FutureExt as _, stream};
+use ipam::agent::{Agent, Demand, Effect, Event, Note, Reply, RequestId, Surrender, TRY_AGAIN};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::{debug, error, info, warn};
+
+/// Requests taken in by one plan at most; the rest waits its turn.
+const INTAKE: usize = 512;
+
+/// What others ask of the driver.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A CNI ADD.
+    Add(AddRequest, oneshot::Sender<Reply>),
+    /// A CNI DEL.
+    Del(DelRequest, oneshot::Sender<Reply>),
+    /// An address for the node itself.
+    Demand(Demand, oneshot::Sender<Reply>),
+    /// Its return.
+    Surrender(Surrender, oneshot::Sender<Reply>),
+    /// What is known now.
+    Look(oneshot::Sender<Sight>),
+    /// A result came back.
+    Event(Event),
+    /// An ADD whose namespace was looked up, or not.
+    Located(AddRequest, Result<BTreeMap<String, String>, String>, oneshot::Sender<Reply>),
+}
+
+/// What routing and the tunnel address are computed from, at one moment.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sight {
+    /// Everything has been listed once.
+    pub(crate) complete: bool,
+    /// The node's own record.
+    pub(crate) node: Option<Node>,
+    /// All nodes' addresses by name.
+    pub(crate) nodes: BTreeMap<String, NodeAddresses>,
+    /// All pools.
+    pub(crate) pools: Vec<Pool>,
+    /// All blocks.
+    pub(crate) blocks: Vec<BlockUse>,
+    /// Pods of this node.
+    pub(crate) endpoints: BTreeSet<Endpoint>,
+}
+
+/// Way to the driver.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    inputs: mpsc::Sender<Input>,
+    /// Told whenever something was learnt.
+    pub(crate) changed: Arc<Notify>,
+}
+
+impl Door {
+    /// Sends a request in and waits for its answer.
+    pub(crate) async fn ask(&self, input: impl FnOnce(oneshot::Sender<Reply>) -> Input) -> Reply {
+        let (sender, receiver) = oneshot::channel();
+        let gone = || {
+            let message = "the agent is ending; try again".to_owned();
+            Reply::Failed(ErrorReply { code: TRY_AGAIN, message, details: String::new() })
+        };
+        if self.inputs.send(input(sender)).await.is_err() {
+            return gone();
+        }
+        receiver.await.unwrap_or_else(|_| gone())
+    }
+
+    /// What is known now.
+    pub(crate) async fn look(&self) -> Option<Sight> {
+        let (sender, receiver) = oneshot::channel();
+        self.inputs.send(Input::Look(sender)).await.ok()?;
+        receiver.await.ok()
+    }
+}
+
+/// The driver of one node's batcher.
+pub(crate) struct Driver {
+    agent: Agent,
+    node: String,
+    store: Kubernetes,
+    health: Arc<Health>,
+    inputs: mpsc::Receiver<Input>,
+    /// For results, which must never wait for room.
+    results: mpsc::UnboundedReceiver<Input>,
+    back: mpsc::UnboundedSender<Input>,
+    changed: Arc<Notify>,
+    waiting: BTreeMap<RequestId, oneshot::Sender<Reply>>,
+    nodes: BTreeMap<String, Node>,
+    next: u64,
+}
+
+impl Driver {
+    pub(crate) fn new(node: &str, store: Kubernetes, health: Arc<Health>) -> (Self, Door) {
+        let (sender, inputs) = mpsc::channel(INTAKE);
+        let (back, results) = mpsc::unbounded_channel();
+        let changed = Arc::new(Notify::new());
+        let driver = Self {
+            agent: Agent::new(node),
+            node: node.to_owned(),
+            store,
+            health,
+            inputs,
+            results,
+            back,
+            changed: Arc::clone(&changed),
+            waiting: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            next: 0,
+        };
+        (driver, Door { inputs: sender, changed })
+    }
+
+    /// Runs until every [`Door`] is gone.
+    pub(crate) async fn run(mut self) {
+        let mut feeds: SelectAll<BoxStream<'static, (Kind, Change)>> = stream::select_all(
+            self.agent.scopes().into_iter().map(|scope| {
+                let kind = scope.kind();
+                follow(self.store.clone(), scope).map(move |change| (kind, change)).boxed()
+            }),
+        );
+        loop {
+            let mut events = Vec::new();
+            let due = self.agent.next_deadline().map(|at| {
+                let left = at.duration_since(Timestamp::now());
+                Duration::try_from(left).unwrap_or_default()
+            });
+            tokio::select! {
+                input = self.inputs.recv() => match input {
+                    Some(input) => self.take(input, &mut events),
+                    None => return,
+                },
+                Some(result) = self.results.recv() => self.take(result, &mut events),
+                Some((kind, change)) = feeds.next() => self.learn(kind, change, &mut events),
+                () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => events.push(Event::Tick),
+            }
+            // Whatever else is there already is planned together with it.
+            while events.len() < INTAKE {
+                if let Ok(result) = self.results.try_recv() {
+                    self.take(result, &mut events);
+                } else if let Some(Some((kind, change))) = feeds.next().now_or_never() {
+                    self.learn(kind, change, &mut events);
+                } else if let Ok(input) = self.inputs.try_recv() {
+                    self.take(input, &mut events);
+                } else {
+                    break;
+                }
+            }
+            self.step(events);
+        }
+    }
+
+    fn step(&mut self, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        let ticks_only = events.iter().all(|event| matches!(event, Event::Tick));
+        let effects = self.agent.steps(Timestamp::now(), events);
+        for effect in effects {
+            self.perform(effect);
+        }
+        self.health.set_lost(self.agent.view().is_lost());
+        if self.agent.view().is_complete() && self.health.set_up(Part::Warm) {
+            info!(node = self.node, "read the datastore");
+        }
+        if !ticks_only {
+            // Remembered for a listener that is busy.
+            self.changed.notify_one();
+        }
+    }
+
+    fn learn(&mut self, kind: Kind, change: Change, events: &mut Vec<Event>) {
+        if let Change::Lost(error) = &change {
+            if self.agent.view().is_lost() {
+                debug!(%error, "still without datastore");
+            } else {
+                warn!(%error, "lost the datastore");
+            }
+        }
+        if kind == Kind::Node {
+            self.learn_nodes(&change);
+        }
+        events.push(Event::Changed(kind, change));
+    }
+
+    /// Keeps all nodes for routing; the batcher keeps its own only.
+    fn learn_nodes(&mut self, change: &Change) {
+        match change {
+            Change::Reset(listing) => {
+                self.nodes = listing
+                    .items
+                    .iter()
+                    .filter_map(|stored| match &stored.record {
+                        Record::Node(node) => Some((node.name.clone(), node.clone())),
+                        _ => None,
+                    })
+                    .collect();
+            }
+            Change::Put(stored) => {
+                if let Record::Node(node) = &stored.record {
+                    self.nodes.insert(node.name.clone(), node.clone());
+                }
+            }
+            Change::Deleted(datastore::Key::Node(name), _) => {
+                self.nodes.remove(name);
+            }
+            Change::Deleted(..) | Change::Progress(_) | Change::Lost(_) => {}
+        }
+    }
+
+    fn take(&mut self, input: Input, events: &mut Vec<Event>) {
+        match input {
+            Input::Event(event) => events.push(event),
+            Input::Look(sender) => {
+                // Nobody may be waiting any more.
+                let _ = sender.send(self.sight());
+            }
+            Input::Add(request, sender) => match &request.namespace {
+                Some(namespace) if self.namespaces_matter() => {
+                    self.locate(namespace.clone(), request, sender);
+                }
+                _ => self.add(&request, BTreeMap::new(), sender, events),
+            },
+            Input::Located(request, labels, sender) => match labels {
+                Ok(labels) => self.add(&request, labels, sender, events),
+                Err(message) => {
+                    let error = ErrorReply { code: TRY_AGAIN, message, details: String::new() };
+                    let _ = sender.send(Reply::Failed(error));
+                }
+            },
+            Input::Demand(demand, sender) => {
+                let id = self.expect(sender);
+                events.push(Event::Add(id, demand));
+            }
+            Input::Del(request, sender) => match Surrender::pod(&request) {
+                Ok(surrender) => {
+                    let id = self.expect(sender);
+                    events.push(Event::Del(id, surrender));
+                }
+                Err(error) => {
+                    let _ = sender.send(Reply::Failed(error));
+                }
+            },
+            Input::Surrender(surrender, sender) => {
+                let id = self.expect(sender);
+                events.push(Event::Del(id, surrender));
+            }
+        }
+    }
+
+    fn add(
+        &mut self,
+        request: &AddRequest,
+        namespace_labels: BTreeMap<String, String>,
+        sender: oneshot::Sender<Reply>,
+        events: &mut Vec<Event>,
+    ) {
+        match Demand::pod(request, &self.node, Timestamp::now()) {
+            Ok(demand) => {
+                let id = self.expect(sender);
+                events.push(Event::Add(id, Demand { namespace_labels, ..demand }));
+            }
+            Err(error) => {
+                let _ = sender.send(Reply::Failed(error));
+            }
+        }
+    }
+
+    fn expect(&mut self, sender: oneshot::Sender<Reply>) -> RequestId {
+        self.next += 1;
+        let id = RequestId(self.next);
+        self.waiting.insert(id, sender);
+        id
+    }
+
+    /// Whether some pool is for some namespaces only.
+    fn namespaces_matter(&self) -> bool {
+        self.agent.view().pools().any(|pool| pool.namespace_selector.is_some())
+    }
+
+    /// Reads the labels of a namespace; the request goes on when they are there.
+    fn locate(&self, namespace: String, request: AddRequest, sender: oneshot::Sender<Reply>) {
+        let (client, back) = (self.store.client(), self.back.clone());
+        tokio::spawn(async move {
+            let labels = crate::node_object::namespace_labels(&client, &namespace).await;
+            let labels = labels.map_err(|error| {
+                format!("the labels of namespace {namespace} cannot be read, and a pool asks for them: {error}")
+            });
+            let _ = back.send(Input::Located(request, labels, sender));
+        });
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        let (store, back) = (self.store.clone(), self.back.clone());
+        match effect {
+            Effect::Commit { ticket, checks, writes } => {
+                self.health.count(Count::Commits);
+                debug!(writes = writes.len(), checks = checks.len(), "committing");
+                tokio::spawn(async move {
+                    let result = commit::commit(&store, &checks, &writes).await;
+                    let _ = back.send(Input::Event(Event::Committed(ticket, result)));
+                });
+            }
+            Effect::Read { ticket, key } => {
+                self.health.count(Count::Reads);
+                tokio::spawn(async move {
+                    let result = store.get(&key).await;
+                    let _ = back.send(Input::Event(Event::Read(ticket, result)));
+                });
+            }
+            Effect::List { ticket, scope } => {
+                self.health.count(Count::Reads);
+                tokio::spawn(async move {
+                    let result = store.list(&scope).await;
+                    let _ = back.send(Input::Event(Event::Listed(ticket, result)));
+                });
+            }
+            Effect::Reply { request, reply } => {
+                if let Some(sender) = self.waiting.remove(&request) {
+                    // A plugin that was killed does not listen any more; its runtime asks again or gives back.
+                    let _ = sender.send(reply);
+                }
+            }
+            Effect::Note(note) => self.log(note),
+        }
+    }
+
+    fn log(&self, note: Note) {
+        match note {
+            Note::Claimed { block } => {
+                self.health.count(Count::Claimed);
+                info!(node = self.node, %block, "claimed block");
+            }
+            Note::LostRace { block } => info!(node = self.node, %block, "lost race for block"),
+            Note::Assigned { handle, address, block, borrowed } => {
+                self.health.count(Count::Assigned);
+                if borrowed {
+                    info!(handle, %address, %block, "borrowed address");
+                } else {
+                    info!(handle, %address, %block, "assigned address");
+                }
+            }
+            Note::Released { handle } => {
+                self.health.count(Count::Released);
+                info!(handle, "released addresses");
+            }
+            Note::Refused { handle, error } => {
+                self.health.count(Count::Refused);
+                if error.code == TRY_AGAIN {
+                    warn!(handle, code = error.code, reason = error.message, "refused request for now");
+                } else {
+                    error!(handle, code = error.code, reason = error.message, "refused request");
+                }
+            }
+            Note::Conflict { key } => {
+                self.health.count(Count::Conflicts);
+                debug!(record = %key, "record changed, planning again");
+            }
+            Note::Unanswered { reason } => warn!(reason, "datastore did not answer"),
+        }
+    }
+
+    fn sight(&self) -> Sight {
+        let view = self.agent.view();
+        let blocks = view.index().iter().map(|(cidr, entry)| BlockUse {
+            cidr: *cidr,
+            owner: entry.owner.as_ref().map(|owner| owner.name.clone()),
+            borrowed: entry.elsewhere.clone(),
+        });
+        Sight {
+            complete: view.is_complete(),
+            node: self.nodes.get(&self.node).cloned(),
+            nodes: self.nodes.iter().map(|(name, node)| (name.clone(), NodeAddresses::of(node))).collect(),
+            pools: view.pools().cloned().collect(),
+            blocks: blocks.collect(),
+            endpoints: view
+                .endpoints()
+                .map(|(address, interface)| Endpoint { address, interface: interface.to_owned() })
+                .collect(),
+        }
+    }
+}

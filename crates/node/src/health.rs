@@ -1,0 +1,134 @@
+//! What the agent says about itself: which parts are up, and how much it has done.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// Parts that must be up before the node may run pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Everything that is followed has been listed.
+    Warm,
+    /// The tunnel address is assigned and recorded, or no pool wants one.
+    Tunnel,
+    /// The kernel was brought to the desired state once.
+    Dataplane,
+    /// The network configuration is installed.
+    Configuration,
+}
+
+impl Part {
+    const ALL: [Self; 4] = [Self::Warm, Self::Tunnel, Self::Dataplane, Self::Configuration];
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Warm => "watches",
+            Self::Tunnel => "tunnel address",
+            Self::Dataplane => "dataplane",
+            Self::Configuration => "network configuration",
+        }
+    }
+}
+
+/// State and counts, shared by the agent's tasks.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    up: [AtomicBool; 4],
+    /// The store does not answer.
+    lost: AtomicBool,
+    counts: [AtomicU64; 8],
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Count {
+    Assigned,
+    Released,
+    Refused,
+    Claimed,
+    Conflicts,
+    Commits,
+    Reads,
+    Applied,
+}
+
+impl Count {
+    const ALL: [(Self, &'static str, &'static str); 8] = [
+        (Self::Assigned, "tortie_agent_addresses_assigned_total", "Addresses answered to ADDs."),
+        (Self::Released, "tortie_agent_releases_total", "DELs after which nothing was held."),
+        (Self::Refused, "tortie_agent_requests_refused_total", "Requests answered with an error."),
+        (Self::Claimed, "tortie_agent_blocks_claimed_total", "Blocks claimed or repaired."),
+        (Self::Conflicts, "tortie_agent_conflicts_total", "Commits that met a changed record."),
+        (Self::Commits, "tortie_agent_commits_total", "Commits sent to the datastore."),
+        (Self::Reads, "tortie_agent_reads_total", "Reads sent to the datastore, watches aside."),
+        (Self::Applied, "tortie_agent_dataplane_applies_total", "Times the kernel was compared with the desired state."),
+    ];
+}
+
+impl Health {
+    /// Marks a part as up; answers whether it was not before.
+    pub(crate) fn set_up(&self, part: Part) -> bool {
+        !self.up[part as usize].swap(true, Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_up(&self, part: Part) -> bool {
+        self.up[part as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_lost(&self, lost: bool) {
+        self.lost.store(lost, Ordering::Relaxed);
+    }
+
+    /// Parts that are missing; empty if the agent can serve.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let parts = Part::ALL.into_iter().filter(|part| !self.is_up(*part)).map(Part::text);
+        parts.chain(self.lost.load(Ordering::Relaxed).then_some("connection to the datastore")).collect()
+    }
+
+    pub(crate) fn count(&self, what: Count) {
+        self.counts[what as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Everything as Prometheus reads it.
+    pub(crate) fn metrics(&self) -> String {
+        let mut text = String::new();
+        for (count, name, help) in Count::ALL {
+            let value = self.counts[count as usize].load(Ordering::Relaxed);
+            // Writing to a String cannot fail.
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}\n");
+        }
+        let name = "tortie_agent_ready";
+        let ready = u8::from(self.missing().is_empty());
+        let _ = write!(
+            text,
+            "# HELP {name} 1 while the node can serve requests.\n# TYPE {name} gauge\n{name} {ready}\n"
+        );
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agent_can_serve_when_every_part_is_up_and_the_store_answers() {
+        let health = Health::default();
+        assert_eq!(health.missing().len(), 4);
+        for part in Part::ALL {
+            assert!(health.set_up(part));
+            assert!(!health.set_up(part));
+        }
+        assert!(health.missing().is_empty());
+        health.set_lost(true);
+        assert_eq!(health.missing(), ["connection to the datastore"]);
+    }
+
+    #[test]
+    fn metrics_are_one_help_type_and_value_each() {
+        let health = Health::default();
+        health.count(Count::Assigned);
+        let text = health.metrics();
+        assert!(text.contains("\ntortie_agent_addresses_assigned_total 1\n"));
+        assert_eq!(text.lines().count(), 27);
+    }
+}
