@@ -1,9 +1,10 @@
 //! Making a lab, or completing one that is there.
 
 use crate::cluster::{API_PORT, BRIDGE, Cluster, Node, UNDERLAY};
+use crate::console::{self, Level};
 use crate::holder::{self, Client, Endpoint, ListenSpec, NamespaceSpec, Network, RefusalKind};
 use crate::known::{self, Known, Lock};
-use crate::supervisor::{AGENT_SOCKETS, KUBELET_SOCKETS, OWN_ID};
+use crate::supervisor::{AGENT_SOCKETS, API_ID, KUBELET_SOCKETS, OWN_ID};
 use crate::{api_client, bootstrap, destroy, kubeconfig, pki, private_file, supervisor};
 use anyhow::{Context as _, Result, bail};
 use futures::future::try_join_all;
@@ -18,6 +19,9 @@ use tokio::time::Instant;
 
 /// How long the API server may take until it answers.
 const API_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often the API server may end before it is given up.
+const API_ATTEMPTS: u32 = 3;
 
 /// How long the nodes may take until they are registered.
 const NODE_PATIENCE: Duration = Duration::from_secs(20);
@@ -137,7 +141,7 @@ pub async fn deploy(request: Request, progress: &mut dyn Progress) -> Result<Out
         _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
     };
     if let Err(error) = made {
-        let error = with_log(error, &cluster);
+        show_logs(&cluster);
         if let Err(left) = destroy::clean(&known, &lock) {
             return Err(error.context(format!("and removing it again failed: {left:#}")));
         }
@@ -167,20 +171,15 @@ fn refuse_duplicates(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// The last words of the API server, which dies with its log when the lab is removed.
-fn with_log(error: anyhow::Error, cluster: &Cluster) -> anyhow::Error {
-    for component in ["apiserver", "supervisor", "holder"] {
+/// With `--debug`, shows the ends of the logs, which are removed with the lab.
+fn show_logs(cluster: &Cluster) {
+    for component in ["holder", "supervisor", "apiserver"] {
         let text = std::fs::read_to_string(cluster.log(component)).unwrap_or_default();
-        let last: Vec<&str> = text.lines().rev().take(3).filter(|line| !line.trim().is_empty()).collect();
-        if last.is_empty() {
-            continue;
-        }
-        crate::console::log(crate::console::Level::Debug, "last lines of a log", &[("log", component)]);
-        for line in last.iter().rev() {
-            crate::console::log(crate::console::Level::Debug, line, &[]);
+        let lines: Vec<&str> = text.lines().collect();
+        for line in lines.iter().skip(lines.len().saturating_sub(10)) {
+            console::log(Level::Debug, line, &[("log", component)]);
         }
     }
-    error
 }
 
 async fn create(
@@ -362,26 +361,50 @@ async fn complete(cluster: &Cluster) -> Result<()> {
 }
 
 async fn wait_for_api(api: &kube::Client, holder: &Client, cluster: &Cluster) -> Result<()> {
-    let deadline = Instant::now() + API_PATIENCE;
+    tokio::select! {
+        answered = api_answers(api) => answered,
+        ended = part_ended(holder, cluster) => ended,
+        () = tokio::time::sleep(API_PATIENCE) => bail!(
+            "the API server at https://{} does not answer: {}",
+            cluster.api_server,
+            last_words(cluster, "apiserver")
+        ),
+    }
+}
+
+async fn api_answers(api: &kube::Client) -> Result<()> {
     loop {
         let request = http::Request::get("/readyz").body(Vec::new()).context("making a request")?;
-        let answer = tokio::time::timeout_at(deadline, api.request_text(request)).await;
-        if matches!(answer, Ok(Ok(_))) {
+        // The holder listens from the start: a request waits there until the server takes it.
+        if api.request_text(request).await.is_ok() {
             return Ok(());
-        }
-        if Instant::now() >= deadline {
-            let log = cluster.log("apiserver");
-            let reason = std::fs::read_to_string(&log).unwrap_or_default();
-            let reason = reason.lines().last().unwrap_or("its log is empty").to_owned();
-            bail!("the API server at https://{} does not answer: {reason}", cluster.api_server);
-        }
-        if let Some(exit) = holder.list(OWN_ID).await?.first().and_then(|process| process.exit) {
-            let log = std::fs::read_to_string(cluster.log("supervisor")).unwrap_or_default();
-            let reason = log.lines().last().unwrap_or("its log is empty");
-            bail!("the supervisor ended with code {:?}: {reason}", exit.code);
         }
         tokio::time::sleep(LOOK).await;
     }
+}
+
+/// Returns only when waiting is useless: the API server ended again and again, or the supervisor did once.
+async fn part_ended(holder: &Client, cluster: &Cluster) -> Result<()> {
+    let mut watch = holder.watch("").await?;
+    let mut ends = 0;
+    loop {
+        let state = watch.next().await?;
+        let Some(exit) = state.exit else { continue };
+        let part = if state.id == OWN_ID { "supervisor" } else { "apiserver" };
+        ends += u32::from(state.id == API_ID);
+        if state.id == OWN_ID || ends >= API_ATTEMPTS {
+            let how = match (exit.code, exit.signal) {
+                (Some(code), _) => format!("code {code}"),
+                (None, signal) => format!("signal {}", signal.unwrap_or_default()),
+            };
+            bail!("the lab's {part} ended with {how}: {}", last_words(cluster, part));
+        }
+    }
+}
+
+fn last_words(cluster: &Cluster, part: &str) -> String {
+    let log = std::fs::read_to_string(cluster.log(part)).unwrap_or_default();
+    log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("its log is empty").to_owned()
 }
 
 /// Waits until every node is there and `accepted`.

@@ -15,6 +15,9 @@ pub const PREFIX: &str = "lab/";
 /// The supervisor's own name with the holder.
 pub const OWN_ID: &str = "supervisor";
 
+/// The API server's name with the holder.
+pub const API_ID: &str = "lab/apiserver";
+
 /// Wait before the first restart of a process; doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 
@@ -147,7 +150,7 @@ fn processes(cluster: &Cluster) -> Vec<ProcessSpec> {
     let config = text(cluster.directory.join(crate::cluster::FILE));
     let mut api_server = part(
         cluster,
-        "lab/apiserver",
+        API_ID,
         "apiserver",
         &[
             "apiserver",
@@ -161,6 +164,8 @@ fn processes(cluster: &Cluster) -> Vec<ProcessSpec> {
             &cluster.service_subnet.to_string(),
             "--server-version",
             &cluster.version,
+            "--advertise",
+            cluster.internal_server().trim_start_matches("https://"),
         ],
     );
     api_server.listeners = vec!["apiserver/host".into(), "apiserver/node".into()];
