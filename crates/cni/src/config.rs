@@ -125,7 +125,7 @@ mod tests {
     fn errors_have_the_codes_of_the_specification() {
         for (text, code) in [
             ("", 6),
-            ("[]", 6),
+            ("3", 6),
             (r#"{"name":"net","ipam":{"assign_ipv4":true}}"#, 6),
             ("{}", 7),
             (r#"{"name":"a b"}"#, 7),

@@ -176,7 +176,8 @@ fn enter(namespace: &File) -> io::Result<()> {
 
 /// Makes both ends where they belong: a peer that is moved afterwards costs ten times as much.
 fn make_pair(node: &mut Netlink, wiring: &Wiring<'_>, up: bool) -> Result<(), WireError> {
-    let mut peer = end(wiring.interface, &pod_mac(wiring.container, wiring.interface), wiring.mtu, up);
+    // The peer cannot be up from the start: the kernel refuses while the host end is not there yet.
+    let mut peer = end(wiring.interface, &pod_mac(wiring.container, wiring.interface), wiring.mtu, false);
     peer.attributes.push(LinkAttribute::NetNsFd(wiring.namespace.as_raw_fd()));
     let mut host = end(wiring.host, &HOST_MAC, wiring.mtu, up);
     host.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -249,17 +250,20 @@ fn pod_side(wiring: &Wiring<'_>, has_v6: bool) -> Result<(), WireError> {
     let mut pod = Netlink::open().map_err(failed("opening a netlink socket"))?;
     let index = index_of(interface).map_err(failed(format!("finding {interface} in the pod")))?;
     let forwarding = if wiring.forwarding { "1" } else { "0" };
+    if has_v6 {
+        for scope in ["all", "default", "lo"] {
+            let _ = sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "0");
+        }
+        // An address that is probed for duplicates cannot be used meanwhile; on this wire there is nobody to have it.
+        let _ = sysctl(&format!("net/ipv6/conf/{interface}/accept_dad"), "0");
+    }
+    raise(&mut pod, index).map_err(failed(format!("setting {interface} up")))?;
     if wiring.addresses.iter().any(IpAddr::is_ipv4) {
         pod_routes(&mut pod, index, IpAddr::V4(GATEWAY))
             .map_err(failed(format!("adding the pod's route through {GATEWAY}")))?;
         let _ = sysctl("net/ipv4/ip_forward", forwarding);
     }
     if has_v6 {
-        for scope in ["all", "default", "lo"] {
-            let _ = sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "0");
-        }
-        let _ = sysctl(&format!("net/ipv6/conf/{interface}/accept_dad"), "0");
-        raise(&mut pod, index).map_err(failed(format!("setting {interface} up")))?;
         pod_routes(&mut pod, index, IpAddr::V6(GATEWAY_IPV6))
             .map_err(failed(format!("adding the pod's route through {GATEWAY_IPV6}")))?;
         let _ = sysctl("net/ipv6/conf/all/forwarding", forwarding);

@@ -74,6 +74,11 @@ fn on_node(name: &str, body: impl FnOnce() + Send) {
     });
 }
 
+/// The namespace of the calling thread.
+fn here() -> Namespace {
+    Namespace(std::fs::File::open("/proc/thread-self/ns/net").unwrap())
+}
+
 async fn planned(kernel: &mut Kernel, mut inputs: Inputs) -> Desired {
     inputs.host = kernel.facts(&inputs.nodes["node1"]).await.unwrap();
     plan(&inputs)
@@ -260,7 +265,7 @@ fn what_is_not_ours_is_left_alone() {
 fn pods_come_and_go_without_a_complete_pass() {
     on_node("pods_come_and_go_without_a_complete_pass", || {
         let pod = Namespace::new();
-        Namespace::here().wire("calia1", "", &pod, "eth0", "");
+        here().wire("calia1", "", &pod, "eth0", "");
         block_on(async {
             let mut kernel = Kernel::open().unwrap();
             let mut inputs = inputs(Encapsulation::Never);
@@ -293,7 +298,7 @@ fn pods_come_and_go_without_a_complete_pass() {
 fn a_pods_route_that_nobody_told_of_is_not_removed_at_once() {
     on_node("a_pods_route_that_nobody_told_of_is_not_removed_at_once", || {
         let pod = Namespace::new();
-        Namespace::here().wire("calia1", "", &pod, "eth0", "");
+        here().wire("calia1", "", &pod, "eth0", "");
         block_on(async {
             let mut kernel = Kernel::open().unwrap();
             let desired = planned(&mut kernel, inputs(Encapsulation::Never)).await;

@@ -68,11 +68,6 @@ impl Namespace {
         Self(file)
     }
 
-    /// The namespace of the calling thread.
-    pub(crate) fn here() -> Self {
-        Self(File::open("/proc/thread-self/ns/net").unwrap())
-    }
-
     /// Runs `body` on a thread in this namespace. Sockets and processes made there stay there.
     pub(crate) fn run<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
