@@ -77,3 +77,97 @@ impl Clock for SystemClock {
         Timestamp::now()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::{IpamConfig, Node, Owner, Pool};
+    use datastore::memory::Memory;
+    use datastore::{Datastore as _, Record, Write};
+    use futures::executor::block_on;
+    use std::error::Error;
+
+    fn parsed(words: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(words.split(' '))
+    }
+
+    async fn store() -> Result<Memory, Box<dyn Error>> {
+        let store = Memory::new();
+        let pool = Pool::with_defaults("p", "10.0.0.0/24".parse()?);
+        let node = Node { name: "n".to_owned(), ..Node::default() };
+        store.commit(&[], &[Write::Create(Record::Pool(pool)), Write::Create(Record::Node(node))]).await?;
+        let request = ipam::assign::AddressRequest {
+            owner: Owner::host("n"),
+            address: "10.0.0.5".parse()?,
+            intended_use: None,
+            handle: Some("h".to_owned()),
+            attributes: [("node".to_owned(), "n".to_owned())].into(),
+        };
+        ipam::assign::assign_address(&store, &SystemClock, &request).await?;
+        Ok(store)
+    }
+
+    #[test]
+    fn the_words_of_the_lesson_are_understood() {
+        for words in [
+            "calicoctl ipam show",
+            "calicoctl ipam show --show-blocks -c f",
+            "calicoctl --allow-version-mismatch ipam show --ip=10.0.0.1",
+            "calicoctl ipam check --show-problem-ips",
+            "calicoctl ipam release --ip 10.0.0.1",
+            "calicoctl ipam configure --strictaffinity=true --ip-cooldown-seconds=-1",
+            "calicoctl get ippools -o wide",
+            "calicoctl get node a b -o yaml",
+            "calicoctl version --client",
+        ] {
+            assert!(parsed(words).is_ok(), "{words}");
+        }
+    }
+
+    #[test]
+    fn a_group_without_command_shows_its_help_and_an_unknown_word_is_refused() {
+        let help = clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+        assert_eq!(parsed("calicoctl ipam").err().map(|error| error.kind()), Some(help));
+        assert_eq!(main(vec!["calicoctl".into(), "ipam".into()]), ExitCode::SUCCESS);
+        assert_eq!(main(vec!["calicoctl".into(), "frobnicate".into()]), ExitCode::FAILURE);
+    }
+
+    #[test]
+    fn a_released_address_is_not_assigned_any_more() -> Result<(), Box<dyn Error>> {
+        block_on(async {
+            let store = store().await?;
+            let ask = arguments::Show { ip: Some("10.0.0.5".to_owned()), ..arguments::Show::default() };
+            let shown = show::run(&store, &SystemClock, &ask).await;
+            assert!(shown.is_ok_and(|text| text.starts_with("IP 10.0.0.5 is in use\nHandle ID: h\n")));
+            let order = arguments::Release { ip: Some("10.0.0.5".to_owned()) };
+            let done = release::run(&store, &SystemClock, &order).await;
+            assert_eq!(done.ok().as_deref(), Some("Successfully released IP address 10.0.0.5\n"));
+            let again = release::run(&store, &SystemClock, &order).await;
+            assert_eq!(
+                again.err().map(|failure| failure.sentence()).as_deref(),
+                Some("IP address 10.0.0.5 is not assigned")
+            );
+            let shown = show::run(&store, &SystemClock, &ask).await;
+            assert_eq!(shown.ok().as_deref(), Some("10.0.0.5 is not assigned\n"));
+            Ok(())
+        })
+    }
+
+    #[test]
+    fn configuring_creates_the_configuration_and_then_changes_it() -> Result<(), Box<dyn Error>> {
+        block_on(async {
+            let store = store().await?;
+            for seconds in [30, 60] {
+                let order = arguments::Configure {
+                    ip_cooldown_seconds: Some(seconds),
+                    ..arguments::Configure::default()
+                };
+                assert!(configure::run(&store, &order).await.is_ok());
+                let config = ipam::seen::config(&store).await?;
+                assert_eq!(i64::from(config.ip_cooldown_seconds), seconds);
+                assert_eq!(IpamConfig { ip_cooldown_seconds: 0, ..config }, IpamConfig::default());
+            }
+            Ok(())
+        })
+    }
+}

@@ -88,8 +88,8 @@ struct Setting {
 /// Hands out up to `want.count` addresses. Running out is not an error: the account says why.
 ///
 /// Datastore calls with room in the first own block: 7 reads (configuration, reservations, node, pools, affinities, block,
-/// handle) and 1 commit. With a new block: 1 read more and 3 commits. Each further full block: 1 read. Borrowing: 1 read and
-/// 1 commit per block tried.
+/// handle) and 1 commit. With a new block: as many reads (all blocks at once in place of one) and 3 commits. Each full own
+/// block before: 2 reads more. Borrowing: 2 lists of all blocks, and 1 read and 1 commit per block tried.
 ///
 /// # Errors
 /// See [`AssignError`].

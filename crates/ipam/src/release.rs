@@ -9,7 +9,7 @@ use crate::pools;
 use crate::seen::{self, Seen};
 use api::{Block, Cidr, Handle, Node, OwnerKind, Pool};
 use datastore::{CommitError, Datastore, Key, Record, Write};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// What a release by addresses did.
@@ -196,7 +196,7 @@ async fn release_of_block<D: Datastore>(
     cooldown_seconds: u32,
 ) -> Result<ReleasedAddresses, ReleaseFailure> {
     // After a lost answer the addresses may be free because this call freed them.
-    let mut maybe_done: Vec<IpAddr> = Vec::new();
+    let mut maybe_done: BTreeSet<IpAddr> = BTreeSet::new();
     for _ in 0..ATTEMPTS {
         let Some(mut block) = seen::block(store, cidr).await.map_err(StoreError::from)? else {
             let (released, not_allocated) = releases
@@ -221,11 +221,11 @@ async fn release_of_block<D: Datastore>(
             }
         }
         let (plan, outcome) = plan::plan_release(&block, &wanted, &handles, cooldown_seconds, now)?;
-        let mut freed: Vec<IpAddr> =
+        let mut freed: BTreeSet<IpAddr> =
             outcome.ordinals.iter().filter_map(|ordinal| cidr.address(*ordinal)).collect();
         if plan.writes.is_empty() {
             return Ok(ReleasedAddresses {
-                released: maybe_done,
+                released: maybe_done.into_iter().collect(),
                 not_allocated: outcome.not_allocated,
                 failed: Vec::new(),
             });
@@ -235,15 +235,15 @@ async fn release_of_block<D: Datastore>(
                 if let Some(block) = &plan.block {
                     give_up_if_deselected(store, clock, block).await?;
                 }
-                freed.extend(maybe_done);
+                freed.append(&mut maybe_done);
                 return Ok(ReleasedAddresses {
-                    released: freed,
+                    released: freed.into_iter().collect(),
                     not_allocated: outcome.not_allocated,
                     failed: Vec::new(),
                 });
             }
             Err(CommitError::Conflict { .. }) => {}
-            Err(CommitError::Unknown { .. }) => maybe_done = freed,
+            Err(CommitError::Unknown { .. }) => maybe_done.extend(freed),
             Err(error) => return Err(StoreError::from(error).into()),
         }
     }
@@ -251,7 +251,7 @@ async fn release_of_block<D: Datastore>(
 }
 
 /// Whether this address was freed by an attempt whose answer was lost.
-fn maybe_done_here(block: &Block, release: &Release, maybe_done: &[IpAddr]) -> bool {
+fn maybe_done_here(block: &Block, release: &Release, maybe_done: &BTreeSet<IpAddr>) -> bool {
     maybe_done.contains(&release.address)
         && block::attribute_of(block, release.address).is_none_or(|attribute| attribute.released_at.is_some())
 }

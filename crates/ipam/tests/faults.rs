@@ -1,0 +1,358 @@
+//! Each operation, with a fault at each of its datastore calls in turn: the call dies with its client, is lost before
+//! or after it took effect, or is made by half where the store has no transactions (invariants 1 to 7).
+
+use api::{AffinityNaming, IpVersion, Node, Owner, Pool, Use};
+use datastore::memory::Memory;
+use datastore::{
+    Capabilities, Check, CommitError, Datastore, Event, Key, Kind, Listing, ReadError, Record, Revision,
+    Scope, Stored, Version, Write,
+};
+use futures::executor::block_on;
+use futures::future::{Either, select};
+use futures::stream::BoxStream;
+use ipam::affinity::{ReleaseTerms, release_affinities_of};
+use ipam::assign::{AssignRequest, assign};
+use ipam::block::{self, Release};
+use ipam::clock::FixedClock;
+use ipam::plan::Want;
+use ipam::query::utilization_of;
+use ipam::release::{release_addresses, release_by_handle};
+use ipam::seen::{self, Seen};
+use jiff::{SignedDuration, Timestamp};
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+const CLOCK: FixedClock = FixedClock(Timestamp::UNIX_EPOCH);
+
+/// What befalls one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// The client dies before the call has any effect.
+    DiesBefore,
+    /// The client dies when the call has taken effect.
+    DiesAfter,
+    /// The answer is lost, and the call had no effect.
+    LostBefore,
+    /// The answer is lost, and the call took effect.
+    LostAfter,
+    /// The client dies when the first of a commit's writes is made; atomic commits have no such point.
+    DiesAmid,
+    /// The answer is lost when the first of a commit's writes is made.
+    LostAmid,
+    /// The store cannot be reached.
+    Unreachable,
+}
+
+const FAULTS: [Fault; 7] = [
+    Fault::DiesBefore,
+    Fault::DiesAfter,
+    Fault::LostBefore,
+    Fault::LostAfter,
+    Fault::DiesAmid,
+    Fault::LostAmid,
+    Fault::Unreachable,
+];
+
+/// A store whose n-th call meets a fault.
+struct Faulty {
+    store: Memory,
+    /// Commits are made write by write, as on a Kubernetes API.
+    ordered: bool,
+    calls: AtomicUsize,
+    at: usize,
+    fault: Fault,
+}
+
+impl Faulty {
+    /// The fault of this call, if it is the one to meet it.
+    fn fault(&self) -> Option<Fault> {
+        (self.calls.fetch_add(1, Ordering::Relaxed) == self.at).then_some(self.fault)
+    }
+
+    /// Reads have no effect to lose: either the client dies or it is told.
+    async fn before_read(&self, what: &str) -> Result<(), ReadError> {
+        match self.fault() {
+            None => Ok(()),
+            Some(Fault::DiesBefore | Fault::DiesAfter | Fault::DiesAmid) => futures::future::pending().await,
+            Some(_) => Err(ReadError::Unavailable { what: what.to_owned(), reason: "fault".to_owned() }),
+        }
+    }
+
+    async fn make(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
+        if !self.ordered {
+            return self.store.commit(checks, writes).await;
+        }
+        let mut versions = Vec::new();
+        for (written, write) in writes.iter().enumerate() {
+            let made = self.store.commit(&[], std::slice::from_ref(write)).await;
+            versions.extend(made.map_err(|error| match error {
+                CommitError::Conflict { key, .. } => CommitError::Conflict { key, written },
+                other => other,
+            })?);
+        }
+        Ok(versions)
+    }
+}
+
+impl Datastore for Faulty {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { atomic_commit: !self.ordered, name: "faulty" }
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Stored>, ReadError> {
+        self.before_read(&key.to_string()).await?;
+        self.store.get(key).await
+    }
+
+    async fn list(&self, scope: &Scope) -> Result<Listing, ReadError> {
+        self.before_read("a list").await?;
+        self.store.list(scope).await
+    }
+
+    async fn commit(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
+        let key = writes.first().map_or(Key::Config, Write::key);
+        let unknown = Err(CommitError::Unknown { key: key.clone(), reason: "fault".to_owned() });
+        match self.fault() {
+            None => self.make(checks, writes).await,
+            Some(Fault::Unreachable) => Err(CommitError::Unavailable { key, reason: "fault".to_owned() }),
+            Some(Fault::DiesBefore) => futures::future::pending().await,
+            Some(Fault::LostBefore) => unknown,
+            Some(fault) => {
+                let amid = self.ordered && matches!(fault, Fault::DiesAmid | Fault::LostAmid);
+                let made = if amid { &writes[..1.min(writes.len())] } else { writes };
+                let _ = self.make(checks, made).await;
+                if matches!(fault, Fault::LostAfter | Fault::LostAmid) {
+                    return unknown;
+                }
+                futures::future::pending().await
+            }
+        }
+    }
+
+    async fn watch(
+        &self,
+        scope: &Scope,
+        from: Revision,
+    ) -> Result<BoxStream<'static, Result<Event, ReadError>>, ReadError> {
+        self.store.watch(scope, from).await
+    }
+}
+
+/// Runs a client until it answers or dies. Nothing else is pending in these tests: not being ready at once is death.
+async fn until_answered_or_dead<T>(client: impl Future<Output = T>) -> Option<T> {
+    match select(pin!(client), std::future::ready(())).await {
+        Either::Left((answer, _)) => Some(answer),
+        Either::Right(_) => None,
+    }
+}
+
+fn request(node: &str, handle: &str, count: usize) -> AssignRequest {
+    AssignRequest {
+        owner: Owner::host(node),
+        version: IpVersion::V4,
+        intended_use: Use::Workload,
+        want: Want { count, handle: Some(handle.to_owned()), attributes: BTreeMap::new() },
+        pools: Vec::new(),
+        namespace_labels: BTreeMap::new(),
+        max_blocks: 0,
+    }
+}
+
+/// Two blocks of four addresses, two nodes; node `b` owns one block with one address, `a` what `held` says.
+async fn lab(held: usize) -> Result<Memory, Box<dyn std::error::Error>> {
+    let store = Memory::new().with_naming(AffinityNaming::PerBlock).with_clock(|| Timestamp::UNIX_EPOCH);
+    let mut pool = Pool::with_defaults("p", "10.0.0.0/29".parse()?);
+    pool.block_size = 30;
+    store.commit(&[], &[Write::Create(Record::Pool(pool))]).await?;
+    for name in ["a", "b"] {
+        let node = Node { name: name.to_owned(), ..Node::default() };
+        store.commit(&[], &[Write::Create(Record::Node(node))]).await?;
+    }
+    assign(&store, &CLOCK, &request("b", "b", 1)).await?;
+    if held > 0 {
+        assert_eq!(assign(&store, &CLOCK, &request("a", "held", held)).await?.taken.len(), held);
+    }
+    Ok(store)
+}
+
+/// What must hold at any moment, whoever died: blocks are sound and apart, every held address is known to its handle.
+async fn check(store: &Memory) -> Result<(), Box<dyn std::error::Error>> {
+    let blocks = seen::blocks(store).await?;
+    for (i, one) in blocks.iter().enumerate() {
+        assert_eq!(block::fault(&one.value), None);
+        assert!(blocks[i + 1..].iter().all(|other| !one.value.cidr.overlaps(other.value.cidr)));
+        let handles: BTreeSet<String> =
+            block::allocated(&one.value).filter_map(|(_, attribute)| attribute.handle_id.clone()).collect();
+        for handle in handles {
+            let counted = seen::handle(store, &handle)
+                .await?
+                .and_then(|found| found.value.blocks.get(&one.value.cidr).copied());
+            assert!(counted >= Some(block::count_of(&one.value, &handle)), "{handle} in {}", one.value.cidr);
+        }
+    }
+    let affinities: Vec<Seen<api::Affinity>> = seen::list(store, &Scope::All(Kind::Affinity)).await?;
+    for affinity in affinities.into_iter().filter(|seen| seen.value.state == api::AffinityState::Confirmed) {
+        let owner = seen::block(store, affinity.value.cidr).await?.and_then(|found| found.value.affinity);
+        assert_eq!(owner, Some(affinity.value.owner), "confirmed without being the block's owner");
+    }
+    Ok(())
+}
+
+/// What must come of it in the end: all handles released, every address is free and both nodes get addresses again.
+async fn recover(store: &Memory) -> Outcome {
+    for handle in ["a", "held", "b"] {
+        release_by_handle(store, &CLOCK, handle).await?;
+        assert!(seen::handle(store, handle).await?.is_none(), "handle {handle} is left");
+    }
+    assert_eq!(utilization_of(store).await?.0.pools[0].count.in_use, 0);
+    // Time enough for an abandoned claim to be taken over.
+    let later = FixedClock(CLOCK.0 + SignedDuration::from_secs(61));
+    for node in ["a", "b"] {
+        assert_eq!(
+            assign(store, &later, &request(node, &format!("{node}-again"), 4)).await?.taken.len(),
+            4,
+            "{node}"
+        );
+    }
+    check(store).await
+}
+
+/// Runs `operation` with each fault at each call until it has fewer calls than that; returns how many calls it makes.
+async fn sweep<F, T>(
+    held: usize,
+    operation: impl Fn(std::sync::Arc<Faulty>) -> F,
+) -> Result<usize, Box<dyn std::error::Error>>
+where
+    F: Future<Output = Result<T, String>>,
+{
+    let mut most = 0;
+    for ordered in [false, true] {
+        for fault in FAULTS {
+            for at in 0.. {
+                let store = lab(held).await?;
+                let faulty = std::sync::Arc::new(Faulty {
+                    store: store.clone(),
+                    ordered,
+                    calls: AtomicUsize::new(0),
+                    at,
+                    fault,
+                });
+                let answer = until_answered_or_dead(operation(faulty.clone())).await;
+                let calls = faulty.calls.load(Ordering::Relaxed);
+                let context = format!("{fault:?} at call {at} of {calls}, ordered: {ordered}");
+                check(&store).await.map_err(|error| format!("{context}: {error}"))?;
+                if calls <= at {
+                    answer.ok_or_else(|| format!("{context}: no answer without a fault"))??;
+                    most = most.max(calls);
+                    break;
+                }
+                recover(&store).await.map_err(|error| format!("{context}: {error}"))?;
+            }
+        }
+    }
+    Ok(most)
+}
+
+/// Asks for an address; what is answered with success must be in the store.
+async fn ask(store: &Faulty, node: &str, count: usize) -> Result<(), String> {
+    let assigned =
+        assign(store, &CLOCK, &request(node, "a", count)).await.map_err(|error| error.to_string())?;
+    for taken in &assigned.taken {
+        let block = seen::block(&store.store, taken.block).await.map_err(|error| error.to_string())?;
+        let held =
+            block.is_some_and(|seen| ipam::assign::holds(&seen.value, &[vec![taken.clone()]], Some("a")));
+        if !held {
+            return Err(format!("{} was answered and is not held", taken.address));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn claiming_a_block_survives_a_fault_at_every_call() -> Outcome {
+    block_on(async {
+        let calls = sweep(0, |store| async move { ask(&store, "a", 1).await }).await?;
+        // Configuration, reservations, node, pools, affinities, blocks, handle; affinity, block, affinity.
+        assert_eq!(calls, 10);
+        Ok(())
+    })
+}
+
+#[test]
+fn taking_from_the_own_block_survives_a_fault_at_every_call() -> Outcome {
+    block_on(async {
+        let calls = sweep(1, |store| async move { ask(&store, "a", 1).await }).await?;
+        // Configuration, reservations, node, pools, affinities, block, handle; handle and block.
+        assert_eq!(calls, 8);
+        Ok(())
+    })
+}
+
+#[test]
+fn borrowing_survives_a_fault_at_every_call() -> Outcome {
+    block_on(async {
+        let calls = sweep(4, |store| async move { ask(&store, "a", 1).await }).await?;
+        assert!(calls <= 12, "{calls} calls");
+        Ok(())
+    })
+}
+
+#[test]
+fn releasing_by_handle_survives_a_fault_at_every_call() -> Outcome {
+    block_on(async {
+        let calls = sweep(2, |store| async move {
+            release_by_handle(&*store, &CLOCK, "held").await.map_err(|error| error.to_string())
+        })
+        .await?;
+        // Handle, configuration, block; commit; node and pools, because the block is empty.
+        assert_eq!(calls, 6);
+        Ok(())
+    })
+}
+
+#[test]
+fn releasing_addresses_survives_a_fault_at_every_call() -> Outcome {
+    block_on(async {
+        let calls = sweep(2, |store| async move {
+            let held = ipam::query::addresses_of(&store.store, "held", None)
+                .await
+                .map_err(|error| error.to_string())?;
+            let release = Release { address: held[0], handle: Some("held".to_owned()), sequence: None };
+            let outcome =
+                release_addresses(&*store, &CLOCK, &[release]).await.map_err(|error| error.to_string())?;
+            if outcome.failed.is_empty() {
+                // Success means that it is free, and that it was this call that freed it.
+                assert_eq!(outcome.released, [held[0]]);
+                let left = ipam::query::addresses_of(&store.store, "held", None).await;
+                assert_eq!(left.map_err(|error| error.to_string())?, held[1..]);
+            }
+            Ok(())
+        })
+        .await?;
+        // Pools, configuration, block, handle; commit.
+        assert_eq!(calls, 5);
+        Ok(())
+    })
+}
+
+#[test]
+fn giving_blocks_up_survives_a_fault_at_every_call() -> Outcome {
+    block_on(async {
+        for held in [0, 1] {
+            let calls = sweep(held, |store| async move {
+                let owner = Owner::host(if held == 0 { "b" } else { "a" });
+                release_affinities_of(&*store, &CLOCK, &owner, ReleaseTerms::default())
+                    .await
+                    .map_err(|error| error.to_string())
+            })
+            .await?;
+            // Affinities; affinity, configuration, block; pending deletion; block and affinity.
+            assert_eq!(calls, 6);
+        }
+        Ok(())
+    })
+}
