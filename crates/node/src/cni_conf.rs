@@ -14,7 +14,7 @@ pub const FILE: &str = "10-calico.conflist";
 /// Why the configuration was not written.
 #[derive(Debug, thiserror::Error)]
 #[error("the network configuration {path} cannot be written: make its directory writable")]
-pub struct InstallError {
+pub(crate) struct InstallError {
     /// The file.
     path: PathBuf,
     /// The cause.
@@ -79,8 +79,7 @@ mod tests {
     #[test]
     fn configuration_names_the_plugins_the_node_and_the_socket() {
         let directory = tempfile::tempdir().unwrap();
-        let network =
-            Network { node: "n1", mtu: 1450, agent_socket: Path::new("/run/tortie/ipam/n1.sock") };
+        let network = Network { node: "n1", mtu: 1450, agent_socket: Path::new("/run/tortie/ipam/n1.sock") };
         assert!(install(directory.path(), &network).unwrap());
         assert!(!install(directory.path(), &network).unwrap());
         let read: Value =

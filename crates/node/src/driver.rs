@@ -129,12 +129,11 @@ impl Driver {
 
     /// Runs until every [`Door`] is gone.
     pub(crate) async fn run(mut self) {
-        let mut feeds: SelectAll<BoxStream<'static, (Kind, Change)>> = stream::select_all(
-            self.agent.scopes().into_iter().map(|scope| {
+        let mut feeds: SelectAll<BoxStream<'static, (Kind, Change)>> =
+            stream::select_all(self.agent.scopes().into_iter().map(|scope| {
                 let kind = scope.kind();
                 follow(self.store.clone(), scope).map(move |change| (kind, change)).boxed()
-            }),
-        );
+            }));
         loop {
             let mut events = Vec::new();
             let due = self.agent.next_deadline().map(|at| {
@@ -300,7 +299,9 @@ impl Driver {
         tokio::spawn(async move {
             let labels = crate::node_object::namespace_labels(&client, &namespace).await;
             let labels = labels.map_err(|error| {
-                format!("the labels of namespace {namespace} cannot be read, and a pool asks for them: {error}")
+                format!(
+                    "the labels of namespace {namespace} cannot be read, and a pool asks for them: {error}"
+                )
             });
             let _ = back.send(Input::Located(request, labels, sender));
         });

@@ -60,7 +60,11 @@ impl Count {
         (Self::Conflicts, "tortie_agent_conflicts_total", "Commits that met a changed record."),
         (Self::Commits, "tortie_agent_commits_total", "Commits sent to the datastore."),
         (Self::Reads, "tortie_agent_reads_total", "Reads sent to the datastore, watches aside."),
-        (Self::Applied, "tortie_agent_dataplane_applies_total", "Times the kernel was compared with the desired state."),
+        (
+            Self::Applied,
+            "tortie_agent_dataplane_applies_total",
+            "Times the kernel was compared with the desired state.",
+        ),
     ];
 }
 

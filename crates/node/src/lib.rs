@@ -85,13 +85,11 @@ pub async fn run(options: Options) -> Result<(), RunError> {
     log::init();
     let listener = listen::listen(&options.listen)?;
     let system = |what| move |source| RunError::System { what, source };
-    let listener =
-        tokio::net::UnixListener::from_std(listener).map_err(system("listen on its socket"))?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(system("listen on its socket"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for signals"))?;
     info!(node = options.node_name, "starting");
     let store = Kubernetes::connect(Some(&options.kubeconfig)).await?;
-    let (connection, netlink, _) =
-        rtnetlink::new_connection().map_err(system("open a netlink socket"))?;
+    let (connection, netlink, _) = rtnetlink::new_connection().map_err(system("open a netlink socket"))?;
     tokio::spawn(connection);
     let health = Arc::new(Health::default());
     let client = store.client();

@@ -24,7 +24,9 @@ pub enum Listen {
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Nothing was passed on.
-    #[error("no socket was passed on: LISTEN_FDS is not set or 0; start the agent with a socket or with a path for one")]
+    #[error(
+        "no socket was passed on: LISTEN_FDS is not set or 0; start the agent with a socket or with a path for one"
+    )]
     NothingInherited,
     /// What was passed on is not a listening unix socket, or the path cannot be used.
     #[error("{what} cannot be listened on")]
@@ -45,8 +47,7 @@ pub(crate) fn listen(from: &Listen) -> Result<UnixListener, ListenError> {
     let (listener, what) = match from {
         Listen::Inherited => (inherited()?, format!("file descriptor {FIRST}")),
         Listen::Path(path) => {
-            let unusable =
-                |source| ListenError::Unusable { what: path.display().to_string(), source };
+            let unusable = |source| ListenError::Unusable { what: path.display().to_string(), source };
             match fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unusable(error)),
                 _ => {}
@@ -65,8 +66,7 @@ pub(crate) fn listen(from: &Listen) -> Result<UnixListener, ListenError> {
 }
 
 fn inherited() -> Result<UnixListener, ListenError> {
-    let count: u32 =
-        std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+    let count: u32 = std::env::var("LISTEN_FDS").ok().and_then(|text| text.parse().ok()).unwrap_or_default();
     if count == 0 {
         return Err(ListenError::NothingInherited);
     }

@@ -31,14 +31,9 @@ pub(crate) fn eligible(pools: &[Pool], node: &Node) -> Vec<Pool> {
 ///
 /// # Errors
 /// What the batcher answered.
-pub(crate) async fn ensure(
-    door: &Door,
-    node: &str,
-    pools: &[Pool],
-) -> Result<Option<IpAddr>, String> {
+pub(crate) async fn ensure(door: &Door, node: &str, pools: &[Pool]) -> Result<Option<IpAddr>, String> {
     let demand = Demand::vxlan_tunnel(node, pools.iter().map(|pool| pool.cidr.to_string()).collect());
-    let surrender =
-        || Surrender { handle: demand.handle.clone(), interface: None, legacy_handle: None };
+    let surrender = || Surrender { handle: demand.handle.clone(), interface: None, legacy_handle: None };
     if pools.is_empty() {
         return match door.ask(|sender| Input::Surrender(surrender(), sender)).await {
             Reply::Failed(error) => Err(error.message),
@@ -57,15 +52,14 @@ pub(crate) async fn ensure(
                 }
                 // Held since another pool was the one: give it back and take anew.
                 info!(node, ?address, "released tunnel address outside of every eligible pool");
-                if let Reply::Failed(error) =
-                    door.ask(|sender| Input::Surrender(surrender(), sender)).await
-                {
+                if let Reply::Failed(error) = door.ask(|sender| Input::Surrender(surrender(), sender)).await {
                     return Err(error.message);
                 }
             }
         }
     }
-    Err("the tunnel address stays outside of every eligible pool; release it with calicoctl ipam release".to_owned())
+    Err("the tunnel address stays outside of every eligible pool; release it with calicoctl ipam release"
+        .to_owned())
 }
 
 /// What has to be changed on the Node so that it says these addresses; empty if it does.

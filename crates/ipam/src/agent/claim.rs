@@ -289,9 +289,11 @@ impl Agent {
                 let Task::Add(demand) = &job.task else { return false };
                 let unclear = match self.handles.get(&job.handle) {
                     Some(Known::Unsure | Known::Reading) => true,
-                    Some(Known::Here(seen)) => {
-                        seen.value.blocks.keys().any(|held| !self.view.owns(*held) && !job.visited.contains(held))
-                    }
+                    Some(Known::Here(seen)) => seen
+                        .value
+                        .blocks
+                        .keys()
+                        .any(|held| !self.view.owns(*held) && !job.visited.contains(held)),
                     Some(Known::Absent) | None => false,
                 };
                 // What holds an address already waits for something else.

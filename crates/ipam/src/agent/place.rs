@@ -310,13 +310,7 @@ impl Agent {
     }
 
     /// Makes sure that an address found in an own block may be answered. `Some`: not yet.
-    fn confirm_held(
-        &mut self,
-        id: u64,
-        job: &Job,
-        found: &Taken,
-        round: &Round,
-    ) -> Option<Next> {
+    fn confirm_held(&mut self, id: u64, job: &Job, found: &Taken, round: &Round) -> Option<Next> {
         if self.view.is_lost() {
             return Some(refusal(
                 TRY_AGAIN,

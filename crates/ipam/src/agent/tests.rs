@@ -3,7 +3,7 @@
 use super::*;
 use crate::block;
 use api::attachment::{AddRequest, Attachment};
-use api::{Affinity, AffinityState, AffinityNaming, Block, IpamConfig, IpVersion, Node, Owner, Pool};
+use api::{Affinity, AffinityNaming, AffinityState, Block, IpVersion, IpamConfig, Node, Owner, Pool};
 use datastore::follow::follow;
 use datastore::memory::Memory;
 use datastore::{Datastore, Record, Revision};
@@ -161,9 +161,7 @@ impl Bench {
                 };
                 Some(Event::Read(ticket, result))
             }
-            Effect::List { ticket, scope } => {
-                Some(Event::Listed(ticket, block_on(self.store.list(&scope))))
-            }
+            Effect::List { ticket, scope } => Some(Event::Listed(ticket, block_on(self.store.list(&scope)))),
             Effect::Reply { request, reply } => {
                 assert!(self.replies.insert(request.0, reply).is_none(), "answered twice");
                 None
@@ -267,8 +265,7 @@ fn requests_that_arrive_together_share_one_block_write() {
     let mut bench = bench_on(&store(), "n1");
     bench.address("warm");
     bench.commits.clear();
-    let events: Vec<(u64, Event)> =
-        (0..10).map(|number| bench.add_event(&format!("pod{number}"))).collect();
+    let events: Vec<(u64, Event)> = (0..10).map(|number| bench.add_event(&format!("pod{number}"))).collect();
     bench.run(events.iter().map(|(_, event)| event.clone()).collect());
     assert_eq!(bench.block_writes(), 1);
     let addresses: BTreeSet<IpAddr> = events
@@ -370,8 +367,7 @@ fn block_changed_by_another_writer_is_read_and_planned_again() {
     block::assign(&mut other, next, Some("other"), &BTreeMap::new(), None).unwrap();
     block::advance(&mut other);
     let handle = Handle { id: "other".to_owned(), blocks: [(other.cidr, 1)].into(), deleted: false };
-    let writes =
-        [Write::Create(Record::Handle(handle)), Write::Update(Record::Block(other), stored.version)];
+    let writes = [Write::Create(Record::Handle(handle)), Write::Update(Record::Block(other), stored.version)];
     block_on(bench.store.commit(&[], &writes)).unwrap();
     let mine = bench.address("b");
     assert_ne!(mine, next);
@@ -450,13 +446,16 @@ fn lost_race_for_a_block_takes_the_next_one() {
     let mut slow = bench_on(&store, "n1");
     slow.blind = true;
     // The other node gets the very block that n1 will try first.
-    let wanted = slow.agent.candidate(slow.agent.view.pool("pool").map(|seen| &seen.value).unwrap(), slow.now);
+    let wanted =
+        slow.agent.candidate(slow.agent.view.pool("pool").map(|seen| &seen.value).unwrap(), slow.now);
     let cidr = wanted.unwrap();
-    let affinity = Affinity { owner: Owner::host("n2"), cidr, state: AffinityState::Confirmed, deleted: false };
+    let affinity =
+        Affinity { owner: Owner::host("n2"), cidr, state: AffinityState::Confirmed, deleted: false };
     put(&store, Record::Affinity(affinity));
     put(&store, Record::Block(block::new_block(cidr, &Owner::host("n2"), slow.now)));
     slow.address("a");
-    let owners: Vec<_> = slow.blocks().into_iter().map(|found| (found.cidr == cidr, found.affinity)).collect();
+    let owners: Vec<_> =
+        slow.blocks().into_iter().map(|found| (found.cidr == cidr, found.affinity)).collect();
     assert!(owners.contains(&(true, Some(Owner::host("n2")))));
     assert!(owners.contains(&(false, Some(Owner::host("n1")))));
 }
@@ -475,9 +474,11 @@ fn full_pool_is_borrowed_from_and_then_named() {
     // Twelve addresses are left in the block of n2, none to claim.
     one.run(Vec::new());
     let borrowed = one.address("borrowed");
-    assert!(two.blocks().iter().any(|found| {
-        found.cidr.contains(borrowed) && found.affinity == Some(Owner::host("n2"))
-    }));
+    assert!(
+        two.blocks()
+            .iter()
+            .any(|found| { found.cidr.contains(borrowed) && found.affinity == Some(Owner::host("n2")) })
+    );
     assert_eq!(one.address("borrowed"), borrowed);
     for number in 0..11 {
         one.address(&format!("more{number}"));
@@ -498,7 +499,10 @@ fn full_pool_is_borrowed_from_and_then_named() {
 #[test]
 fn strict_affinity_and_the_block_limit_refuse_with_the_way_out() {
     let store = store();
-    put(&store, Record::Config(IpamConfig { strict_affinity: true, max_blocks_per_host: 1, ..IpamConfig::default() }));
+    put(
+        &store,
+        Record::Config(IpamConfig { strict_affinity: true, max_blocks_per_host: 1, ..IpamConfig::default() }),
+    );
     let mut bench = bench_on(&store, "n1");
     for number in 0..16 {
         bench.address(&format!("pod{number}"));
@@ -515,7 +519,10 @@ fn one_handle_that_is_there_already_does_not_fail_the_batch() {
     bench.address("warm");
     // A crash left this handle behind: it counts an address that no block has.
     let cidr = bench.blocks()[0].cidr;
-    put(&store, Record::Handle(Handle { id: "net.b".to_owned(), blocks: [(cidr, 3)].into(), deleted: false }));
+    put(
+        &store,
+        Record::Handle(Handle { id: "net.b".to_owned(), blocks: [(cidr, 3)].into(), deleted: false }),
+    );
     let events = ["a", "b", "c"].map(|name| bench.add_event(name).1);
     bench.run(events.into());
     assert!(bench.replies.values().all(|reply| matches!(reply, Reply::Added(_))), "{:?}", bench.replies);
@@ -578,7 +585,10 @@ fn index_older_than_the_pool_is_listed_again_before_a_claim() {
     bench.agent.step(bench.now, Event::Changed(Kind::Pool, Change::Put(stored)));
     let (_, event) = bench.add_event("a");
     let effects = bench.agent.step(bench.now, event);
-    assert!(matches!(effects.as_slice(), [Effect::List { scope: Scope::All(Kind::Block), .. }]), "{effects:?}");
+    assert!(
+        matches!(effects.as_slice(), [Effect::List { scope: Scope::All(Kind::Block), .. }]),
+        "{effects:?}"
+    );
 }
 
 #[test]
@@ -598,7 +608,10 @@ fn attributes_say_whose_address_it_is_and_when_it_was_taken() {
 #[test]
 fn requests_that_make_no_handle_are_refused() {
     for container in ["", "a/b", "a b"] {
-        assert_eq!(Demand::pod(&request(container), "n1", Timestamp::UNIX_EPOCH).unwrap_err().code, BAD_REQUEST);
+        assert_eq!(
+            Demand::pod(&request(container), "n1", Timestamp::UNIX_EPOCH).unwrap_err().code,
+            BAD_REQUEST
+        );
     }
     let none = AddRequest { ipv4: 0, ..request("a") };
     assert_eq!(Demand::pod(&none, "n1", Timestamp::UNIX_EPOCH).unwrap_err().code, BAD_REQUEST);
