@@ -114,15 +114,22 @@ impl DataplaneSync {
     }
 
     async fn pass(&mut self) -> Result<(), PassError> {
-        let Some(sight) = self.door.look().await.filter(|sight| sight.complete) else { return Ok(()) };
+        let Some(mut sight) = self.door.look().await.filter(|sight| sight.complete) else { return Ok(()) };
         let Some(node) = sight.node.clone() else {
             debug!(node = self.options.node_name, "the cluster has no Node object of this name yet");
             return Ok(());
         };
         let (address, facts, resync) = self.host_facts(&node).await?;
-        // Routes to others do not wait for the tunnel's address.
+        // Routes to others do not wait for a tunnel address that cannot be had.
+        let held_before = self.tunnel.clone();
         let tunnel = self.ensure_tunnel(&sight, &node, address).await;
         let tunnel_address = *tunnel.as_ref().unwrap_or(&None);
+        if self.tunnel != held_before
+            && let Some(after) = self.door.look().await
+        {
+            // The address may have come with the node's first block.
+            sight = after;
+        }
         self.program(&sight, address, tunnel_address, facts, resync).await?;
         tunnel?;
         if !self.network_reported {

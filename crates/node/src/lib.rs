@@ -83,12 +83,20 @@ pub enum RunError {
 /// [`RunError`] if it could not start. A store or kernel that fails later is tried again.
 pub async fn run(options: Options) -> Result<(), RunError> {
     log::init();
+    let store = Kubernetes::connect(Some(&options.kubeconfig)).await?;
+    serve(options, store).await
+}
+
+/// As [`run`], with a store that is there already, and without setting up a log.
+///
+/// # Errors
+/// As [`run`].
+pub async fn serve(options: Options, store: Kubernetes) -> Result<(), RunError> {
     let listener = listen::listen(&options.listen)?;
     let system = |what| move |source| RunError::System { what, source };
     let listener = tokio::net::UnixListener::from_std(listener).map_err(system("listen on its socket"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(system("wait for signals"))?;
     info!(node = options.node_name, "starting");
-    let store = Kubernetes::connect(Some(&options.kubeconfig)).await?;
     let (connection, netlink, _) = rtnetlink::new_connection().map_err(system("open a netlink socket"))?;
     tokio::spawn(connection);
     let health = Arc::new(Health::default());
