@@ -135,13 +135,21 @@ pub async fn deploy(request: Request, progress: &mut dyn Progress) -> Result<Out
         made: Vec::new(),
         made_for_kubeconfig: Vec::new(),
     };
+    let work = async {
+        let api = create(&mut cluster, &mut known, &lock, progress).await?;
+        // The lab is complete: other labs need not wait until its nodes are Ready.
+        drop(lock);
+        wait_for_ready(&api, &cluster, wait, progress).await;
+        Ok(())
+    };
     let made = tokio::select! {
-        made = create(&mut cluster, &mut known, &lock, wait, progress) => made,
+        made = work => made,
         _ = terminate.recv() => Err(anyhow::anyhow!("interrupted")),
         _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
     };
     if let Err(error) = made {
         show_logs(&cluster);
+        let lock = Lock::take()?;
         if let Err(left) = destroy::clean(&known, &lock) {
             return Err(error.context(format!("and removing it again failed: {left:#}")));
         }
@@ -186,9 +194,8 @@ async fn create(
     cluster: &mut Cluster,
     known: &mut Known,
     lock: &Lock,
-    wait: Duration,
     progress: &mut dyn Progress,
-) -> Result<()> {
+) -> Result<kube::Client> {
     progress.begin(Step::EnsuringImage);
     progress.done();
 
@@ -252,13 +259,17 @@ async fn create(
     if let Some((user, group)) = known::sudo_owner() {
         give(&cluster.directory, user, group)?;
     }
-    if !wait.is_zero() {
-        progress.begin(Step::WaitingForReady);
-        let since = Instant::now();
-        let ready = wait_for_nodes(&api, cluster, wait, is_ready).await.is_ok();
-        progress.ready(ready.then(|| since.elapsed()));
+    Ok(api)
+}
+
+async fn wait_for_ready(api: &kube::Client, cluster: &Cluster, wait: Duration, progress: &mut dyn Progress) {
+    if wait.is_zero() {
+        return;
     }
-    Ok(())
+    progress.begin(Step::WaitingForReady);
+    let since = Instant::now();
+    let ready = wait_for_nodes(api, cluster, wait, is_ready).await.is_ok();
+    progress.ready(ready.then(|| since.elapsed()));
 }
 
 /// Makes the underlay, the nodes' namespaces and all listeners.

@@ -35,7 +35,8 @@ pub fn render(name: &str, server: &str, authority: &str, certificate: &str, key:
 pub fn user_file() -> Option<PathBuf> {
     let listed = std::env::var_os("KUBECONFIG").unwrap_or_default();
     let first = std::env::split_paths(&listed).find(|path| !path.as_os_str().is_empty());
-    first.or_else(|| std::env::home_dir().map(|home| home.join(".kube").join("config")))
+    let file = first.or_else(|| std::env::home_dir().map(|home| home.join(".kube").join("config")))?;
+    std::path::absolute(file).ok()
 }
 
 /// Puts the entry `text` (as [`render`] makes it) into `file` and makes it the current one.

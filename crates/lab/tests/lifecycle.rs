@@ -67,6 +67,7 @@ fn main() -> ExitCode {
     }
     bad_topologies_create_nothing(place.path());
     a_failed_deployment_leaves_nothing(place.path());
+    an_interrupted_deployment_leaves_nothing(place.path());
     what_a_crash_left_is_removed(place.path());
     println!("ok: labs that come to nothing leave nothing");
     ExitCode::SUCCESS
@@ -114,18 +115,36 @@ fn a_failed_deployment_leaves_nothing(place: &Path) {
     assert!(String::from_utf8_lossy(&output.stderr).contains("no containers found"));
 }
 
+fn an_interrupted_deployment_leaves_nothing(place: &Path) {
+    let place = lesson(place, "interrupted");
+    let before = files(&place);
+    let mut deploy = start_to_deploy(&place);
+    let process = rustix::process::Pid::from_child(&deploy);
+    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(deploy.wait().unwrap().code(), Some(1));
+    assert_eq!(files(&place), before);
+    assert_eq!(processes(&place), Vec::<String>::new());
+}
+
+/// A deployment that has come as far as the API server.
+fn start_to_deploy(place: &Path) -> std::process::Child {
+    let mut command = command(place, &["containerlab", "deploy", "-t", "brief.clab.yaml"]);
+    let mut deploy = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+    while !place.join("clab-brief/logs/apiserver.log").exists() {
+        assert!(deploy.try_wait().unwrap().is_none(), "the deployment ended early");
+        std::thread::yield_now();
+    }
+    deploy
+}
+
 fn what_a_crash_left_is_removed(place: &Path) {
     let place = lesson(place, "crashed");
     let before = files(&place);
     // Killed in the midst of it: holder, supervisor and directory are there.
-    let mut deploy = command(&place, &["containerlab", "deploy", "-t", "brief.clab.yaml"]).spawn().unwrap();
-    let directory = place.join("clab-brief");
-    while !directory.join("logs/apiserver.log").exists() {
-        assert!(deploy.try_wait().unwrap().is_none(), "the deployment ended early");
-        std::thread::yield_now();
-    }
+    let mut deploy = start_to_deploy(&place);
     deploy.kill().unwrap();
     deploy.wait().unwrap();
+    let directory = place.join("clab-brief");
     assert!(lab::holder::Running::find(&directory).is_some());
     let output = command(&place, &["kind", "get", "clusters"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "brief\n");

@@ -302,6 +302,9 @@ fn cluster_of(topology: &Topology) -> Result<(Cluster, Vec<String>)> {
     Ok((cluster, warnings))
 }
 
+/// Longest name of a machine, in bytes.
+const HOST_NAME_LIMIT: usize = 64;
+
 /// What a cluster is made from.
 pub(crate) struct Wanted<'a> {
     pub(crate) lab: &'a str,
@@ -316,9 +319,9 @@ pub(crate) struct Wanted<'a> {
 /// Describes a cluster.
 pub(crate) fn make_cluster(wanted: Wanted<'_>, warnings: &mut Vec<String>) -> Result<Cluster> {
     let nodes = wanted.config.nodes_of(wanted.name, wanted.image);
-    if nodes.iter().any(|node| node.name.len() > 63) {
+    if nodes.iter().any(|node| node.name.len() > HOST_NAME_LIMIT) {
         bail!(
-            "the cluster name {:?} makes node names of more than 63 characters; choose a shorter one",
+            "the cluster name {:?} makes node names of more than {HOST_NAME_LIMIT} characters; choose a shorter one",
             wanted.name
         );
     }
