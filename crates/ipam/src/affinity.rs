@@ -170,11 +170,16 @@ async fn make<D: Datastore>(
             return Err(ClaimError::PoolChanged { pool: pool.clone() });
         }
         Err(CommitError::Conflict { .. }) => None,
-        // The block may be there: it is ours if it carries the number that was planned.
-        Err(CommitError::Unknown { .. }) => seen::block(store, cidr)
-            .await
-            .map_err(StoreError::from)?
-            .filter(|seen| seen.value == planned_as(&seen.value, &planned)),
+        Err(CommitError::Unknown { .. }) => match found_as_planned(store, cidr, &planned).await? {
+            // With the answer the check was lost: it is made here before anybody is told (architecture D3).
+            Some(block) if !pool_unchanged(store, claim.pool).await? => {
+                let write = Write::Delete(Record::Block(block.value), block.version);
+                store.commit(&[], &[write]).await.map_err(StoreError::from)?;
+                drop_affinity(store, owner, Some(&pending)).await;
+                return Err(ClaimError::PoolChanged { pool: pool.clone() });
+            }
+            found => found,
+        },
         Err(error) => return Err(StoreError::from(error).into()),
     };
     let Some(block) = written else { return Ok(None) };
@@ -186,9 +191,19 @@ async fn make<D: Datastore>(
     Ok(Some(Claimed { block, taken: plan.taken.into_iter().flatten().collect(), made: true }))
 }
 
-/// The planned block as a store gives it back: times lose their fractions on the way (data model §2.4).
-fn planned_as(read: &Block, planned: &Block) -> Block {
-    Block { claim_time: read.claim_time, ..planned.clone() }
+/// The block, if it is there exactly as planned; times lose their fractions on the way (data model §2.4).
+async fn found_as_planned<D: Datastore>(
+    store: &D,
+    cidr: Cidr,
+    planned: &Block,
+) -> Result<Option<Seen<Block>>, StoreError> {
+    let found = seen::block(store, cidr).await?;
+    Ok(found.filter(|seen| seen.value == Block { claim_time: seen.value.claim_time, ..planned.clone() }))
+}
+
+async fn pool_unchanged<D: Datastore>(store: &D, pool: &Seen<Pool>) -> Result<bool, StoreError> {
+    let found: Option<Seen<Pool>> = seen::get(store, &Key::Pool(pool.value.name.clone())).await?;
+    Ok(found.is_some_and(|found| found.version == pool.version))
 }
 
 /// Makes the affinity pending and ours. `None`: it changed meanwhile, look again.
