@@ -1,17 +1,51 @@
 //! The embedded Kubernetes API: discovery, objects, watches, tables and custom resources over `storage`.
+//!
+//! A request goes from [`handler`] by its path and verb to `read`, `watch`, `write`, `delete` or `subresource`. Which
+//! kinds there are says [`registry`]; what single kinds decide for themselves stands in `admission`. Objects are JSON
+//! values from end to end, never typed structs, so that no field is lost. Two tasks of the server's own finish what
+//! deletions begin: `garbage` (owners) and `lifecycle` (namespaces and definitions).
 
+pub mod addresses;
+mod admission;
 pub mod age;
+mod answer;
 pub mod apply;
+pub mod authorize;
+mod bootstrap;
+pub mod custom;
 pub mod defaults;
+mod delete;
+pub mod discovery;
 pub mod error;
+mod events;
+pub mod fields;
+pub mod form;
+mod garbage;
+mod handler;
+pub mod identity;
 pub mod jsonpath;
 pub mod kubelet_tunnel;
+mod lifecycle;
 pub mod negotiation;
+pub mod objects;
 pub mod openapi;
 pub mod patch;
+pub mod path;
 pub mod protobuf;
+mod read;
+pub mod registry;
+mod request;
+mod review;
 pub mod schema;
+mod selection;
 pub mod selector;
+mod server;
 pub mod strategic;
+mod subresource;
 pub mod table;
+mod token;
 pub mod validate;
+mod watch;
+mod write;
+
+pub use server::{Options, ServeError, Server, run};

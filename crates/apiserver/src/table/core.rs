@@ -7,7 +7,7 @@ use super::{Cells, Head, number, shown, wide};
 use jiff::Timestamp;
 use serde_json::Value;
 
-const EVENT: &[Head] = &[
+const EVENT: &[Head] = const { &[
     shown("Last Seen"),
     shown("Type"),
     shown("Reason"),
@@ -18,12 +18,12 @@ const EVENT: &[Head] = &[
     wide("First Seen"),
     wide("Count"),
     wide("Name"),
-];
+] };
 
 pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], Cells)> {
     Some(match (group, resource) {
         ("", "nodes") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("Status"),
                 shown("Roles"),
@@ -34,12 +34,12 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
                 wide("OS-Image"),
                 wide("Kernel-Version"),
                 wide("Container-Runtime"),
-            ],
+            ] } },
             node,
         ),
-        ("", "namespaces") => (&[shown("Name"), shown("Status"), shown("Age")], namespace),
+        ("", "namespaces") => (const { const { &[shown("Name"), shown("Status"), shown("Age")] } }, namespace),
         ("", "services") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("Type"),
                 shown("Cluster-IP"),
@@ -47,55 +47,55 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
                 shown("Port(s)"),
                 shown("Age"),
                 wide("Selector"),
-            ],
+            ] } },
             service,
         ),
-        ("", "endpoints") => (&[shown("Name"), shown("Endpoints"), shown("Age")], endpoints),
+        ("", "endpoints") => (const { const { &[shown("Name"), shown("Endpoints"), shown("Age")] } }, endpoints),
         ("discovery.k8s.io", "endpointslices") => (
-            &[shown("Name"), shown("AddressType"), shown("Ports"), shown("Endpoints"), shown("Age")],
+            const { const { &[shown("Name"), shown("AddressType"), shown("Ports"), shown("Endpoints"), shown("Age")] } },
             endpoint_slice,
         ),
-        ("", "configmaps") => (&[shown("Name"), number("Data"), shown("Age")], config_map),
-        ("", "secrets") => (&[shown("Name"), shown("Type"), number("Data"), shown("Age")], secret),
-        ("", "serviceaccounts") => (&[shown("Name"), number("Secrets"), shown("Age")], service_account),
+        ("", "configmaps") => (const { const { &[shown("Name"), number("Data"), shown("Age")] } }, config_map),
+        ("", "secrets") => (const { const { &[shown("Name"), shown("Type"), number("Data"), shown("Age")] } }, secret),
+        ("", "serviceaccounts") => (const { const { &[shown("Name"), number("Secrets"), shown("Age")] } }, service_account),
         ("" | "events.k8s.io", "events") => (EVENT, event),
-        ("", "resourcequotas") => (&[shown("Name"), shown("Age"), shown("Request"), shown("Limit")], quota),
-        ("coordination.k8s.io", "leases") => (&[shown("Name"), shown("Holder"), shown("Age")], lease),
+        ("", "resourcequotas") => (const { const { &[shown("Name"), shown("Age"), shown("Request"), shown("Limit")] } }, quota),
+        ("coordination.k8s.io", "leases") => (const { const { &[shown("Name"), shown("Holder"), shown("Age")] } }, lease),
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => (
-            &[shown("Name"), shown("Role"), shown("Age"), wide("Users"), wide("Groups"), wide("ServiceAccounts")],
+            const { const { &[shown("Name"), shown("Role"), shown("Age"), wide("Users"), wide("Groups"), wide("ServiceAccounts")] } },
             role_binding,
         ),
         ("apiregistration.k8s.io", "apiservices") => {
-            (&[shown("Name"), shown("Service"), shown("Available"), shown("Age")], api_service)
+            (const { const { &[shown("Name"), shown("Service"), shown("Available"), shown("Age")] } }, api_service)
         }
         ("networking.k8s.io", "networkpolicies") => {
-            (&[shown("Name"), shown("Pod-Selector"), shown("Age")], network_policy)
+            (const { const { &[shown("Name"), shown("Pod-Selector"), shown("Age")] } }, network_policy)
         }
         ("networking.k8s.io", "ingresses") => (
-            &[shown("Name"), shown("Class"), shown("Hosts"), shown("Address"), shown("Ports"), shown("Age")],
+            const { const { &[shown("Name"), shown("Class"), shown("Hosts"), shown("Address"), shown("Ports"), shown("Age")] } },
             ingress,
         ),
         ("networking.k8s.io", "ingressclasses") => {
-            (&[shown("Name"), shown("Controller"), shown("Parameters"), shown("Age")], ingress_class)
+            (const { const { &[shown("Name"), shown("Controller"), shown("Parameters"), shown("Age")] } }, ingress_class)
         }
         ("scheduling.k8s.io", "priorityclasses") => {
-            (&[shown("Name"), number("Value"), shown("Global-Default"), shown("Age")], priority_class)
+            (const { const { &[shown("Name"), number("Value"), shown("Global-Default"), shown("Age")] } }, priority_class)
         }
         ("certificates.k8s.io", "certificatesigningrequests") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("Age"),
                 shown("SignerName"),
                 shown("Requestor"),
                 shown("RequestedDuration"),
                 shown("Condition"),
-            ],
+            ] } },
             signing_request,
         ),
         (
             "admissionregistration.k8s.io",
             "validatingwebhookconfigurations" | "mutatingwebhookconfigurations",
-        ) => (&[shown("Name"), number("Webhooks"), shown("Age")], webhooks),
+        ) => (const { const { &[shown("Name"), number("Webhooks"), shown("Age")] } }, webhooks),
         _ => return None,
     })
 }

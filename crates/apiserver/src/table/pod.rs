@@ -6,7 +6,7 @@ use crate::age as ages;
 use jiff::Timestamp;
 use serde_json::Value;
 
-const HEADS: &[Head] = &[
+const HEADS: &[Head] = const { &[
     shown("Name"),
     shown("Ready"),
     shown("Status"),
@@ -16,7 +16,7 @@ const HEADS: &[Head] = &[
     wide("Node"),
     wide("Nominated Node"),
     wide("Readiness Gates"),
-];
+] };
 
 pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], Cells)> {
     (group.is_empty() && resource == "pods").then_some((HEADS, cells as Cells))

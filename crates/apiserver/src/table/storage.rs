@@ -8,18 +8,18 @@ use serde_json::Value;
 pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], Cells)> {
     Some(match (group, resource) {
         ("storage.k8s.io", "storageclasses") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("Provisioner"),
                 shown("ReclaimPolicy"),
                 shown("VolumeBindingMode"),
                 shown("AllowVolumeExpansion"),
                 shown("Age"),
-            ],
+            ] } },
             class,
         ),
         ("storage.k8s.io", "csidrivers") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("AttachRequired"),
                 shown("PodInfoOnMount"),
@@ -28,16 +28,16 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
                 shown("RequiresRepublish"),
                 shown("Modes"),
                 shown("Age"),
-            ],
+            ] } },
             driver,
         ),
-        ("storage.k8s.io", "csinodes") => (&[shown("Name"), number("Drivers"), shown("Age")], csi_node),
+        ("storage.k8s.io", "csinodes") => (const { const { &[shown("Name"), number("Drivers"), shown("Age")] } }, csi_node),
         ("storage.k8s.io", "volumeattachments") => (
-            &[shown("Name"), shown("Attacher"), shown("PV"), shown("Node"), shown("Attached"), shown("Age")],
+            const { const { &[shown("Name"), shown("Attacher"), shown("PV"), shown("Node"), shown("Attached"), shown("Age")] } },
             attachment,
         ),
         ("", "persistentvolumes") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("Capacity"),
                 shown("Access Modes"),
@@ -48,11 +48,11 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
                 shown("Reason"),
                 shown("Age"),
                 wide("VolumeMode"),
-            ],
+            ] } },
             volume,
         ),
         ("", "persistentvolumeclaims") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("Status"),
                 shown("Volume"),
@@ -61,7 +61,7 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
                 shown("StorageClass"),
                 shown("Age"),
                 wide("VolumeMode"),
-            ],
+            ] } },
             claim,
         ),
         _ => return None,

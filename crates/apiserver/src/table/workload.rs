@@ -9,7 +9,7 @@ use serde_json::Value;
 pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], Cells)> {
     Some(match (group, resource) {
         ("apps", "deployments") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("Ready"),
                 number("Up-to-date"),
@@ -18,11 +18,11 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
                 wide("Containers"),
                 wide("Images"),
                 wide("Selector"),
-            ],
+            ] } },
             deployment,
         ),
         ("apps", "replicasets") | ("", "replicationcontrollers") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 number("Desired"),
                 number("Current"),
@@ -31,11 +31,11 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
                 wide("Containers"),
                 wide("Images"),
                 wide("Selector"),
-            ],
+            ] } },
             replica_set,
         ),
         ("apps", "daemonsets") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 number("Desired"),
                 number("Current"),
@@ -47,17 +47,17 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
                 wide("Containers"),
                 wide("Images"),
                 wide("Selector"),
-            ],
+            ] } },
             daemon_set,
         ),
         ("apps", "statefulsets") => {
-            (&[shown("Name"), shown("Ready"), shown("Age"), wide("Containers"), wide("Images")], stateful_set)
+            (const { const { &[shown("Name"), shown("Ready"), shown("Age"), wide("Containers"), wide("Images")] } }, stateful_set)
         }
         ("apps", "controllerrevisions") => {
-            (&[shown("Name"), shown("Controller"), number("Revision"), shown("Age")], controller_revision)
+            (const { const { &[shown("Name"), shown("Controller"), number("Revision"), shown("Age")] } }, controller_revision)
         }
         ("batch", "jobs") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("Completions"),
                 shown("Duration"),
@@ -65,11 +65,11 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
                 wide("Containers"),
                 wide("Images"),
                 wide("Selector"),
-            ],
+            ] } },
             job,
         ),
         ("batch", "cronjobs") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("Schedule"),
                 shown("Suspend"),
@@ -79,20 +79,20 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
                 wide("Containers"),
                 wide("Images"),
                 wide("Selector"),
-            ],
+            ] } },
             cron_job,
         ),
         ("", "podtemplates") => {
-            (&[shown("Name"), shown("Containers"), shown("Images"), shown("Pod Labels")], pod_template)
+            (const { const { &[shown("Name"), shown("Containers"), shown("Images"), shown("Pod Labels")] } }, pod_template)
         }
         ("policy", "poddisruptionbudgets") => (
-            &[
+            const { const { &[
                 shown("Name"),
                 shown("Min Available"),
                 shown("Max Unavailable"),
                 number("Allowed Disruptions"),
                 shown("Age"),
-            ],
+            ] } },
             disruption_budget,
         ),
         _ => return None,

@@ -1,0 +1,84 @@
+//! The objects that every cluster has from the start.
+
+use crate::admission::PRIORITY_CLASSES;
+use crate::error::Status;
+use crate::identity::User;
+use crate::objects;
+use crate::request::WriteOptions;
+use crate::server::Server;
+use crate::token;
+use serde_json::{Value, json};
+
+const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+
+/// Makes what is missing; what is there is left as it is.
+///
+/// # Errors
+/// The first refusal that is not "already there".
+pub(crate) async fn run(server: &Server) -> Result<(), Status> {
+    token::prepare(server).await?;
+    for name in NAMESPACES {
+        ensure(server, "", "namespaces", "", json!({"metadata": {"name": name}})).await?;
+    }
+    for (name, value) in PRIORITY_CLASSES {
+        let class = json!({"metadata": {"name": name}, "value": value, "globalDefault": false});
+        ensure(server, "scheduling.k8s.io", "priorityclasses", "", class).await?;
+    }
+    let rbac = "rbac.authorization.k8s.io";
+    let admin = json!({
+        "metadata": {"name": "cluster-admin", "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
+        "rules": [
+            {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
+            {"nonResourceURLs": ["*"], "verbs": ["*"]},
+        ],
+    });
+    ensure(server, rbac, "clusterroles", "", admin).await?;
+    let binding = json!({
+        "metadata": {"name": "cluster-admin", "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
+        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": rbac, "kind": "Group", "name": "system:masters"}],
+    });
+    ensure(server, rbac, "clusterrolebindings", "", binding).await?;
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let service = json!({
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": server.addresses.first(),
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
+        },
+    });
+    ensure(server, "", "services", "default", service).await?;
+    if let Some(address) = server.advertise {
+        let port = json!([{"name": "https", "port": address.port(), "protocol": "TCP"}]);
+        let endpoints = json!({
+            "metadata": {"name": "kubernetes", "namespace": "default",
+                         "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+            "subsets": [{"addresses": [{"ip": address.ip().to_string()}], "ports": port}],
+        });
+        ensure(server, "", "endpoints", "default", endpoints).await?;
+        let slice = json!({
+            "metadata": {"name": "kubernetes", "namespace": "default",
+                         "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [address.ip().to_string()], "conditions": {"ready": true}}],
+            "ports": port,
+        });
+        ensure(server, "discovery.k8s.io", "endpointslices", "default", slice).await?;
+    }
+    Ok(())
+}
+
+async fn ensure(server: &Server, group: &str, plural: &str, namespace: &str, object: Value) -> Result<(), Status> {
+    let resource = server.builtin(group, plural)?;
+    let name = objects::meta(&object, "name").to_owned();
+    if server.store.get(&resource.key(namespace, &name)).is_some() {
+        return Ok(());
+    }
+    let user = User { name: "system:apiserver".into(), groups: vec!["system:masters".into()], uid: None };
+    match server.create(&resource, namespace, object, &user, &WriteOptions::default()).await {
+        Ok(_) => Ok(()),
+        Err(status) if status.reason == "AlreadyExists" => Ok(()),
+        Err(status) => Err(status),
+    }
+}

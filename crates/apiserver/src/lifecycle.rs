@@ -1,0 +1,195 @@
+//! The end of namespaces and definitions: what is in them goes first.
+//!
+//! One task follows the namespaces and definitions that are being deleted. For each it deletes the content, and looks
+//! again whenever something of it went, until nothing is left; then it takes its own finalizer away.
+
+use crate::custom;
+use crate::delete::DeleteOptions;
+use crate::error::Status;
+use crate::objects::{self, without_finalizer};
+use crate::registry::Resource;
+use crate::request::WriteOptions;
+use crate::server::Server;
+use crate::write::{Aspect, replace};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+const NAMESPACES: &str = "/core/namespaces/";
+const DEFINITIONS: &str = "/apiextensions.k8s.io/customresourcedefinitions/";
+
+/// Keys of those that are being deleted.
+type Ending = BTreeSet<String>;
+
+/// Runs as long as the server.
+pub(crate) async fn run(server: Arc<Server>) {
+    loop {
+        let revision = server.store.revision();
+        let Ok(mut watch) = server.store.watch("/", revision) else { continue };
+        let mut ending = Ending::new();
+        for prefix in [NAMESPACES, DEFINITIONS] {
+            for (key, entry) in server.store.list(prefix, None, 0).entries {
+                note(&mut ending, &key, Some(&entry));
+            }
+        }
+        for key in ending.clone() {
+            step(&server, &key).await;
+        }
+        // A watch that is cut begins again with a look at everything.
+        while let Ok(event) = watch.next().await {
+            let key = event.key.as_str();
+            if key.starts_with(NAMESPACES) || key.starts_with(DEFINITIONS) {
+                note(&mut ending, key, event.now.as_ref());
+                if ending.contains(key) {
+                    step(&server, key).await;
+                }
+            } else if event.now.is_none() {
+                // The last of many that went is what matters: those that wait already are taken together.
+                let concerned: Vec<String> =
+                    ending.iter().filter(|ended| concerns(&server, ended, key)).cloned().collect();
+                for ended in concerned {
+                    step(&server, &ended).await;
+                }
+            }
+        }
+    }
+}
+
+fn note(ending: &mut Ending, key: &str, entry: Option<&storage::Entry>) {
+    let is_ending = entry.is_some_and(|entry| objects::head(entry).metadata.deletion_timestamp.is_some());
+    if is_ending {
+        ending.insert(key.to_owned());
+    } else {
+        ending.remove(key);
+    }
+}
+
+/// Whether what had `key` was part of the namespace or definition `ended`.
+fn concerns(server: &Server, ended: &str, key: &str) -> bool {
+    if let Some(namespace) = ended.strip_prefix(NAMESPACES) {
+        return key.split('/').nth(3) == Some(namespace);
+    }
+    let definition = ended.strip_prefix(DEFINITIONS).unwrap_or_default();
+    kinds(server, definition).iter().any(|kind| key.starts_with(&kind.prefix))
+}
+
+fn kinds(server: &Server, definition: &str) -> Vec<Arc<Resource>> {
+    let registry = server.registry();
+    let of = |resource: &&Arc<Resource>| {
+        resource.custom.as_ref().is_some_and(|custom| custom.definition == definition)
+    };
+    let mut kinds: Vec<Arc<Resource>> = registry.resources().iter().filter(of).cloned().collect();
+    kinds.dedup_by(|a, b| a.prefix == b.prefix);
+    kinds
+}
+
+async fn step(server: &Arc<Server>, key: &str) {
+    let done = match key.strip_prefix(NAMESPACES) {
+        Some(namespace) => end_namespace(server, namespace).await,
+        None => end_definition(server, key.strip_prefix(DEFINITIONS).unwrap_or_default()).await,
+    };
+    match done {
+        Err(status) if status.code != 404 => {
+            tracing::warn!(key, error = %status, "could not finish a deletion; it is tried again with the next change");
+        }
+        _ => {}
+    }
+}
+
+/// Asks for the deletion of everything in `scope` that was not asked to go yet. Returns how many are left.
+async fn purge(server: &Arc<Server>, resource: &Arc<Resource>, scope: &str) -> usize {
+    let mut left = 0;
+    for (key, entry) in server.store.list(scope, None, 0).entries {
+        let head = objects::head(&entry);
+        if head.metadata.deletion_timestamp.is_some() {
+            left += 1;
+            continue;
+        }
+        let options = DeleteOptions::of(&head.metadata.uid);
+        let (namespace, name) = (head.metadata.namespace.as_str(), head.metadata.name.as_str());
+        match server.delete(resource, namespace, name, &options).await {
+            Ok(_) => left += usize::from(server.store.get(&key).is_some()),
+            Err(status) if matches!(status.code, 404 | 409) => left += usize::from(server.store.get(&key).is_some()),
+            Err(status) => {
+                left += 1;
+                tracing::warn!(key, error = %status, "could not delete what is in a namespace or definition");
+            }
+        }
+    }
+    left
+}
+
+async fn end_namespace(server: &Arc<Server>, namespace: &str) -> Result<(), Status> {
+    let registry = server.registry();
+    let mut left = Vec::new();
+    let mut kinds: Vec<Arc<Resource>> =
+        registry.stored().filter(|resource| resource.namespaced).cloned().collect();
+    // Pods last: what made them must not make them again.
+    kinds.sort_by_key(|resource| resource.is("", "pods"));
+    for resource in kinds {
+        let count = purge(server, &resource, &resource.scope(Some(namespace))).await;
+        if count > 0 {
+            left.push(format!("{} has {count} resource instances", crate::error::qualified(&resource.group, &resource.plural)));
+        }
+    }
+    let namespaces = server.builtin("", "namespaces")?;
+    let options = WriteOptions::default();
+    server
+        .modify(&namespaces, "", namespace, Aspect::Server, &options, |current| {
+            let mut next = current.clone();
+            if !objects::is_terminating(current) {
+                return Ok(next);
+            }
+            if left.is_empty() {
+                let others: Vec<Value> = current["spec"]["finalizers"].as_array().cloned().unwrap_or_default();
+                let others: Vec<Value> = others.into_iter().filter(|one| one != "kubernetes").collect();
+                replace(&mut next["spec"], "finalizers", &others.into());
+            } else {
+                let message = format!("Some resources are remaining: {}", left.join(", "));
+                set_condition(&mut next, "NamespaceContentRemaining", "SomeResourcesRemain", &message);
+            }
+            Ok(next)
+        })
+        .await
+        .map(drop)
+}
+
+fn set_condition(object: &mut Value, kind: &str, reason: &str, message: &str) {
+    let conditions = &mut object["status"]["conditions"];
+    if !conditions.is_array() {
+        *conditions = json!([]);
+    }
+    let Some(list) = conditions.as_array_mut() else { return };
+    match list.iter_mut().find(|condition| condition["type"] == kind) {
+        Some(condition) if condition["status"] == "True" => condition["message"] = message.into(),
+        _ => {
+            list.retain(|condition| condition["type"] != kind);
+            list.push(json!({
+                "type": kind, "status": "True", "reason": reason, "message": message,
+                "lastTransitionTime": objects::now(),
+            }));
+        }
+    }
+}
+
+async fn end_definition(server: &Arc<Server>, name: &str) -> Result<(), Status> {
+    let mut left = 0;
+    for resource in kinds(server, name) {
+        left += purge(server, &resource, &resource.prefix).await;
+    }
+    if left > 0 {
+        return Ok(());
+    }
+    let definitions = server.builtin("apiextensions.k8s.io", "customresourcedefinitions")?;
+    let options = WriteOptions::default();
+    server
+        .modify(&definitions, "", name, Aspect::Server, &options, |current| {
+            let mut next = current.clone();
+            if objects::is_terminating(current) {
+                without_finalizer(&mut next, custom::CLEANUP);
+            }
+            Ok(next)
+        })
+        .await
+        .map(drop)
+}

@@ -1,0 +1,208 @@
+//! The server's shared state, and how it listens.
+
+use crate::addresses::Addresses;
+use crate::error::Status;
+use crate::identity::{self, PkiError, User};
+use crate::objects;
+use crate::registry::{Registry, Resource};
+use crate::{bootstrap, custom, garbage, handler, lifecycle};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use storage::{CommitError, Limits, Store};
+
+/// How a server is run.
+#[derive(Debug)]
+pub struct Options {
+    /// The durable file; made when it is missing.
+    pub data_file: PathBuf,
+    /// Folder with `ca.crt`, `apiserver.crt` and `apiserver.key`.
+    pub pki_dir: PathBuf,
+    /// Where to listen.
+    pub listeners: Vec<std::net::TcpListener>,
+    /// Folder with a unix socket `<node>.sock` for each kubelet.
+    pub kubelet_socket_dir: PathBuf,
+    /// Addresses of services, as `10.96.0.0/16`.
+    pub service_cidr: String,
+    /// As `v1.28.0`.
+    pub server_version: String,
+    /// Address of the API for pods and nodes: the endpoint of the service `kubernetes`.
+    pub advertise: Option<SocketAddr>,
+}
+
+/// Why a server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The durable file.
+    #[error("the API server cannot open its data file")]
+    Store(#[from] storage::OpenError),
+    /// The certificates.
+    #[error("the API server cannot use its certificates")]
+    Pki(#[from] PkiError),
+    /// A listener.
+    #[error("the API server cannot listen: pass it sockets that are bound and listening")]
+    Listen(#[source] std::io::Error),
+    /// The addresses of services.
+    #[error("{0:?} is not an IPv4 range for services: write it as 10.96.0.0/16")]
+    ServiceCidr(String),
+    /// The first objects could not be written.
+    #[error("the API server cannot write its first objects: {0}")]
+    Bootstrap(Status),
+}
+
+/// State that all requests share.
+#[derive(Debug)]
+pub struct Server {
+    pub(crate) store: Store,
+    registry: RwLock<Arc<Registry>>,
+    /// Kinds by the name of the definition that serves them.
+    definitions: Mutex<BTreeMap<String, Vec<Arc<Resource>>>>,
+    pub(crate) addresses: Addresses,
+    pub(crate) kubelet_socket_dir: PathBuf,
+    pub(crate) version: String,
+    pub(crate) authority: String,
+    pub(crate) advertise: Option<SocketAddr>,
+}
+
+impl Server {
+    /// Opens the store and knows the definitions in it.
+    ///
+    /// # Errors
+    /// [`ServeError`] when the store or an option cannot be used.
+    pub fn open(options: &Options) -> Result<Arc<Self>, ServeError> {
+        let store = Store::open(&options.data_file, Limits::default())?;
+        let addresses = Addresses::new(&options.service_cidr, &store)
+            .ok_or_else(|| ServeError::ServiceCidr(options.service_cidr.clone()))?;
+        let server = Arc::new(Self {
+            store,
+            registry: RwLock::default(),
+            definitions: Mutex::default(),
+            addresses,
+            kubelet_socket_dir: options.kubelet_socket_dir.clone(),
+            version: options.server_version.clone(),
+            authority: std::fs::read_to_string(options.pki_dir.join("ca.crt")).unwrap_or_default(),
+            advertise: options.advertise,
+        });
+        for (_, entry) in server.store.list("/apiextensions.k8s.io/customresourcedefinitions/", None, 0).entries {
+            let definition = objects::decode(&entry);
+            if custom::is_established(&definition) {
+                match custom::resources(&definition) {
+                    Ok(resources) => server.serve_definition(objects::meta(&definition, "name"), resources),
+                    Err(status) => tracing::error!(error = %status, "left out a stored definition"),
+                }
+            }
+        }
+        Ok(server)
+    }
+
+    /// The kinds served now.
+    pub fn registry(&self) -> Arc<Registry> {
+        Arc::clone(&self.registry.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Serves the kinds of a definition from now on; an empty list takes them away.
+    pub(crate) fn serve_definition(&self, name: &str, resources: Vec<Arc<Resource>>) {
+        let mut definitions = self.definitions.lock().unwrap_or_else(PoisonError::into_inner);
+        if resources.is_empty() {
+            definitions.remove(name);
+        } else {
+            definitions.insert(name.to_owned(), resources);
+        }
+        let registry = Arc::new(Registry::new(&definitions));
+        *self.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
+    }
+
+    /// Kinds served by other definitions than `name`.
+    pub(crate) fn other_definitions(&self, name: &str) -> Vec<Arc<Resource>> {
+        let definitions = self.definitions.lock().unwrap_or_else(PoisonError::into_inner);
+        definitions.iter().filter(|(known, _)| *known != name).flat_map(|(_, kinds)| kinds.clone()).collect()
+    }
+
+    /// A built-in kind of version v1.
+    pub(crate) fn builtin(&self, group: &str, plural: &str) -> Result<Arc<Resource>, Status> {
+        let missing = || Status::internal(format_args!("{plural} are not served"));
+        self.registry().find(group, "v1", plural).cloned().ok_or_else(missing)
+    }
+}
+
+/// What a failed commit means to a client who did not lose a race.
+pub(crate) fn unwritten(error: &CommitError) -> Status {
+    match error {
+        CommitError::Unavailable { .. } | CommitError::Closed => Status::unavailable(error.to_string()),
+        CommitError::TooLarge { limit, .. } => Status::too_large(*limit),
+        CommitError::Conflict { .. } => Status::internal(error),
+    }
+}
+
+/// Serves until the process ends.
+///
+/// # Errors
+/// [`ServeError`] when it cannot start.
+pub async fn run(options: Options) -> Result<(), ServeError> {
+    let tls = identity::tls(&options.pki_dir)?;
+    let server = Server::open(&options)?;
+    bootstrap::run(&server).await.map_err(ServeError::Bootstrap)?;
+    tokio::spawn(garbage::run(Arc::clone(&server)));
+    tokio::spawn(lifecycle::run(Arc::clone(&server)));
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+    let mut accepting = Vec::new();
+    for listener in options.listeners {
+        listener.set_nonblocking(true).map_err(ServeError::Listen)?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Listen)?;
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!(%address, revision = server.store.revision(), "serving the Kubernetes API");
+        }
+        accepting.push(tokio::spawn(accept(listener, acceptor.clone(), Arc::clone(&server))));
+    }
+    for task in accepting {
+        // A listener's task ends only when the runtime does.
+        let _ = task.await;
+    }
+    Ok(())
+}
+
+async fn accept(listener: tokio::net::TcpListener, acceptor: tokio_rustls::TlsAcceptor, server: Arc<Server>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Small answers must not wait for the acknowledgement of the one before.
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(connection(stream, acceptor.clone(), Arc::clone(&server)));
+            }
+            Err(error) => {
+                // Out of descriptors, for instance: pause, so that open connections can end.
+                tracing::warn!(%error, "could not accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+/// How long a client may take for the handshake and for the head of a request.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn connection(stream: tokio::net::TcpStream, acceptor: tokio_rustls::TlsAcceptor, server: Arc<Server>) {
+    let stream = match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),
+        Err(_) => return,
+    };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let user = Arc::new(certificate.and_then(|der| User::from_certificate(der)).unwrap_or_else(User::anonymous));
+    let service = hyper::service::service_fn(move |request| {
+        handler::handle(Arc::clone(&server), Arc::clone(&user), request)
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(64 << 10)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
