@@ -20,6 +20,8 @@
 
 mod claim;
 mod draft;
+#[cfg(test)]
+mod interleavings;
 mod job;
 mod outcome;
 mod place;
