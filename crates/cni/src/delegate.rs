@@ -3,7 +3,7 @@
 use crate::environment::Command;
 use crate::error::{CniError, code};
 use crate::invocation::Invocation;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,6 +12,9 @@ use std::time::Duration;
 const BUSY_ATTEMPTS: u32 = 6;
 /// Pause between these.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+
+/// Bytes of a plugin's output that are read; it is killed by the closed pipe if it has more to say.
+const OUTPUT_LIMIT: u64 = 1 << 20;
 
 /// Runs the plugin `name` with this call's variables and configuration, for `command`, and returns what it printed.
 ///
@@ -40,16 +43,20 @@ pub fn run(call: &Invocation, name: &str, command: Command) -> Result<Vec<u8>, C
         // One that failed early does not read all; its own error says more than this one.
         let _ = stdin.write_all(&call.input);
     }
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        return Ok(output.stdout);
+    // Room for an ordinary result, so that it is read at once.
+    let mut printed = Vec::with_capacity(4096);
+    if let Some(stdout) = child.stdout.take() {
+        stdout.take(OUTPUT_LIMIT).read_to_end(&mut printed).map_err(failed)?;
     }
-    match serde_json::from_slice::<CniError>(&output.stdout) {
+    let status = child.wait().map_err(failed)?;
+    if status.success() {
+        return Ok(printed);
+    }
+    match serde_json::from_slice::<CniError>(&printed) {
         Ok(error) => Err(error),
         Err(_) => {
-            let message =
-                format!("plugin {} failed without saying why ({})", program.display(), output.status);
-            Err(CniError::new(code::PLUGIN, message).because(&String::from_utf8_lossy(&output.stdout)))
+            let message = format!("plugin {} failed without saying why ({status})", program.display());
+            Err(CniError::new(code::PLUGIN, message).because(&String::from_utf8_lossy(&printed)))
         }
     }
 }

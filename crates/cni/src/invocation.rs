@@ -104,7 +104,8 @@ fn serve(
     verbs: &dyn Verbs,
     cni_version: &mut String,
 ) -> Result<Option<Value>, CniError> {
-    let mut input = Vec::new();
+    // Room for an ordinary configuration, so that it is read at once.
+    let mut input = Vec::with_capacity(4096);
     std::io::stdin()
         .take(INPUT_LIMIT + 1)
         .read_to_end(&mut input)
@@ -160,7 +161,13 @@ fn pretty(value: &Value) -> String {
 
 /// The only place that writes to standard output. A runtime that closed it does not want to hear more.
 fn print(text: &str) {
-    let mut out = std::io::stdout();
-    let _ = out.write_all(text.as_bytes());
-    let _ = out.flush();
+    // Not through the standard library's buffer, which breaks the text at its last line.
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        match rustix::io::write(std::io::stdout(), rest) {
+            Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
 }

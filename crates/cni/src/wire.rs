@@ -27,9 +27,10 @@ use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sha1::{Digest as _, Sha1};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
 
 /// MAC of every host end: pods reach it over a wire of their own, so they may all be equal.
 const HOST_MAC: [u8; 6] = [0xee; 6];
@@ -109,7 +110,8 @@ fn furnish(node: &mut Netlink, wiring: &Wiring<'_>, has_v6: bool) -> Result<(), 
     let index = index_of(wiring.host).map_err(failed(format!("finding {}", wiring.host)))?;
     host_sysctls(wiring.host, wiring.addresses)?;
     if has_v6 {
-        raise(node, index).map_err(failed(format!("setting {} up", wiring.host)))?;
+        let (message, flags) = raising(index);
+        node.change(message, flags).map_err(failed(format!("setting {} up", wiring.host)))?;
     }
     enter(wiring.namespace).map_err(failed("entering the pod's network namespace"))?;
     pod_side(wiring, has_v6)?;
@@ -235,13 +237,10 @@ fn host_sysctls(host: &str, addresses: &[IpAddr]) -> Result<(), WireError> {
     Ok(())
 }
 
-/// Writes a sysctl of the namespace that the thread is in, unless it has the value.
+/// Writes a sysctl of the namespace that the thread is in.
 fn sysctl(path: &str, value: &str) -> io::Result<()> {
-    let path = format!("/proc/sys/{path}");
-    if std::fs::read_to_string(&path)?.trim() == value {
-        return Ok(());
-    }
-    std::fs::write(path, value)
+    let mut file = std::fs::OpenOptions::new().write(true).open(Path::new("/proc/sys").join(path))?;
+    file.write_all(value.as_bytes())
 }
 
 /// Routes, neighbour and addresses of the pod's end. The thread is in the pod's namespace.
@@ -257,33 +256,40 @@ fn pod_side(wiring: &Wiring<'_>, has_v6: bool) -> Result<(), WireError> {
         // An address that is probed for duplicates cannot be used meanwhile; on this wire there is nobody to have it.
         let _ = sysctl(&format!("net/ipv6/conf/{interface}/accept_dad"), "0");
     }
-    raise(&mut pod, index).map_err(failed(format!("setting {interface} up")))?;
+    // Everything by one call of the kernel; each is told by name if it is refused.
+    let mut steps = vec![(raising(index), format!("setting {interface} up"))];
     if wiring.addresses.iter().any(IpAddr::is_ipv4) {
-        pod_routes(&mut pod, index, IpAddr::V4(GATEWAY))
-            .map_err(failed(format!("adding the pod's route through {GATEWAY}")))?;
-        let _ = sysctl("net/ipv4/ip_forward", forwarding);
+        steps.extend(way_out(index, IpAddr::V4(GATEWAY)));
     }
     if has_v6 {
-        pod_routes(&mut pod, index, IpAddr::V6(GATEWAY_IPV6))
-            .map_err(failed(format!("adding the pod's route through {GATEWAY_IPV6}")))?;
-        let _ = sysctl("net/ipv6/conf/all/forwarding", forwarding);
+        steps.extend(way_out(index, IpAddr::V6(GATEWAY_IPV6)));
     }
-    for address in wiring.addresses {
+    steps.extend(wiring.addresses.iter().map(|address| {
         let mut message = AddressMessage::default();
         message.header.family = family(*address);
         message.header.prefix_len = full_prefix(*address);
         message.header.index = index;
         message.attributes = vec![AddressAttribute::Local(*address), AddressAttribute::Address(*address)];
-        pod.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE)
-            .map_err(failed(format!("giving {interface} its address {address}")))?;
+        let doing = format!("giving {interface} its address {address}");
+        ((RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_REPLACE), doing)
+    }));
+    let (changes, doing): (Vec<Change>, Vec<String>) = steps.into_iter().unzip();
+    pod.change_all(changes)
+        .map_err(|refused| failed(doing.get(refused.index).cloned().unwrap_or_default())(refused.source))?;
+    if wiring.addresses.iter().any(IpAddr::is_ipv4) {
+        let _ = sysctl("net/ipv4/ip_forward", forwarding);
+    }
+    if has_v6 {
+        let _ = sysctl("net/ipv6/conf/all/forwarding", forwarding);
     }
     Ok(())
 }
 
-fn pod_routes(pod: &mut Netlink, index: u32, gateway: IpAddr) -> io::Result<()> {
-    let set = |pod: &mut Netlink, message: RouteMessage| {
-        pod.change(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
-    };
+/// A message to the kernel and its flags.
+type Change = (RouteNetlinkMessage, u16);
+
+/// The neighbour and the routes by which a pod reaches everything.
+fn way_out(index: u32, gateway: IpAddr) -> Vec<(Change, String)> {
     let mut neighbour = NeighbourMessage::default();
     neighbour.header.family = family(gateway);
     neighbour.header.ifindex = index;
@@ -297,15 +303,18 @@ fn pod_routes(pod: &mut Netlink, index: u32, gateway: IpAddr) -> io::Result<()> 
         NeighbourAttribute::Destination(destination),
         NeighbourAttribute::LinkLayerAddress(HOST_MAC.to_vec()),
     ];
-    pod.change(RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE | NLM_F_REPLACE)?;
-    let mut onward = route(gateway, 0, index, RouteScope::Universe);
-    onward.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
+    let mut messages = vec![RouteNetlinkMessage::NewNeighbour(neighbour)];
+    // In IPv6 the gateway is link-local, and the kernel has the route to those itself.
     if gateway.is_ipv4() {
         let mut beside = route(gateway, full_prefix(gateway), index, RouteScope::Link);
         beside.attributes.push(RouteAttribute::Destination(route_address(gateway)));
-        set(pod, beside)?;
+        messages.push(RouteNetlinkMessage::NewRoute(beside));
     }
-    set(pod, onward)
+    let mut onward = route(gateway, 0, index, RouteScope::Universe);
+    onward.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
+    messages.push(RouteNetlinkMessage::NewRoute(onward));
+    let doing = format!("adding the pod's way out through {gateway}");
+    messages.into_iter().map(|message| ((message, NLM_F_CREATE | NLM_F_REPLACE), doing.clone())).collect()
 }
 
 /// Puts the host's route to a pod in place, or in the place of one that an earlier pod left.
@@ -344,12 +353,13 @@ fn full_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-fn raise(socket: &mut Netlink, index: u32) -> io::Result<()> {
+/// The message that sets an interface up.
+fn raising(index: u32) -> Change {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
-    socket.change(RouteNetlinkMessage::SetLink(message), 0)
+    (RouteNetlinkMessage::SetLink(message), 0)
 }
 
 /// Removes an interface by name; one that is not there counts as removed.
