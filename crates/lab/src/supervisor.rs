@@ -45,7 +45,10 @@ pub async fn run(options: Options) -> Result<()> {
     let mut kept: BTreeMap<String, Kept> =
         processes(&cluster).into_iter().map(|spec| (spec.id.clone(), Kept::new(spec))).collect();
     for state in client.list(PREFIX).await.context("listing the lab's processes")? {
-        observe(&mut kept, &state);
+        // What ended while there was no supervisor is started at once.
+        if state.is_running() {
+            observe(&mut kept, &state);
+        }
     }
     loop {
         for process in kept.values_mut().filter(|process| process.is_due(Instant::now())) {
@@ -57,7 +60,7 @@ pub async fn run(options: Options) -> Result<()> {
                 Err(error) if error.kind().is_none() => return Err(error).context("asking the holder"),
                 Err(error) => {
                     warn!(process = %process.spec.id, %error, "did not start");
-                    process.ended(Instant::now());
+                    process.put_off(Instant::now());
                 }
             }
         }
@@ -73,6 +76,7 @@ fn observe(kept: &mut BTreeMap<String, Kept>, state: &ProcessState) {
     let Some(process) = kept.get_mut(&state.id) else { return };
     match state.exit {
         None => process.due = None,
+        Some(_) if process.due.is_some() => {}
         Some(exit) => {
             warn!(process = %state.id, pid = state.pid, code = exit.code, signal = exit.signal, "ended");
             process.ended(Instant::now());
@@ -105,12 +109,13 @@ impl Kept {
     }
 
     fn ended(&mut self, now: Instant) {
-        if self.due.is_some_and(|due| due > now) {
-            return;
-        }
         if self.since.is_some_and(|since| now.duration_since(since) >= PROVEN) {
             self.wait = FIRST_WAIT;
         }
+        self.put_off(now);
+    }
+
+    fn put_off(&mut self, now: Instant) {
         self.due = Some(now + self.wait);
         self.wait = (self.wait * 2).min(LONGEST_WAIT);
     }
@@ -237,11 +242,24 @@ mod tests {
 
     #[test]
     fn an_end_seen_twice_counts_once() {
-        let mut process = Kept::new(ProcessSpec::default());
-        let now = Instant::now();
-        process.started(now);
-        process.ended(now);
-        process.ended(now);
-        assert_eq!(process.due, Some(now + FIRST_WAIT));
+        let spec = ProcessSpec { id: "lab/x".into(), ..ProcessSpec::default() };
+        let mut kept = BTreeMap::from([(spec.id.clone(), Kept::new(spec))]);
+        kept.get_mut("lab/x").unwrap().started(Instant::now());
+        let state = ProcessState {
+            id: "lab/x".into(),
+            pid: 1,
+            started: jiff::Timestamp::UNIX_EPOCH,
+            exit: Some(crate::holder::Exit {
+                code: Some(1),
+                signal: None,
+                finished: jiff::Timestamp::UNIX_EPOCH,
+            }),
+            labels: BTreeMap::new(),
+        };
+        observe(&mut kept, &state);
+        let due = kept["lab/x"].due;
+        assert!(due.is_some());
+        observe(&mut kept, &state);
+        assert_eq!(kept["lab/x"].due, due);
     }
 }
