@@ -265,7 +265,8 @@ mod tests {
         let mut definition = definition();
         complete(&mut definition);
         assert_eq!(check(&definition), []);
-        set_status(&mut definition, name_clash(&definition, [].into_iter()).as_deref());
+        let clash = name_clash(&definition, [].into_iter());
+        set_status(&mut definition, clash.as_deref());
         assert!(is_established(&definition));
         let resources = resources(&definition).unwrap();
         assert_eq!(resources[0].list_kind, "CatList");

@@ -288,7 +288,7 @@ impl Server {
         let force = call.query.is_true("force");
         let subresource = if aspect == Aspect::Status { "status" } else { "" };
         let applied = |current: Option<&Value>| {
-            let schema = resource.custom.as_ref().map(|custom| &custom.open_api);
+            let schema = resource.custom.as_ref().and_then(|custom| custom.schema.as_ref());
             apply::apply(&apply::Request {
                 manager,
                 subresource,

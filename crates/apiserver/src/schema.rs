@@ -176,9 +176,6 @@ pub struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    /// A place that no schema describes.
-    pub const UNKNOWN: Walk<'static> = Walk { node: None };
-
     /// The place of a field of the object here.
     pub fn field(self, name: &str) -> Walk<'a> {
         let node = self.node.and_then(|node| {
@@ -206,6 +203,11 @@ impl<'a> Walk<'a> {
             Some(ListType::Map(keys)) => Some(keys),
             _ => None,
         }
+    }
+
+    /// The default of the value here.
+    pub fn default_value(self) -> Option<&'a Value> {
+        self.node.and_then(|node| node.default.as_ref())
     }
 
     /// Whether the object here is replaced as a whole.

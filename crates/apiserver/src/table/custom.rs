@@ -23,7 +23,6 @@ impl CustomColumn {
         let Some(first) = found.first().filter(|value| !value.is_null()) else { return Value::Null };
         match self.kind.as_str() {
             "integer" if first.is_i64() || first.is_u64() => (*first).clone(),
-            "integer" => first.as_f64().filter(|number| number.fract() == 0.0).map_or(Value::Null, Value::from),
             "number" if first.is_number() => (*first).clone(),
             "boolean" if first.is_boolean() => (*first).clone(),
             "integer" | "number" | "boolean" => Value::Null,
