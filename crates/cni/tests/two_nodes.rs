@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex};
 /// What the stub of the agent knows and was asked.
 #[derive(Default)]
 struct Stub {
-    /// Address of each container.
+    /// Addresses of each container, with commas between.
     addresses: BTreeMap<String, String>,
     adds: Vec<AddRequest>,
     dels: Vec<DelRequest>,
@@ -67,7 +67,8 @@ fn answer(mut connection: UnixStream, stub: &Mutex<Stub>) {
         let request: AddRequest = serde_json::from_slice(&body).unwrap();
         let reply = match stub.addresses.get(&request.attachment.container) {
             Some(address) => {
-                (200, serde_json::to_vec(&AddReply { addresses: vec![address.clone()] }).unwrap())
+                let addresses = address.split(',').map(str::to_owned).collect();
+                (200, serde_json::to_vec(&AddReply { addresses }).unwrap())
             }
             None => {
                 let message = "pool default-ipv4-ippool is full".to_owned();
@@ -100,6 +101,10 @@ impl Node {
     }
 
     fn plugin_at(&self, command: &str, netns: &str, name: &str, container: &str) -> Output {
+        self.plugin_with(command, netns, name, container, &self.config)
+    }
+
+    fn plugin_with(&self, command: &str, netns: &str, name: &str, container: &str, config: &str) -> Output {
         let program = Path::new(env!("CARGO_BIN_EXE_calico"));
         self.namespace.run(|| {
             let mut child = Command::new(program)
@@ -114,7 +119,7 @@ impl Node {
                 .stderr(Stdio::inherit())
                 .spawn()
                 .unwrap();
-            child.stdin.take().unwrap().write_all(self.config.as_bytes()).unwrap();
+            child.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
             child.wait_with_output().unwrap()
         })
     }
@@ -148,7 +153,12 @@ impl Lab {
         let socket = directory.path().join("agent.sock");
         let stub = serve(
             &socket,
-            &[("a1", "192.168.10.1/26"), ("a2", "192.168.10.2/26"), ("b1", "192.168.20.1/26")],
+            &[
+                ("a1", "192.168.10.1/26"),
+                ("a2", "192.168.10.2/26"),
+                ("b1", "192.168.20.1/26"),
+                ("dual", "192.168.10.9/26,fd00:10:244:1::9/122"),
+            ],
         );
         let outside = Namespace::new();
         outside.run(|| {
@@ -396,5 +406,48 @@ fn a_nodes_own_namespace_is_refused_before_anything_is_assigned() {
         let error: CniError = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(error.code, 8);
         assert!(lab.stub.lock().unwrap().adds.is_empty());
+    });
+}
+
+#[test]
+fn check_finds_what_was_taken_from_a_pod() {
+    alone("check_finds_what_was_taken_from_a_pod", || {
+        let lab = Lab::new();
+        let [node, _] = &lab.nodes;
+        let pod = Namespace::new();
+        let added = node.add(&pod, "a1", "a1");
+        let mut config: serde_json::Value = serde_json::from_str(&node.config).unwrap();
+        config["prevResult"] = added.render("1.0.0");
+        let netns = format!("/proc/{}/fd/{}", std::process::id(), pod.0.as_raw_fd());
+        let check = || node.plugin_with("CHECK", &netns, "a1", "a1", &config.to_string());
+        assert!(check().status.success(), "{:?}", check());
+        config["prevResult"]["ips"][0]["address"] = "192.168.10.77/32".into();
+        let missing = node.plugin_with("CHECK", &netns, "a1", "a1", &config.to_string());
+        let error: CniError = serde_json::from_slice(&missing.stdout).unwrap();
+        assert!(error.msg.contains("192.168.10.77"), "{}", error.msg);
+        assert!(node.plugin("DEL", &pod, "a1", "a1").status.success());
+        let gone = node.plugin_with("CHECK", &netns, "a1", "a1", &config.to_string());
+        let error: CniError = serde_json::from_slice(&gone.stdout).unwrap();
+        assert!(error.msg.contains(&host_interface("default", "a1")), "{}", error.msg);
+    });
+}
+
+#[test]
+fn a_pod_with_both_families_is_reached_by_both() {
+    alone("a_pod_with_both_families_is_reached_by_both", || {
+        if !Path::new("/proc/sys/net/ipv6").exists() {
+            eprintln!("skipped: this kernel has no IPv6");
+            return;
+        }
+        let lab = Lab::new();
+        let [node, _] = &lab.nodes;
+        let pod = Namespace::new();
+        let added = node.add(&pod, "dual", "dual");
+        let given: Vec<&str> = added.ips.iter().map(|ip| ip.address.as_str()).collect();
+        assert_eq!(given, ["192.168.10.9/32", "fd00:10:244:1::9/128"]);
+        assert_eq!(ping(&node.namespace, "192.168.10.9"), Ok(64));
+        // The node needs an address of its own to ask from, and the pod answers through its gateway.
+        node.namespace.run(|| give("lo", "fd00:172::2/128"));
+        assert_eq!(ping(&node.namespace, "fd00:10:244:1::9"), Ok(64));
     });
 }
