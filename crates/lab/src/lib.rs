@@ -14,6 +14,7 @@ pub mod kind;
 pub mod kind_config;
 pub mod known;
 pub mod kubeconfig;
+pub mod kubelet;
 pub mod pki;
 pub mod private_file;
 pub mod supervisor;
