@@ -43,9 +43,6 @@ pub fn clean(known: &Known, lock: &Lock) -> Result<()> {
     steps.push(remove_directory(&known.directory));
     if steps.iter().all(Result::is_ok) {
         steps.push(lock.forget(&known.lab));
-        if known::all().is_ok_and(|labs| labs.is_empty()) {
-            crate::env::remove_fallback();
-        }
         known::remove_empty(&known.made);
         steps.push(pass_on(known, lock));
     }

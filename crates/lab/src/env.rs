@@ -9,62 +9,76 @@ use std::process::Command;
 /// The commands that this one program is, when it is called by their names.
 pub const COMMANDS: [&str; 4] = ["containerlab", "clab", "kind", "calicoctl"];
 
-/// Prints the shell commands that set up `PATH` and `KUBECONFIG`, to be evaluated.
+/// Prints the shell commands that make the lesson's commands known and set `KUBECONFIG`, to be evaluated.
+///
+/// Where the directory with the commands cannot be made, they are shell functions: nothing is left on the disk that
+/// the end of a lab would have to take from under a shell that still uses it.
 ///
 /// # Errors
-/// When the directory with the commands cannot be made.
+/// When the program does not find itself, or no kubeconfig can be named.
 pub fn print() -> Result<()> {
-    let commands = quote(&command_directory()?);
-    let kubeconfig = quote(&kubeconfig_for()?);
-    // Evaluated twice, it changes nothing the second time.
-    console::result(&format!(
-        "case \":$PATH:\" in *:{commands}:*) ;; *) export PATH={commands}:\"$PATH\" ;; esac\n\
-         export KUBECONFIG={kubeconfig}\n"
-    ));
+    let program = std::env::current_exe().context("finding the program itself")?;
+    let commands = match command_directory(&program) {
+        Ok(directory) => on_path(&directory),
+        Err(_) => as_functions(&program),
+    };
+    console::result(&format!("{commands}export KUBECONFIG={}\n", quote(&kubeconfig_for()?)));
     Ok(())
 }
 
-/// Becomes the user's shell with `PATH` and `KUBECONFIG` set up.
+/// Puts a directory first on `PATH`; evaluated twice, it changes nothing the second time.
+fn on_path(directory: &Path) -> String {
+    let directory = quote(directory);
+    format!("case \":$PATH:\" in *:{directory}:*) ;; *) export PATH={directory}:\"$PATH\" ;; esac\n")
+}
+
+/// The commands as functions of the shell, for bash's children, too.
+fn as_functions(program: &Path) -> String {
+    let program = quote(program);
+    let mut text = String::new();
+    for command in COMMANDS {
+        let real = if command == "clab" { "containerlab" } else { command };
+        text.push_str(&format!("{command}() {{ {program} {real} \"$@\"; }}\n"));
+    }
+    text.push_str(&format!("if [ -n \"${{BASH_VERSION:-}}\" ]; then export -f {}; fi\n", COMMANDS.join(" ")));
+    text
+}
+
+/// Runs the user's shell with `PATH` and `KUBECONFIG` set up, and returns how it ended.
 ///
 /// # Errors
-/// When the shell cannot be started; otherwise it does not return.
+/// When the shell cannot be started.
 pub fn shell() -> Result<()> {
-    let commands = command_directory()?;
+    let program = std::env::current_exe().context("finding the program itself")?;
     let kubeconfig = kubeconfig_for()?;
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let directories = std::iter::once(commands).chain(std::env::split_paths(&path));
-    let path = std::env::join_paths(directories).context("putting the commands on PATH")?;
     let shell =
         std::env::var_os("SHELL").filter(|shell| !shell.is_empty()).unwrap_or_else(|| "/bin/sh".into());
-    let error = Command::new(&shell).env("PATH", path).env("KUBECONFIG", kubeconfig).exec();
-    Err(error).with_context(|| format!("starting {}", Path::new(&shell).display()))
-}
-
-/// Removes the commands that could not stand beside the program: the last lab is gone.
-pub(crate) fn remove_fallback() {
-    if let Ok(directory) = fallback_directory() {
-        for command in COMMANDS {
-            let _ = std::fs::remove_file(directory.join(command));
-        }
-        let _ = std::fs::remove_dir(directory);
+    let command = |commands: &Path| -> Result<Command> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let directories = std::iter::once(commands.to_owned()).chain(std::env::split_paths(&path));
+        let path = std::env::join_paths(directories).context("putting the commands on PATH")?;
+        let mut command = Command::new(&shell);
+        command.env("PATH", path).env("KUBECONFIG", &kubeconfig);
+        Ok(command)
+    };
+    if let Ok(directory) = command_directory(&program) {
+        let error = command(&directory)?.exec();
+        return Err(error).with_context(|| format!("starting {}", Path::new(&shell).display()));
     }
+    // A directory for as long as the shell runs.
+    let directory = std::env::temp_dir().join(format!("tortie-commands-{}", std::process::id()));
+    link_commands(&program, &directory).with_context(|| format!("making {}", directory.display()))?;
+    let ended = command(&directory)?.status();
+    let removed = std::fs::remove_dir_all(&directory);
+    ended.with_context(|| format!("starting {}", Path::new(&shell).display()))?;
+    removed.with_context(|| format!("removing {}", directory.display()))
 }
 
-/// Where the commands are when they cannot stand beside the program.
-fn fallback_directory() -> Result<PathBuf> {
-    Ok(known::state_directory()?.join("lab-bin"))
-}
-
-/// Makes the directory with the commands, and nothing else in it.
-fn command_directory() -> Result<PathBuf> {
-    let program = std::env::current_exe().context("finding the program itself")?;
-    let beside = program.with_file_name("lab-bin");
-    if link_commands(&program, &beside).is_ok() {
-        return Ok(beside);
-    }
-    let fallback = fallback_directory()?;
-    link_commands(&program, &fallback).with_context(|| format!("making {}", fallback.display()))?;
-    Ok(fallback)
+/// Makes the directory with the commands, and nothing else in it, beside the program.
+fn command_directory(program: &Path) -> std::io::Result<PathBuf> {
+    let directory = program.with_file_name("lab-bin");
+    link_commands(program, &directory)?;
+    Ok(directory)
 }
 
 fn link_commands(program: &Path, directory: &Path) -> std::io::Result<()> {
@@ -122,6 +136,21 @@ mod tests {
         names.sort();
         assert_eq!(names, ["calicoctl", "clab", "containerlab", "kind"]);
         assert_eq!(std::fs::read_link(commands.join("kind")).unwrap(), program);
+    }
+
+    #[test]
+    fn a_shell_knows_the_commands_without_a_directory_of_them() {
+        let text = as_functions(Path::new("/bin/echo"));
+        for shell in ["sh", "bash"] {
+            let script = format!("{text}{text}clab deploy -t 'a b'\n");
+            let output = Command::new(shell).args(["-euc", &script]).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "containerlab deploy -t a b\n");
+        }
+        let text = on_path(Path::new("/opt/lab bin"));
+        let output =
+            Command::new("sh").args(["-euc", &format!("{text}{text}echo \"$PATH\"")]).output().unwrap();
+        let path = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(path.starts_with("/opt/lab bin:") && path.matches("lab bin").count() == 1, "{path}");
     }
 
     #[test]
