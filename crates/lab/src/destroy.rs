@@ -34,7 +34,8 @@ pub fn destroy(known: &Known) -> Result<()> {
 /// # Errors
 /// With everything that is left.
 pub fn clean(known: &Known, lock: &Lock) -> Result<()> {
-    let cluster = known.read_cluster().ok();
+    // A copied lab directory describes the original, which is none of our business.
+    let cluster = known.read_cluster().ok().filter(|cluster| cluster.directory == known.directory);
     let mut steps = vec![known.holder().map_or(Ok(()), crate::holder::Running::end)];
     if let Some(file) = cluster.as_ref().and_then(|cluster| cluster.kubeconfig.as_deref()) {
         let context = format!("kind-{}", known.cluster);

@@ -1,6 +1,7 @@
 //! Starting the holder from outside, finding it again, and ending it.
 
 use super::enter::{SAYS_ERROR, SAYS_PID, SAYS_READY};
+use crate::private_file;
 use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -9,7 +10,7 @@ use std::fs::OpenOptions;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -26,6 +27,14 @@ pub struct Running {
     pub pid: i32,
     /// When it started, in clock ticks since the machine did: a process id alone may have come to another process.
     pub started: u64,
+}
+
+/// What the lab directory says about its holder.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    running: Running,
+    /// The directory itself: in a copy of it the record is about somebody else's lab.
+    directory: PathBuf,
 }
 
 /// Starts the holder of the lab in `directory`, which must be absolute, and waits until it serves.
@@ -68,9 +77,8 @@ pub fn start(program: &Path, directory: &Path, owner: Option<(u32, u32)>) -> Res
         bail!("{}", reason.unwrap_or_else(|| format!("the holder ended early; see {}", logs.display())));
     };
     let running = Running::of(pid).context("the holder ended as soon as it was ready")?;
-    let record = directory.join(RECORD);
-    std::fs::write(&record, serde_json::to_vec(&running)?)
-        .with_context(|| format!("writing {}", record.display()))?;
+    let record = Record { running, directory: directory.to_owned() };
+    private_file::write(&directory.join(RECORD), &serde_json::to_vec(&record)?)?;
     Ok(running)
 }
 
@@ -92,7 +100,9 @@ impl Running {
     pub fn find(directory: &Path) -> Option<Self> {
         let recorded = std::fs::read(directory.join(RECORD))
             .ok()
-            .and_then(|record| serde_json::from_slice::<Self>(&record).ok())
+            .and_then(|record| serde_json::from_slice::<Record>(&record).ok())
+            .filter(|record| record.directory == directory)
+            .map(|record| record.running)
             .filter(|running| Self::of(running.pid) == Some(*running));
         recorded.or_else(|| {
             let stream = crate::unix_socket::connect(&directory.join(super::SOCKET)).ok()?;
@@ -126,6 +136,20 @@ impl Running {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copied_directory_has_no_holder() {
+        let directory = tempfile::tempdir().unwrap();
+        let running = Running::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let write = |about: &Path| {
+            let record = Record { running, directory: about.to_owned() };
+            std::fs::write(directory.path().join(RECORD), serde_json::to_vec(&record).unwrap()).unwrap();
+        };
+        write(Path::new("/elsewhere/clab-x"));
+        assert_eq!(Running::find(directory.path()), None);
+        write(directory.path());
+        assert_eq!(Running::find(directory.path()), Some(running));
+    }
 
     #[test]
     fn a_process_that_took_over_a_number_is_not_ended() {
