@@ -72,7 +72,10 @@ pub fn apply(request: &Request<'_>) -> Result<Value, Status> {
             None => return Err(Status::bad_request(format!("what is applied must have {field}"))),
         }
     }
-    if applied.get("metadata").and_then(|metadata| metadata.get("managedFields")).is_some_and(|given| !given.is_null())
+    if applied
+        .get("metadata")
+        .and_then(|metadata| metadata.get("managedFields"))
+        .is_some_and(|given| !given.is_null())
     {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
@@ -125,7 +128,8 @@ pub fn apply(request: &Request<'_>) -> Result<Value, Status> {
             metadata.insert("managedFields".to_owned(), owned::write(&managers));
             // Named by the manager, they say which object is meant; the caller compares them.
             for field in ["name", "namespace", "uid", "resourceVersion"] {
-                if let Some(value) = named.and_then(|named| named.get(field)).filter(|value| !value.is_null()) {
+                if let Some(value) = named.and_then(|named| named.get(field)).filter(|value| !value.is_null())
+                {
                     metadata.insert(field.to_owned(), value.clone());
                 }
             }
@@ -228,7 +232,8 @@ mod tests {
     fn applying_the_same_again_changes_nothing() {
         let wanted = config_map(json!({"a": "1"}));
         let once = apply(&request("m", None, &wanted)).unwrap();
-        let again = apply(&Request { now: "2027-01-01T00:00:00Z", ..request("m", Some(&once), &wanted) }).unwrap();
+        let again =
+            apply(&Request { now: "2027-01-01T00:00:00Z", ..request("m", Some(&once), &wanted) }).unwrap();
         assert_eq!(once, again);
     }
 
@@ -263,7 +268,9 @@ mod tests {
             json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
                 "spec": {"template": {"spec": {"containers": containers}}}})
         };
-        let first = deployment(json!([{"name": "a", "image": "x:1", "ports": [{"containerPort": 80}]}, {"name": "b"}]));
+        let first = deployment(
+            json!([{"name": "a", "image": "x:1", "ports": [{"containerPort": 80}]}, {"name": "b"}]),
+        );
         let mut object = apply(&request("m", None, &first)).unwrap();
         // Defaults of the server belong to nobody and must not make a second port.
         object["spec"]["template"]["spec"]["containers"][0]["ports"][0]["protocol"] = "TCP".into();
@@ -279,9 +286,7 @@ mod tests {
 
     #[test]
     fn sets_lose_only_what_their_manager_added() {
-        let node = |finalizers: Value| {
-            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "finalizers": finalizers}})
-        };
+        let node = |finalizers: Value| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n", "finalizers": finalizers}});
         let mut object = apply(&request("m", None, &node(json!(["x/a", "x/b"])))).unwrap();
         object["metadata"]["finalizers"].as_array_mut().unwrap().push("x/theirs".into());
         let object = apply(&request("m", Some(&object), &node(json!(["x/b"])))).unwrap();
@@ -302,7 +307,8 @@ mod tests {
         let two = apply(&Request { schema: Some(&schema), ..request("two", Some(&one), &second) }).unwrap();
         assert_eq!(two["spec"]["rules"], json!([{"id": 1, "to": "a"}, {"id": 2, "to": "b"}]));
         let third = cat(json!({"plain": ["y"]}));
-        let status = apply(&Request { schema: Some(&schema), ..request("two", Some(&two), &third) }).unwrap_err();
+        let status =
+            apply(&Request { schema: Some(&schema), ..request("two", Some(&two), &third) }).unwrap_err();
         assert_eq!(status.details["causes"][0]["field"], ".spec.plain");
     }
 

@@ -274,7 +274,8 @@ fn stateful_set(object: &mut Value) {
 }
 
 fn job_spec(object: &mut Value) {
-    let (completions, parallelism) = (get(object, "spec.completions").is_some(), get(object, "spec.parallelism").is_some());
+    let (completions, parallelism) =
+        (get(object, "spec.completions").is_some(), get(object, "spec.parallelism").is_some());
     if !completions && !parallelism {
         put(object, "spec.completions", 1);
     }
@@ -372,13 +373,20 @@ fn network_policy(object: &mut Value) {
             for port in list_mut(rule, "ports") {
                 put(port, "protocol", "TCP");
             }
-            if rule[peers].is_null() && let Some(map) = rule.as_object_mut() {
+            if rule[peers].is_null()
+                && let Some(map) = rule.as_object_mut()
+            {
                 map.remove(peers);
             }
         }
     }
-    let has_egress = get(object, "spec.egress").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty());
-    put(object, "spec.policyTypes", if has_egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) });
+    let has_egress =
+        get(object, "spec.egress").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty());
+    put(
+        object,
+        "spec.policyTypes",
+        if has_egress { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) },
+    );
 }
 
 fn role_binding(object: &mut Value) {
@@ -455,7 +463,8 @@ mod tests {
 
     #[test]
     fn a_deployment_rolls_by_quarters() {
-        let object = defaulted("apps", "Deployment", json!({"spec": {"template": {"spec": {"containers": []}}}}));
+        let object =
+            defaulted("apps", "Deployment", json!({"spec": {"template": {"spec": {"containers": []}}}}));
         assert_eq!(object["spec"]["replicas"], 1);
         assert_eq!(
             object["spec"]["strategy"],
@@ -486,8 +495,15 @@ mod tests {
 
     #[test]
     fn objects_of_odd_shape_are_left_to_validation() {
-        for odd in [json!({"spec": 1}), json!({"spec": {"containers": {"a": 1}, "template": [1]}}), json!([]), json!(null)] {
-            for (group, kind) in [("", "Pod"), ("apps", "Deployment"), ("batch", "Job"), ("", "Service"), ("", "PodTemplate")] {
+        for odd in [
+            json!({"spec": 1}),
+            json!({"spec": {"containers": {"a": 1}, "template": [1]}}),
+            json!([]),
+            json!(null),
+        ] {
+            for (group, kind) in
+                [("", "Pod"), ("apps", "Deployment"), ("batch", "Job"), ("", "Service"), ("", "PodTemplate")]
+            {
                 apply_defaults(group, kind, &mut odd.clone());
             }
         }

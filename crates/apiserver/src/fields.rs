@@ -161,7 +161,8 @@ impl Table {
             .enumerate()
             .map(|(at, name)| (name, at))
             .collect();
-        let mut table = Self { messages: Vec::with_capacity(names.len()), kinds: HashMap::new(), object_meta: 0 };
+        let mut table =
+            Self { messages: Vec::with_capacity(names.len()), kinds: HashMap::new(), object_meta: 0 };
         for line in lines() {
             let words = words(line);
             match words.as_slice() {

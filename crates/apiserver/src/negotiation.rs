@@ -229,7 +229,8 @@ mod tests {
     #[test]
     fn discovery_echoes_the_first_form_that_is_known() {
         let new = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
-        let old = "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
+        let old =
+            "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
         assert_eq!(discovery(Some(new)), Discovery::AggregatedV2);
         assert_eq!(discovery(Some(old)), Discovery::AggregatedV2Beta1);
         assert_eq!(discovery(Some("application/json, */*")), Discovery::Plain);

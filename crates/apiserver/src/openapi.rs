@@ -168,7 +168,8 @@ mod tests {
     fn patches_say_that_the_server_checks_fields_and_do_not_offer_strategic_merge() {
         let document = v3_document(&Registry::default(), "apis/apps/v1").unwrap();
         let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-        let named = |name: &str| patch["parameters"].as_array().unwrap().iter().any(|one| one["name"] == name);
+        let named =
+            |name: &str| patch["parameters"].as_array().unwrap().iter().any(|one| one["name"] == name);
         assert!(named("fieldValidation"));
         assert_eq!(
             patch["x-kubernetes-group-version-kind"],

@@ -91,7 +91,8 @@ fn json(current: &Value, patch: &Value) -> Result<Value, PatchError> {
     let mut copied = 0;
     for operation in patch.0 {
         bound(&patched, &operation, &mut copied)?;
-        json_patch::patch(&mut patched, &[operation]).map_err(|error| PatchError::Refused(error.to_string()))?;
+        json_patch::patch(&mut patched, &[operation])
+            .map_err(|error| PatchError::Refused(error.to_string()))?;
     }
     Ok(patched)
 }
@@ -145,9 +146,13 @@ mod tests {
     #[test]
     fn a_failed_test_refuses_the_whole_patch() {
         let current = json!({"a": 1});
-        let patch = json!([{"op": "replace", "path": "/a", "value": 2}, {"op": "test", "path": "/a", "value": 3}]);
+        let patch =
+            json!([{"op": "replace", "path": "/a", "value": 2}, {"op": "test", "path": "/a", "value": 3}]);
         assert!(matches!(apply(PatchType::Json, &current, &patch), Err(PatchError::Refused(_))));
-        assert!(matches!(apply(PatchType::Json, &current, &json!({"op": "add"})), Err(PatchError::Malformed(_))));
+        assert!(matches!(
+            apply(PatchType::Json, &current, &json!({"op": "add"})),
+            Err(PatchError::Malformed(_))
+        ));
     }
 
     #[test]

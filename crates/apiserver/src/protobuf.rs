@@ -107,7 +107,8 @@ impl<'a> Parts<'a> {
 
     fn part(&mut self) -> Result<(u32, Wire<'a>), DecodeError> {
         let tag = self.varint()?;
-        let number = u32::try_from(tag >> 3).map_err(|_| DecodeError::Malformed("a field number is too large"))?;
+        let number =
+            u32::try_from(tag >> 3).map_err(|_| DecodeError::Malformed("a field number is too large"))?;
         let wire = match tag & 7 {
             0 => Wire::Varint(self.varint()?),
             1 => Wire::Fixed64(u64::from_le_bytes(self.array()?)),
@@ -247,7 +248,8 @@ fn value(of: Type, wire: &Wire<'_>, depth: usize) -> Result<Option<Value>, Decod
                 return Ok(None);
             }
             let nanos = i32::try_from(nanos).map_err(|_| mismatch.clone())?;
-            let time = Timestamp::new(seconds, nanos).map_err(|_| DecodeError::Malformed("a time is out of range"))?;
+            let time = Timestamp::new(seconds, nanos)
+                .map_err(|_| DecodeError::Malformed("a time is out of range"))?;
             match of {
                 Type::Time => time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
                 _ => time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
@@ -360,7 +362,8 @@ mod tests {
         let container = [field(1, b"c"), field(2, b"x:1"), field(8, b""), int(16, 0), int(18, 0)].concat();
         let pod_spec = [field(2, &container), field(3, b""), int(11, 0)].concat();
         let template = [field(1, &field(1, b"")), field(2, &pod_spec)].concat();
-        let spec = [int(1, 0), field(2, b""), field(3, &template), field(4, &field(1, b"")), int(5, 0)].concat();
+        let spec =
+            [int(1, 0), field(2, b""), field(3, &template), field(4, &field(1, b"")), int(5, 0)].concat();
         let raw = [field(1, &metadata), field(2, &spec), field(3, &int(1, 0))].concat();
         assert_eq!(
             decode(&object("apps/v1", "Deployment", &raw)).unwrap(),
@@ -388,10 +391,7 @@ mod tests {
             json!([{"protocol": "TCP", "port": 80, "targetPort": "http"}])
         );
         let secret = field(2, &[field(1, b"key"), field(2, b"value")].concat());
-        assert_eq!(
-            decode(&object("v1", "Secret", &secret)).unwrap()["data"],
-            json!({"key": "dmFsdWU="})
-        );
+        assert_eq!(decode(&object("v1", "Secret", &secret)).unwrap()["data"], json!({"key": "dmFsdWU="}));
         let created = field(1, &field(8, &[8, 0x80, 0xa6, 0x86, 0xd8, 0x06]));
         assert_eq!(
             decode(&object("v1", "Namespace", &created)).unwrap()["metadata"]["creationTimestamp"],

@@ -275,7 +275,8 @@ mod tests {
 
     #[test]
     fn defaults_fill_what_is_missing_or_null() {
-        let mut object = json!({"spec": {"blockSize": null, "rules": [{"name": "a"}, {"name": "b", "weight": 5}]}});
+        let mut object =
+            json!({"spec": {"blockSize": null, "rules": [{"name": "a"}, {"name": "b", "weight": 5}]}});
         pool().default(&mut object);
         assert_eq!(object["spec"]["blockSize"], 26);
         assert_eq!(object["spec"]["rules"], json!([{"name": "a", "weight": 1}, {"name": "b", "weight": 5}]));
@@ -310,13 +311,16 @@ mod tests {
         );
         assert_eq!(
             faults(json!({"cidr": "1", "labels": {"a": 1}})),
-            [r#"spec.labels.a: Invalid value: "integer": spec.labels.a in body must be of type string: "integer""#]
+            [
+                r#"spec.labels.a: Invalid value: "integer": spec.labels.a in body must be of type string: "integer""#
+            ]
         );
     }
 
     #[test]
     fn what_is_allowed_passes() {
-        let fine = json!({"cidr": "10.0.0.0", "limit": "50%", "note": null, "free": {"x": [1]}, "blockSize": 26.0});
+        let fine =
+            json!({"cidr": "10.0.0.0", "limit": "50%", "note": null, "free": {"x": [1]}, "blockSize": 26.0});
         assert!(faults(fine).is_empty());
         assert!(faults(json!({"cidr": "1", "limit": 5})).is_empty());
         assert_eq!(faults(json!({"cidr": "1", "limit": true})).len(), 1);
@@ -349,9 +353,13 @@ mod tests {
             refused(json!({"type": "object", "properties": {"a": {"type": "array"}}})),
             ["properties[a].items: Required value: must be specified"]
         );
-        assert_eq!(refused(json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}})).len(), 1);
         assert_eq!(
-            refused(json!({"type": "object", "properties": {"a": {"type": "integer", "default": "x"}}})).len(),
+            refused(json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}})).len(),
+            1
+        );
+        assert_eq!(
+            refused(json!({"type": "object", "properties": {"a": {"type": "integer", "default": "x"}}}))
+                .len(),
             1
         );
         let mut deep = json!({"type": "object"});

@@ -58,7 +58,9 @@ impl LabelSelector {
     /// A sentence for the message of a 400.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > MAX_LENGTH {
-            return Err(format!("unable to parse requirement: the selector has more than {MAX_LENGTH} bytes"));
+            return Err(format!(
+                "unable to parse requirement: the selector has more than {MAX_LENGTH} bytes"
+            ));
         }
         let mut scanner = Scanner { rest: text };
         let mut requirements = Vec::new();
@@ -67,7 +69,8 @@ impl LabelSelector {
             return Ok(Self::default());
         }
         loop {
-            requirements.push(scanner.requirement().map_err(|why| format!("unable to parse requirement: {why}"))?);
+            requirements
+                .push(scanner.requirement().map_err(|why| format!("unable to parse requirement: {why}"))?);
             scanner.skip_spaces();
             if scanner.rest.is_empty() {
                 return Ok(Self { requirements });
@@ -89,7 +92,8 @@ impl LabelSelector {
         let mut requirements = Vec::new();
         if let Some(labels) = selector["matchLabels"].as_object() {
             for (key, value) in labels {
-                let value = value.as_str().ok_or_else(|| format!("the value of label {key:?} is not a string"))?;
+                let value =
+                    value.as_str().ok_or_else(|| format!("the value of label {key:?} is not a string"))?;
                 requirements.push((key.clone(), Requirement::In(vec![value.to_owned()])));
             }
         }
@@ -152,7 +156,8 @@ impl<'a> Scanner<'a> {
 
     fn word(&mut self) -> &'a str {
         self.skip_spaces();
-        let end = self.rest.find(|c: char| c.is_whitespace() || ",=!()<>".contains(c)).unwrap_or(self.rest.len());
+        let end =
+            self.rest.find(|c: char| c.is_whitespace() || ",=!()<>".contains(c)).unwrap_or(self.rest.len());
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest;
         word
@@ -295,7 +300,10 @@ impl FieldSelector {
 
     /// The name that it asks for, if it asks for one: `metadata.name=…`.
     pub fn name(&self) -> Option<&str> {
-        self.terms.iter().find(|term| term.equal && term.field == "metadata.name").map(|term| term.value.as_str())
+        self.terms
+            .iter()
+            .find(|term| term.equal && term.field == "metadata.name")
+            .map(|term| term.value.as_str())
     }
 
     /// The first field that the kind does not offer.
@@ -476,7 +484,9 @@ mod tests {
 
     #[test]
     fn bad_selectors_are_refused_with_a_sentence() {
-        for selector in ["=a", "a b", "a in b", "a in (b", "a==b=c", ",", "a,", "-a", "a=b/c", "!", "a in ()x", "(", "a>x"] {
+        for selector in [
+            "=a", "a b", "a in b", "a in (b", "a==b=c", ",", "a,", "-a", "a=b/c", "!", "a in ()x", "(", "a>x",
+        ] {
             let error = LabelSelector::parse(selector).unwrap_err();
             assert!(error.starts_with("unable to parse requirement: "), "{selector}: {error}");
         }
@@ -499,7 +509,8 @@ mod tests {
 
     #[test]
     fn pods_are_selected_by_node_and_phase() {
-        let selector = FieldSelector::parse("spec.nodeName=n1,status.phase!=Failed,status.phase!=Succeeded").unwrap();
+        let selector =
+            FieldSelector::parse("spec.nodeName=n1,status.phase!=Failed,status.phase!=Succeeded").unwrap();
         let pod = |node: &str, phase: &str| json!({"spec": {"nodeName": node}, "status": {"phase": phase}});
         let pods = resource("pods");
         assert_eq!(selector.unsupported(&pods), None);

@@ -18,7 +18,9 @@ const DELETE_PLAIN: &str = "$deleteFromPrimitiveList/";
 /// # Errors
 /// What is wrong with the patch, in a sentence.
 pub fn merge(message: &'static Message, current: &Value, patch: &Value) -> Result<Value, String> {
-    let Value::Object(patch) = patch else { return Err("a strategic merge patch must be an object".to_owned()) };
+    let Value::Object(patch) = patch else {
+        return Err("a strategic merge patch must be an object".to_owned());
+    };
     let empty = Map::new();
     let current = current.as_object().unwrap_or(&empty);
     match merge_objects(Some(message), current, patch)? {
@@ -82,7 +84,9 @@ fn merge_objects(
     }
     // A list whose order is set without any change to it.
     for (key, order) in patch {
-        let Some(list) = key.strip_prefix(SET_ORDER).filter(|list| !patch.contains_key(*list)) else { continue };
+        let Some(list) = key.strip_prefix(SET_ORDER).filter(|list| !patch.contains_key(*list)) else {
+            continue;
+        };
         let field = message.and_then(|message| message.field(list));
         if let (Some(key), Some(Value::Array(values))) =
             (field.and_then(|field| field.merge_key), merged.get_mut(list))
@@ -114,8 +118,12 @@ fn merge_lists(
         }
     } else {
         for change in patch {
-            let Value::Object(change) = change else { return Err(format!("an element of a list merged by {key:?} is no object")) };
-            let id = change.get(key).ok_or_else(|| format!("map: {change:?} does not contain declared merge key: {key}"))?;
+            let Value::Object(change) = change else {
+                return Err(format!("an element of a list merged by {key:?} is no object"));
+            };
+            let id = change
+                .get(key)
+                .ok_or_else(|| format!("map: {change:?} does not contain declared merge key: {key}"))?;
             let at = merged.iter().position(|one| one.get(key) == Some(id));
             let empty = Map::new();
             let below = at.and_then(|at| merged[at].as_object()).unwrap_or(&empty);
@@ -139,7 +147,9 @@ fn merge_lists(
 fn ordered(key: &str, values: Vec<Value>, order: &Value) -> Vec<Value> {
     let Some(order) = order.as_array() else { return values };
     let rank = |value: &Value| {
-        order.iter().position(|one| if key.is_empty() { one == value } else { one.get(key) == value.get(key) })
+        order
+            .iter()
+            .position(|one| if key.is_empty() { one == value } else { one.get(key) == value.get(key) })
     };
     let (mut named, others): (Vec<_>, Vec<_>) =
         values.into_iter().enumerate().partition(|(_, value)| rank(value).is_some());
@@ -233,7 +243,8 @@ mod tests {
 
     #[test]
     fn conditions_merge_by_type() {
-        let current = json!({"status": {"conditions": [{"type": "Ready", "status": "False"}, {"type": "X"}]}});
+        let current =
+            json!({"status": {"conditions": [{"type": "Ready", "status": "False"}, {"type": "X"}]}});
         let patch = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
         assert_eq!(
             patched(NODE, current, patch),
@@ -251,7 +262,8 @@ mod tests {
 
     #[test]
     fn retained_keys_drop_the_others() {
-        let current = json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
+        let current =
+            json!({"spec": {"strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}}});
         let patch = json!({"spec": {"strategy": {"$retainKeys": ["type"], "type": "Recreate"}}});
         assert_eq!(patched(DEPLOYMENT, current, patch), json!({"spec": {"strategy": {"type": "Recreate"}}}));
     }

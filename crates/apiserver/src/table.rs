@@ -101,7 +101,13 @@ impl Columns {
                 .collect(),
             Inner::Custom(columns) => std::iter::once(definition("Name", "string", "name", "", 0))
                 .chain(columns.iter().map(|column| {
-                    definition(&column.name, &column.kind, &column.format, &column.description, column.priority)
+                    definition(
+                        &column.name,
+                        &column.kind,
+                        &column.format,
+                        &column.description,
+                        column.priority,
+                    )
                 }))
                 .collect(),
         }
@@ -164,7 +170,8 @@ mod tests {
     fn a_row_carries_the_metadata_for_the_namespace_column() {
         let object = json!({"metadata": {"name": "a", "namespace": "b"}, "data": {"k": "v"}});
         let columns = Columns::for_kind("", "configmaps");
-        let table = table(&columns, &[&object], IncludeObject::Metadata, json!({"resourceVersion": "7"}), NOW());
+        let table =
+            table(&columns, &[&object], IncludeObject::Metadata, json!({"resourceVersion": "7"}), NOW());
         assert_eq!(table["rows"][0]["object"]["metadata"]["namespace"], "b");
         assert_eq!(table["rows"][0]["object"]["kind"], "PartialObjectMetadata");
         assert!(table["rows"][0]["object"].get("data").is_none());

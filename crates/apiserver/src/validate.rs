@@ -15,14 +15,15 @@ use serde_json::{Value, json};
 /// Faults reported for one object, at most.
 const MAX_FAULTS: usize = 100;
 
-/// Removes fields that the kind does not have, and returns their paths, as `spec.foo` or `spec.list[0].foo`.
+/// Removes nulls, and fields that the kind does not have; returns the paths of the latter, as `spec.foo` or `spec.list[0].foo`.
 ///
 /// Kinds that the table does not know keep all their fields.
 pub fn unknown_fields(api_version: &str, kind: &str, object: &mut Value) -> Vec<String> {
     let mut removed = Vec::new();
     match fields::kind(api_version, kind) {
         Some(message) => {
-            let fixed = ["apiVersion", "kind"].map(|name| (name, object.as_object_mut().and_then(|map| map.remove(name))));
+            let fixed = ["apiVersion", "kind"]
+                .map(|name| (name, object.as_object_mut().and_then(|map| map.remove(name))));
             prune_message(message, object, "", &mut removed);
             if let Some(map) = object.as_object_mut() {
                 map.extend(fixed.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
@@ -38,7 +39,12 @@ pub fn unknown_fields(api_version: &str, kind: &str, object: &mut Value) -> Vec<
 }
 
 /// Removes the fields of `value` that `message` does not have; adds their paths to `removed`.
-pub(crate) fn prune_message(message: &'static Message, value: &mut Value, path: &str, removed: &mut Vec<String>) {
+pub(crate) fn prune_message(
+    message: &'static Message,
+    value: &mut Value,
+    path: &str,
+    removed: &mut Vec<String>,
+) {
     let Value::Object(map) = value else { return };
     map.retain(|name, value| {
         let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
@@ -46,6 +52,10 @@ pub(crate) fn prune_message(message: &'static Message, value: &mut Value, path: 
             removed.push(below);
             return false;
         };
+        // A null says no more than absence, and not every client sends it.
+        if value.is_null() {
+            return false;
+        }
         if let Some(message) = field.message().filter(|message| message.list_of.is_none()) {
             match (field.shape, value) {
                 (Shape::One, value) => prune_message(message, value, &below, removed),
@@ -94,7 +104,9 @@ pub fn validate_builtin(group: &str, kind: &str, object: &Value, old: Option<&Va
         ("", "PersistentVolumeClaim") => {
             required(object, &["spec.accessModes", "spec.resources.requests.storage"], &mut faults);
         }
-        ("apps" | "batch", _) | ("", "ReplicationController") => workload::check(kind, object, old, &mut faults),
+        ("apps" | "batch", _) | ("", "ReplicationController") => {
+            workload::check(kind, object, old, &mut faults)
+        }
         ("discovery.k8s.io", "EndpointSlice") => {
             required(object, &["addressType"], &mut faults);
             unchanged(object, old, "addressType", &mut faults);
@@ -170,9 +182,7 @@ fn one_type(field: &'static Field, value: &Value, path: &str, faults: &mut Vec<F
         Type::Bool => (value.is_boolean(), "boolean"),
         Type::Int => (value.is_i64() || value.is_u64(), "integer"),
         Type::Double => (value.is_number(), "number"),
-        Type::Quantity => {
-            (value.is_number() || value.as_str().is_some_and(is_quantity), "quantity")
-        }
+        Type::Quantity => (value.is_number() || value.as_str().is_some_and(is_quantity), "quantity"),
         Type::IntOrString => (value.is_string() || value.is_i64() || value.is_u64(), "integer,string"),
         Type::Any => (true, ""),
         Type::Fields => (value.is_object(), "object"),
@@ -288,7 +298,10 @@ fn rules(object: &Value, faults: &mut Vec<FieldError>) {
     for (index, rule) in object["rules"].as_array().into_iter().flatten().enumerate() {
         let is_empty = |field: &str| rule[field].as_array().is_none_or(Vec::is_empty);
         if is_empty("verbs") {
-            faults.push(FieldError::required(format!("rules[{index}].verbs"), "verbs must contain at least one value"));
+            faults.push(FieldError::required(
+                format!("rules[{index}].verbs"),
+                "verbs must contain at least one value",
+            ));
         }
         if is_empty("nonResourceURLs") && is_empty("resources") {
             let detail = "resource rules must supply at least one resource";
@@ -316,8 +329,16 @@ mod tests {
     }
 
     #[test]
+    fn nulls_are_dropped_without_a_word() {
+        let mut pod = json!({"kind": "Pod", "metadata": {"creationTimestamp": null}, "spec": null});
+        assert!(unknown_fields("v1", "Pod", &mut pod).is_empty());
+        assert_eq!(pod, json!({"kind": "Pod", "metadata": {}}));
+    }
+
+    #[test]
     fn kinds_without_a_table_keep_their_fields() {
-        let mut service = json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "spec": {"any": 1}});
+        let mut service =
+            json!({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "spec": {"any": 1}});
         assert!(unknown_fields("apiregistration.k8s.io/v1", "APIService", &mut service).is_empty());
         assert_eq!(service["spec"]["any"], 1);
     }
@@ -334,7 +355,10 @@ mod tests {
             [r#"spec.replicas: Invalid value: "3": spec.replicas in body must be of type integer: "3""#]
         );
         assert_eq!(faults(json!({"apiVersion": "v1", "kind": "Pod", "spec": 1})).len(), 1);
-        assert_eq!(faults(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"a": 1}}})).len(), 1);
+        assert_eq!(
+            faults(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"labels": {"a": 1}}})).len(),
+            1
+        );
         assert_eq!(faults(json!({"apiVersion": "v1", "kind": "Secret", "data": {"a": "%"}})).len(), 1);
     }
 

@@ -24,9 +24,10 @@ impl Owned {
     /// Everything that a manager names in `value`.
     pub(super) fn of(place: Place<'_>, value: &Value) -> Self {
         let below: BTreeMap<String, Self> = match (place.kind(value), value) {
-            (Kind::Object, Value::Object(map)) => {
-                map.iter().map(|(name, value)| (format!("f:{name}"), Self::of(place.field(name), value))).collect()
-            }
+            (Kind::Object, Value::Object(map)) => map
+                .iter()
+                .map(|(name, value)| (format!("f:{name}"), Self::of(place.field(name), value)))
+                .collect(),
             (Kind::Set, Value::Array(list)) => {
                 list.iter().map(|value| (format!("v:{value}"), Self::leaf())).collect()
             }
@@ -233,7 +234,8 @@ pub(super) fn shown(path: &[String]) -> String {
             Some(("v:", value)) => format!("[={value}]"),
             Some(("k:", keys)) => match serde_json::from_str::<Map<String, Value>>(keys) {
                 Ok(keys) => {
-                    let keys: Vec<String> = keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                    let keys: Vec<String> =
+                        keys.iter().map(|(key, value)| format!("{key}={value}")).collect();
                     format!("[{}]", keys.join(","))
                 }
                 Err(_) => format!("[{keys}]"),

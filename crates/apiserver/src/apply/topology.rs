@@ -40,9 +40,7 @@ impl<'a> Place<'a> {
             Value::Object(_) => Kind::Object,
             Value::Array(_) => match self {
                 Self::Custom(walk) if walk.is_set() => Kind::Set,
-                Self::Custom(walk) => {
-                    walk.keys().map_or(Kind::Atomic, |keys| Kind::MapList(keys.to_vec()))
-                }
+                Self::Custom(walk) => walk.keys().map_or(Kind::Atomic, |keys| Kind::MapList(keys.to_vec())),
                 Self::Field(Field { shape: Shape::List, topology: Topology::Set, .. }) => Kind::Set,
                 Self::Field(Field { shape: Shape::List, topology: Topology::MapList(keys), .. }) => {
                     Kind::MapList(keys.split(',').map(str::to_owned).collect())

@@ -29,7 +29,10 @@ impl Schemas {
         if let Some(map) = schema.as_object_mut() {
             let properties = map.entry("properties").or_insert_with(|| json!({}));
             for (field, schema) in [
-                ("apiVersion", json!({"type": "string", "description": "Group and version of the object's form."})),
+                (
+                    "apiVersion",
+                    json!({"type": "string", "description": "Group and version of the object's form."}),
+                ),
                 ("kind", json!({"type": "string", "description": "What the object is."})),
                 ("metadata", json!({"$ref": reference(fields::object_meta())})),
             ] {

@@ -1,6 +1,8 @@
 //! Reading a schema, and refusing one that is not structural.
 
-use super::{Additional, Bound, Junctors, Kind, Limits, ListType, MAX_DEPTH, Node, Schema, below, prune, validate};
+use super::{
+    Additional, Bound, Junctors, Kind, Limits, ListType, MAX_DEPTH, Node, Schema, below, prune, validate,
+};
 use crate::error::FieldError;
 use regex::RegexBuilder;
 use serde_json::{Map, Value};
@@ -19,7 +21,8 @@ pub(super) fn compile(schema: &Value) -> Result<Schema, Vec<FieldError>> {
             compiler.errors.push(FieldError::invalid("type", &schema["type"], "must be object at the root"));
         }
     }
-    let root = if compiler.errors.is_empty() { compiler.node(schema, "", Place::Root, 0) } else { Node::default() };
+    let root =
+        if compiler.errors.is_empty() { compiler.node(schema, "", Place::Root, 0) } else { Node::default() };
     match compiler.errors.is_empty() {
         true => Ok(Schema { root, rules: compiler.rules }),
         false => Err(compiler.errors),
@@ -96,7 +99,8 @@ impl Compiler {
             let below = if place == Place::Junctor { Place::Junctor } else { Place::Property };
             for (name, property) in properties {
                 // The metadata of every object has its own fixed shape.
-                let is_fixed = place == Place::Root && matches!(name.as_str(), "apiVersion" | "kind" | "metadata");
+                let is_fixed =
+                    place == Place::Root && matches!(name.as_str(), "apiVersion" | "kind" | "metadata");
                 let below = if is_fixed { Place::Junctor } else { below };
                 let property = self.node(property, &at(&format!("properties[{name}]")), below, depth + 1);
                 node.properties.insert(name.clone(), property);
@@ -104,7 +108,9 @@ impl Compiler {
         }
         match map.get("additionalProperties") {
             None | Some(Value::Null | Value::Bool(false)) => {}
-            Some(_) if map.get("properties").and_then(Value::as_object).is_some_and(|map| !map.is_empty()) => {
+            Some(_)
+                if map.get("properties").and_then(Value::as_object).is_some_and(|map| !map.is_empty()) =>
+            {
                 let detail = "additionalProperties and properties are mutual exclusive";
                 self.errors.push(FieldError::forbidden(at("additionalProperties"), detail));
             }
@@ -115,7 +121,9 @@ impl Compiler {
             }
         }
         match map.get("items") {
-            Some(items) => node.items = Some(Box::new(self.node(items, &at("items"), Place::Items, depth + 1))),
+            Some(items) => {
+                node.items = Some(Box::new(self.node(items, &at("items"), Place::Items, depth + 1)))
+            }
             None if node.kind == Some(Kind::Array) && place != Place::Junctor => {
                 self.errors.push(FieldError::required(at("items"), "must be specified"));
             }
@@ -141,7 +149,11 @@ impl Compiler {
     fn check_default(&mut self, node: &Node, default: &Value, path: &str) {
         let mut filled = default.clone();
         for unknown in prune::prune_below(node, &mut filled) {
-            self.errors.push(FieldError::invalid(path, default, &format!("must not have unknown fields: {unknown}")));
+            self.errors.push(FieldError::invalid(
+                path,
+                default,
+                &format!("must not have unknown fields: {unknown}"),
+            ));
         }
         prune::default(node, &mut filled);
         for fault in validate::validate_at(node, &filled, path) {
@@ -186,7 +198,8 @@ impl Compiler {
     }
 
     fn limits(&mut self, map: &Map<String, Value>, path: &str) -> Option<Box<Limits>> {
-        let size = |field: &str| map.get(field).and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
+        let size =
+            |field: &str| map.get(field).and_then(Value::as_u64).and_then(|size| usize::try_from(size).ok());
         let bound = |field: &str, exclusive: &str| {
             let at = map.get(field).and_then(Value::as_f64)?;
             Some(Bound { at, exclusive: map.get(exclusive).is_some_and(|flag| flag == true) })
@@ -220,10 +233,11 @@ impl Compiler {
                 }
             }
         }
-        let any = ["required", "enum", "minimum", "maximum", "multipleOf", "minLength", "maxLength", "minItems"]
-            .iter()
-            .chain(&["maxItems", "minProperties", "maxProperties", "pattern", "format"])
-            .any(|field| map.contains_key(*field));
+        let any =
+            ["required", "enum", "minimum", "maximum", "multipleOf", "minLength", "maxLength", "minItems"]
+                .iter()
+                .chain(&["maxItems", "minProperties", "maxProperties", "pattern", "format"])
+                .any(|field| map.contains_key(*field));
         any.then(|| Box::new(limits))
     }
 
@@ -242,7 +256,8 @@ impl Compiler {
                 .collect()
         };
         let (all_of, any_of, one_of) = (list("allOf"), list("anyOf"), list("oneOf"));
-        let not = map.get("not").map(|schema| self.node(schema, &below(path, "not"), Place::Junctor, depth + 1));
+        let not =
+            map.get("not").map(|schema| self.node(schema, &below(path, "not"), Place::Junctor, depth + 1));
         let any = !all_of.is_empty() || !any_of.is_empty() || !one_of.is_empty() || not.is_some();
         any.then(|| Box::new(Junctors { all_of, any_of, one_of, not }))
     }

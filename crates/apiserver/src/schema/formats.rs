@@ -27,12 +27,14 @@ fn is_date_time(text: &str) -> bool {
 fn is_cidr(text: &str) -> bool {
     let Some((address, length)) = text.split_once('/') else { return false };
     let Ok(length) = length.parse::<u8>() else { return false };
-    address.parse::<Ipv4Addr>().is_ok() && length <= 32 || address.parse::<Ipv6Addr>().is_ok() && length <= 128
+    address.parse::<Ipv4Addr>().is_ok() && length <= 32
+        || address.parse::<Ipv6Addr>().is_ok() && length <= 128
 }
 
 fn is_mac(text: &str) -> bool {
     let parts: Vec<&str> = text.split([':', '-']).collect();
-    matches!(parts.len(), 6 | 8) && parts.iter().all(|part| part.len() == 2 && u8::from_str_radix(part, 16).is_ok())
+    matches!(parts.len(), 6 | 8)
+        && parts.iter().all(|part| part.len() == 2 && u8::from_str_radix(part, 16).is_ok())
 }
 
 #[cfg(test)]

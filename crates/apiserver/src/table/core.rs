@@ -1,95 +1,151 @@
 //! Rows of nodes, namespaces, services and the other kinds around pods.
 
 use super::format::{
-    NONE, UNKNOWN, age, at_most_three, condition, count, items, joined, labels, name, selector, since, text, text_or,
+    NONE, UNKNOWN, age, at_most_three, condition, count, items, joined, labels, name, selector, since, text,
+    text_or,
 };
 use super::{Cells, Head, number, shown, wide};
 use jiff::Timestamp;
 use serde_json::Value;
 
-const EVENT: &[Head] = const { &[
-    shown("Last Seen"),
-    shown("Type"),
-    shown("Reason"),
-    shown("Object"),
-    wide("Subobject"),
-    wide("Source"),
-    shown("Message"),
-    wide("First Seen"),
-    wide("Count"),
-    wide("Name"),
-] };
+const EVENT: &[Head] = const {
+    &[
+        shown("Last Seen"),
+        shown("Type"),
+        shown("Reason"),
+        shown("Object"),
+        wide("Subobject"),
+        wide("Source"),
+        shown("Message"),
+        wide("First Seen"),
+        wide("Count"),
+        wide("Name"),
+    ]
+};
 
 pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], Cells)> {
     Some(match (group, resource) {
         ("", "nodes") => (
-            const { const { &[
-                shown("Name"),
-                shown("Status"),
-                shown("Roles"),
-                shown("Age"),
-                shown("Version"),
-                wide("Internal-IP"),
-                wide("External-IP"),
-                wide("OS-Image"),
-                wide("Kernel-Version"),
-                wide("Container-Runtime"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Status"),
+                        shown("Roles"),
+                        shown("Age"),
+                        shown("Version"),
+                        wide("Internal-IP"),
+                        wide("External-IP"),
+                        wide("OS-Image"),
+                        wide("Kernel-Version"),
+                        wide("Container-Runtime"),
+                    ]
+                }
+            },
             node,
         ),
-        ("", "namespaces") => (const { const { &[shown("Name"), shown("Status"), shown("Age")] } }, namespace),
+        ("", "namespaces") => {
+            (const { const { &[shown("Name"), shown("Status"), shown("Age")] } }, namespace)
+        }
         ("", "services") => (
-            const { const { &[
-                shown("Name"),
-                shown("Type"),
-                shown("Cluster-IP"),
-                shown("External-IP"),
-                shown("Port(s)"),
-                shown("Age"),
-                wide("Selector"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Type"),
+                        shown("Cluster-IP"),
+                        shown("External-IP"),
+                        shown("Port(s)"),
+                        shown("Age"),
+                        wide("Selector"),
+                    ]
+                }
+            },
             service,
         ),
-        ("", "endpoints") => (const { const { &[shown("Name"), shown("Endpoints"), shown("Age")] } }, endpoints),
+        ("", "endpoints") => {
+            (const { const { &[shown("Name"), shown("Endpoints"), shown("Age")] } }, endpoints)
+        }
         ("discovery.k8s.io", "endpointslices") => (
-            const { const { &[shown("Name"), shown("AddressType"), shown("Ports"), shown("Endpoints"), shown("Age")] } },
+            const {
+                const { &[shown("Name"), shown("AddressType"), shown("Ports"), shown("Endpoints"), shown("Age")] }
+            },
             endpoint_slice,
         ),
-        ("", "configmaps") => (const { const { &[shown("Name"), number("Data"), shown("Age")] } }, config_map),
-        ("", "secrets") => (const { const { &[shown("Name"), shown("Type"), number("Data"), shown("Age")] } }, secret),
-        ("", "serviceaccounts") => (const { const { &[shown("Name"), number("Secrets"), shown("Age")] } }, service_account),
+        ("", "configmaps") => {
+            (const { const { &[shown("Name"), number("Data"), shown("Age")] } }, config_map)
+        }
+        ("", "secrets") => {
+            (const { const { &[shown("Name"), shown("Type"), number("Data"), shown("Age")] } }, secret)
+        }
+        ("", "serviceaccounts") => {
+            (const { const { &[shown("Name"), number("Secrets"), shown("Age")] } }, service_account)
+        }
         ("" | "events.k8s.io", "events") => (EVENT, event),
-        ("", "resourcequotas") => (const { const { &[shown("Name"), shown("Age"), shown("Request"), shown("Limit")] } }, quota),
-        ("coordination.k8s.io", "leases") => (const { const { &[shown("Name"), shown("Holder"), shown("Age")] } }, lease),
+        ("", "resourcequotas") => {
+            (const { const { &[shown("Name"), shown("Age"), shown("Request"), shown("Limit")] } }, quota)
+        }
+        ("coordination.k8s.io", "leases") => {
+            (const { const { &[shown("Name"), shown("Holder"), shown("Age")] } }, lease)
+        }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => (
-            const { const { &[shown("Name"), shown("Role"), shown("Age"), wide("Users"), wide("Groups"), wide("ServiceAccounts")] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Role"),
+                        shown("Age"),
+                        wide("Users"),
+                        wide("Groups"),
+                        wide("ServiceAccounts"),
+                    ]
+                }
+            },
             role_binding,
         ),
-        ("apiregistration.k8s.io", "apiservices") => {
-            (const { const { &[shown("Name"), shown("Service"), shown("Available"), shown("Age")] } }, api_service)
-        }
+        ("apiregistration.k8s.io", "apiservices") => (
+            const { const { &[shown("Name"), shown("Service"), shown("Available"), shown("Age")] } },
+            api_service,
+        ),
         ("networking.k8s.io", "networkpolicies") => {
             (const { const { &[shown("Name"), shown("Pod-Selector"), shown("Age")] } }, network_policy)
         }
         ("networking.k8s.io", "ingresses") => (
-            const { const { &[shown("Name"), shown("Class"), shown("Hosts"), shown("Address"), shown("Ports"), shown("Age")] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Class"),
+                        shown("Hosts"),
+                        shown("Address"),
+                        shown("Ports"),
+                        shown("Age"),
+                    ]
+                }
+            },
             ingress,
         ),
-        ("networking.k8s.io", "ingressclasses") => {
-            (const { const { &[shown("Name"), shown("Controller"), shown("Parameters"), shown("Age")] } }, ingress_class)
-        }
-        ("scheduling.k8s.io", "priorityclasses") => {
-            (const { const { &[shown("Name"), number("Value"), shown("Global-Default"), shown("Age")] } }, priority_class)
-        }
+        ("networking.k8s.io", "ingressclasses") => (
+            const { const { &[shown("Name"), shown("Controller"), shown("Parameters"), shown("Age")] } },
+            ingress_class,
+        ),
+        ("scheduling.k8s.io", "priorityclasses") => (
+            const { const { &[shown("Name"), number("Value"), shown("Global-Default"), shown("Age")] } },
+            priority_class,
+        ),
         ("certificates.k8s.io", "certificatesigningrequests") => (
-            const { const { &[
-                shown("Name"),
-                shown("Age"),
-                shown("SignerName"),
-                shown("Requestor"),
-                shown("RequestedDuration"),
-                shown("Condition"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Age"),
+                        shown("SignerName"),
+                        shown("Requestor"),
+                        shown("RequestedDuration"),
+                        shown("Condition"),
+                    ]
+                }
+            },
             signing_request,
         ),
         (
@@ -250,7 +306,10 @@ fn event(object: &Value, now: Timestamp) -> Vec<Value> {
         value => value,
     };
     let first_of = |values: &[&Value]| {
-        values.iter().find(|value| value.is_string()).map_or_else(|| UNKNOWN.to_owned(), |one| since(one, now))
+        values
+            .iter()
+            .find(|value| value.is_string())
+            .map_or_else(|| UNKNOWN.to_owned(), |one| since(one, now))
     };
     let first = either("firstTimestamp", "deprecatedFirstTimestamp");
     let last = either("lastTimestamp", "deprecatedLastTimestamp");
@@ -351,10 +410,11 @@ fn ingress(object: &Value, now: Timestamp) -> Vec<Value> {
         class => class.into(),
     };
     let ports = if items(&spec["tls"]).is_empty() { "80" } else { "80, 443" };
-    let addresses = items(&object["status"]["loadBalancer"]["ingress"]).iter().map(|one| match text(&one["ip"]) {
-        "" => text(&one["hostname"]),
-        ip => ip,
-    });
+    let addresses =
+        items(&object["status"]["loadBalancer"]["ingress"]).iter().map(|one| match text(&one["ip"]) {
+            "" => text(&one["hostname"]),
+            ip => ip,
+        });
     vec![
         name(object),
         class,
@@ -487,7 +547,10 @@ mod tests {
         let service = json!({"spec": {"service": {"namespace": "a", "name": "b"}},
             "status": {"conditions": [{"type": "Available", "status": "False", "reason": "MissingEndpoints"}]}});
         assert_eq!(cell("apiregistration.k8s.io", "apiservices", &service, "Service"), "a/b");
-        assert_eq!(cell("apiregistration.k8s.io", "apiservices", &service, "Available"), "False (MissingEndpoints)");
+        assert_eq!(
+            cell("apiregistration.k8s.io", "apiservices", &service, "Available"),
+            "False (MissingEndpoints)"
+        );
         assert_eq!(cell("apiregistration.k8s.io", "apiservices", &json!({}), "Service"), "Local");
     }
 }

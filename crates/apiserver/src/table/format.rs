@@ -128,7 +128,8 @@ pub(super) mod testing {
     pub(crate) fn row_of(group: &str, resource: &str, object: &Value) -> Vec<(String, Value)> {
         let columns = Columns::for_kind(group, resource);
         let definitions = columns.definitions();
-        let heads = definitions.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned());
+        let heads =
+            definitions.as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap().to_owned());
         heads.zip(columns.cells(object, NOW())).collect()
     }
 

@@ -6,17 +6,19 @@ use crate::age as ages;
 use jiff::Timestamp;
 use serde_json::Value;
 
-const HEADS: &[Head] = const { &[
-    shown("Name"),
-    shown("Ready"),
-    shown("Status"),
-    shown("Restarts"),
-    shown("Age"),
-    wide("IP"),
-    wide("Node"),
-    wide("Nominated Node"),
-    wide("Readiness Gates"),
-] };
+const HEADS: &[Head] = const {
+    &[
+        shown("Name"),
+        shown("Ready"),
+        shown("Status"),
+        shown("Restarts"),
+        shown("Age"),
+        wide("IP"),
+        wide("Node"),
+        wide("Nominated Node"),
+        wide("Readiness Gates"),
+    ]
+};
 
 pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], Cells)> {
     (group.is_empty() && resource == "pods").then_some((HEADS, cells as Cells))
@@ -64,7 +66,9 @@ fn readiness_gates(pod: &Value) -> String {
     }
     let met = gates
         .iter()
-        .filter(|gate| condition(pod, text(&gate["conditionType"])).is_some_and(|one| one["status"] == "True"))
+        .filter(|gate| {
+            condition(pod, text(&gate["conditionType"])).is_some_and(|one| one["status"] == "True")
+        })
         .count();
     format!("{met}/{}", gates.len())
 }

@@ -8,60 +8,89 @@ use serde_json::Value;
 pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], Cells)> {
     Some(match (group, resource) {
         ("storage.k8s.io", "storageclasses") => (
-            const { const { &[
-                shown("Name"),
-                shown("Provisioner"),
-                shown("ReclaimPolicy"),
-                shown("VolumeBindingMode"),
-                shown("AllowVolumeExpansion"),
-                shown("Age"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Provisioner"),
+                        shown("ReclaimPolicy"),
+                        shown("VolumeBindingMode"),
+                        shown("AllowVolumeExpansion"),
+                        shown("Age"),
+                    ]
+                }
+            },
             class,
         ),
         ("storage.k8s.io", "csidrivers") => (
-            const { const { &[
-                shown("Name"),
-                shown("AttachRequired"),
-                shown("PodInfoOnMount"),
-                shown("StorageCapacity"),
-                shown("TokenRequests"),
-                shown("RequiresRepublish"),
-                shown("Modes"),
-                shown("Age"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("AttachRequired"),
+                        shown("PodInfoOnMount"),
+                        shown("StorageCapacity"),
+                        shown("TokenRequests"),
+                        shown("RequiresRepublish"),
+                        shown("Modes"),
+                        shown("Age"),
+                    ]
+                }
+            },
             driver,
         ),
-        ("storage.k8s.io", "csinodes") => (const { const { &[shown("Name"), number("Drivers"), shown("Age")] } }, csi_node),
+        ("storage.k8s.io", "csinodes") => {
+            (const { const { &[shown("Name"), number("Drivers"), shown("Age")] } }, csi_node)
+        }
         ("storage.k8s.io", "volumeattachments") => (
-            const { const { &[shown("Name"), shown("Attacher"), shown("PV"), shown("Node"), shown("Attached"), shown("Age")] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Attacher"),
+                        shown("PV"),
+                        shown("Node"),
+                        shown("Attached"),
+                        shown("Age"),
+                    ]
+                }
+            },
             attachment,
         ),
         ("", "persistentvolumes") => (
-            const { const { &[
-                shown("Name"),
-                shown("Capacity"),
-                shown("Access Modes"),
-                shown("Reclaim Policy"),
-                shown("Status"),
-                shown("Claim"),
-                shown("StorageClass"),
-                shown("Reason"),
-                shown("Age"),
-                wide("VolumeMode"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Capacity"),
+                        shown("Access Modes"),
+                        shown("Reclaim Policy"),
+                        shown("Status"),
+                        shown("Claim"),
+                        shown("StorageClass"),
+                        shown("Reason"),
+                        shown("Age"),
+                        wide("VolumeMode"),
+                    ]
+                }
+            },
             volume,
         ),
         ("", "persistentvolumeclaims") => (
-            const { const { &[
-                shown("Name"),
-                shown("Status"),
-                shown("Volume"),
-                shown("Capacity"),
-                shown("Access Modes"),
-                shown("StorageClass"),
-                shown("Age"),
-                wide("VolumeMode"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Status"),
+                        shown("Volume"),
+                        shown("Capacity"),
+                        shown("Access Modes"),
+                        shown("StorageClass"),
+                        shown("Age"),
+                        wide("VolumeMode"),
+                    ]
+                }
+            },
             claim,
         ),
         _ => return None,
@@ -69,7 +98,8 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
 }
 
 fn class(object: &Value, now: Timestamp) -> Vec<Value> {
-    let is_default = object["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true";
+    let is_default =
+        object["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true";
     let shown = match is_default {
         true => format!("{} (default)", text(&object["metadata"]["name"])).into(),
         false => name(object),
@@ -86,7 +116,8 @@ fn class(object: &Value, now: Timestamp) -> Vec<Value> {
 
 fn driver(object: &Value, now: Timestamp) -> Vec<Value> {
     let spec = &object["spec"];
-    let audiences: Vec<&str> = items(&spec["tokenRequests"]).iter().map(|one| text(&one["audience"])).collect();
+    let audiences: Vec<&str> =
+        items(&spec["tokenRequests"]).iter().map(|one| text(&one["audience"])).collect();
     vec![
         name(object),
         (spec["attachRequired"] != false).into(),

@@ -9,90 +9,117 @@ use serde_json::Value;
 pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], Cells)> {
     Some(match (group, resource) {
         ("apps", "deployments") => (
-            const { const { &[
-                shown("Name"),
-                shown("Ready"),
-                number("Up-to-date"),
-                number("Available"),
-                shown("Age"),
-                wide("Containers"),
-                wide("Images"),
-                wide("Selector"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Ready"),
+                        number("Up-to-date"),
+                        number("Available"),
+                        shown("Age"),
+                        wide("Containers"),
+                        wide("Images"),
+                        wide("Selector"),
+                    ]
+                }
+            },
             deployment,
         ),
         ("apps", "replicasets") | ("", "replicationcontrollers") => (
-            const { const { &[
-                shown("Name"),
-                number("Desired"),
-                number("Current"),
-                number("Ready"),
-                shown("Age"),
-                wide("Containers"),
-                wide("Images"),
-                wide("Selector"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        number("Desired"),
+                        number("Current"),
+                        number("Ready"),
+                        shown("Age"),
+                        wide("Containers"),
+                        wide("Images"),
+                        wide("Selector"),
+                    ]
+                }
+            },
             replica_set,
         ),
         ("apps", "daemonsets") => (
-            const { const { &[
-                shown("Name"),
-                number("Desired"),
-                number("Current"),
-                number("Ready"),
-                number("Up-to-date"),
-                number("Available"),
-                shown("Node Selector"),
-                shown("Age"),
-                wide("Containers"),
-                wide("Images"),
-                wide("Selector"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        number("Desired"),
+                        number("Current"),
+                        number("Ready"),
+                        number("Up-to-date"),
+                        number("Available"),
+                        shown("Node Selector"),
+                        shown("Age"),
+                        wide("Containers"),
+                        wide("Images"),
+                        wide("Selector"),
+                    ]
+                }
+            },
             daemon_set,
         ),
-        ("apps", "statefulsets") => {
-            (const { const { &[shown("Name"), shown("Ready"), shown("Age"), wide("Containers"), wide("Images")] } }, stateful_set)
-        }
-        ("apps", "controllerrevisions") => {
-            (const { const { &[shown("Name"), shown("Controller"), number("Revision"), shown("Age")] } }, controller_revision)
-        }
+        ("apps", "statefulsets") => (
+            const { const { &[shown("Name"), shown("Ready"), shown("Age"), wide("Containers"), wide("Images")] } },
+            stateful_set,
+        ),
+        ("apps", "controllerrevisions") => (
+            const { const { &[shown("Name"), shown("Controller"), number("Revision"), shown("Age")] } },
+            controller_revision,
+        ),
         ("batch", "jobs") => (
-            const { const { &[
-                shown("Name"),
-                shown("Completions"),
-                shown("Duration"),
-                shown("Age"),
-                wide("Containers"),
-                wide("Images"),
-                wide("Selector"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Completions"),
+                        shown("Duration"),
+                        shown("Age"),
+                        wide("Containers"),
+                        wide("Images"),
+                        wide("Selector"),
+                    ]
+                }
+            },
             job,
         ),
         ("batch", "cronjobs") => (
-            const { const { &[
-                shown("Name"),
-                shown("Schedule"),
-                shown("Suspend"),
-                number("Active"),
-                shown("Last Schedule"),
-                shown("Age"),
-                wide("Containers"),
-                wide("Images"),
-                wide("Selector"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Schedule"),
+                        shown("Suspend"),
+                        number("Active"),
+                        shown("Last Schedule"),
+                        shown("Age"),
+                        wide("Containers"),
+                        wide("Images"),
+                        wide("Selector"),
+                    ]
+                }
+            },
             cron_job,
         ),
-        ("", "podtemplates") => {
-            (const { const { &[shown("Name"), shown("Containers"), shown("Images"), shown("Pod Labels")] } }, pod_template)
-        }
+        ("", "podtemplates") => (
+            const { const { &[shown("Name"), shown("Containers"), shown("Images"), shown("Pod Labels")] } },
+            pod_template,
+        ),
         ("policy", "poddisruptionbudgets") => (
-            const { const { &[
-                shown("Name"),
-                shown("Min Available"),
-                shown("Max Unavailable"),
-                number("Allowed Disruptions"),
-                shown("Age"),
-            ] } },
+            const {
+                const {
+                    &[
+                        shown("Name"),
+                        shown("Min Available"),
+                        shown("Max Unavailable"),
+                        number("Allowed Disruptions"),
+                        shown("Age"),
+                    ]
+                }
+            },
             disruption_budget,
         ),
         _ => return None,
@@ -165,12 +192,15 @@ fn controller_revision(object: &Value, now: Timestamp) -> Vec<Value> {
     let controller = items(&object["metadata"]["ownerReferences"])
         .iter()
         .find(|owner| owner["controller"] == true)
-        .map_or_else(|| NONE.to_owned(), |owner| {
-            let (group, _) = text(&owner["apiVersion"]).rsplit_once('/').unwrap_or(("", ""));
-            let kind = text(&owner["kind"]).to_lowercase();
-            let kind = if group.is_empty() { kind } else { format!("{kind}.{group}") };
-            format!("{kind}/{}", text(&owner["name"]))
-        });
+        .map_or_else(
+            || NONE.to_owned(),
+            |owner| {
+                let (group, _) = text(&owner["apiVersion"]).rsplit_once('/').unwrap_or(("", ""));
+                let kind = text(&owner["kind"]).to_lowercase();
+                let kind = if group.is_empty() { kind } else { format!("{kind}.{group}") };
+                format!("{kind}/{}", text(&owner["name"]))
+            },
+        );
     vec![name(object), controller.into(), count(&object["revision"]).into(), age(object, now)]
 }
 
@@ -184,7 +214,8 @@ fn job(object: &Value, now: Timestamp) -> Vec<Value> {
     };
     let start: Option<Timestamp> = text(&status["startTime"]).parse().ok();
     let end: Option<Timestamp> = text(&status["completionTime"]).parse().ok();
-    let duration = start.map(|start| ages::human(ages::whole_seconds(start, end.unwrap_or(now)))).unwrap_or_default();
+    let duration =
+        start.map(|start| ages::human(ages::whole_seconds(start, end.unwrap_or(now)))).unwrap_or_default();
     let (names, images) = containers(&spec["template"]);
     vec![
         name(object),
@@ -257,7 +288,8 @@ mod tests {
                 "template": {"spec": {"containers": [{"name": "a", "image": "x:1"}, {"name": "b", "image": "y"}]}}},
             "status": {"readyReplicas": 2, "updatedReplicas": 3, "availableReplicas": 2},
         });
-        let cells: Vec<Value> = row_of("apps", "deployments", &object).into_iter().map(|(_, cell)| cell).collect();
+        let cells: Vec<Value> =
+            row_of("apps", "deployments", &object).into_iter().map(|(_, cell)| cell).collect();
         assert_eq!(Value::from(cells), json!(["web", "2/3", 3, 2, "2m", "a,b", "x:1,y", "app=web"]));
     }
 

@@ -14,7 +14,11 @@ pub(super) fn check(object: &Value, old: Option<&Value>, faults: &mut Vec<FieldE
     for (key, value) in metadata["annotations"].as_object().into_iter().flatten() {
         size += key.len() + value.as_str().map_or(0, str::len);
         if !is_label_key(&key.to_ascii_lowercase()) {
-            faults.push(FieldError::invalid("metadata.annotations", &json!(key), "not a valid annotation key"));
+            faults.push(FieldError::invalid(
+                "metadata.annotations",
+                &json!(key),
+                "not a valid annotation key",
+            ));
         }
     }
     if size > MAX_ANNOTATIONS {
@@ -27,7 +31,8 @@ pub(super) fn check(object: &Value, old: Option<&Value>, faults: &mut Vec<FieldE
             }
         }
     }
-    let finalizers = |object: &Value| object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    let finalizers =
+        |object: &Value| object["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
     let known = old.map(finalizers).unwrap_or_default();
     for (at, finalizer) in finalizers(object).iter().enumerate() {
         let name = finalizer.as_str().unwrap_or_default();

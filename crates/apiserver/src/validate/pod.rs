@@ -45,7 +45,12 @@ pub(super) fn check(spec: &Value, path: &str, faults: &mut Vec<FieldError>) {
             container(one, &path, &volumes, faults);
         }
     }
-    one_of(&spec["restartPolicy"], format!("{path}.restartPolicy"), &["Always", "Never", "OnFailure"], faults);
+    one_of(
+        &spec["restartPolicy"],
+        format!("{path}.restartPolicy"),
+        &["Always", "Never", "OnFailure"],
+        faults,
+    );
     let policies = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
     one_of(&spec["dnsPolicy"], format!("{path}.dnsPolicy"), &policies, faults);
     if spec["terminationGracePeriodSeconds"].as_i64().is_some_and(|grace| grace < 0) {
@@ -59,7 +64,8 @@ pub(super) fn check(spec: &Value, path: &str, faults: &mut Vec<FieldError>) {
         let effects = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
         one_of(&toleration["effect"], format!("{path}.effect"), &effects, faults);
         if text(&toleration["key"]).is_empty() && toleration["operator"] != "Exists" {
-            let detail = "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
+            let detail =
+                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"";
             faults.push(FieldError::invalid(format!("{path}.operator"), &toleration["operator"], detail));
         }
     }
@@ -113,7 +119,11 @@ fn container(container: &Value, path: &str, volumes: &HashSet<&str>, faults: &mu
         if text(&mount["mountPath"]).is_empty() {
             faults.push(FieldError::required(format!("{path}.mountPath"), ""));
         } else if !paths.insert(text(&mount["mountPath"])) {
-            faults.push(FieldError::invalid(format!("{path}.mountPath"), &mount["mountPath"], "must be unique"));
+            faults.push(FieldError::invalid(
+                format!("{path}.mountPath"),
+                &mount["mountPath"],
+                "must be unique",
+            ));
         }
     }
 }
@@ -122,7 +132,7 @@ fn container(container: &Value, path: &str, volumes: &HashSet<&str>, faults: &mu
 pub(super) fn port_number(value: &Value, path: &str, must: bool, faults: &mut Vec<FieldError>) {
     match value.as_i64() {
         None | Some(0) if must => faults.push(FieldError::required(path, "")),
-        None | Some(0 | 1..=65_535) => {}
+        None | Some(0..=65_535) => {}
         Some(_) => faults.push(FieldError::invalid(path, value, "must be between 1 and 65535, inclusive")),
     }
 }

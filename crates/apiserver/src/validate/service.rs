@@ -43,7 +43,10 @@ pub(super) fn check(service: &Value, faults: &mut Vec<FieldError>) {
             faults.push(FieldError::not_supported(format!("{path}.protocol"), &port["protocol"], &protocols));
         }
         if !numbers.insert((protocol, port["port"].as_i64())) {
-            faults.push(FieldError::duplicate(path, &json!({"port": port["port"], "protocol": port["protocol"]})));
+            faults.push(FieldError::duplicate(
+                path,
+                &json!({"port": port["port"], "protocol": port["protocol"]}),
+            ));
         }
     }
 }

@@ -38,7 +38,9 @@ pub(super) fn check(kind: &str, object: &Value, old: Option<&Value>, faults: &mu
         }
         _ => return,
     }
-    for field in ["replicas", "minReadySeconds", "revisionHistoryLimit", "parallelism", "completions", "backoffLimit"] {
+    for field in
+        ["replicas", "minReadySeconds", "revisionHistoryLimit", "parallelism", "completions", "backoffLimit"]
+    {
         if spec[field].as_i64().is_some_and(|number| number < 0) {
             let detail = "must be greater than or equal to 0";
             faults.push(FieldError::invalid(format!("spec.{field}"), &spec[field], detail));
@@ -98,7 +100,9 @@ mod tests {
         let differs = deployment(json!({"matchLabels": {"app": "a"}}), json!({"app": "b"}));
         assert_eq!(
             faults("Deployment", &differs, None),
-            [r#"spec.template.metadata.labels: Invalid value: {"app":"b"}: `selector` does not match template `labels`"#]
+            [
+                r#"spec.template.metadata.labels: Invalid value: {"app":"b"}: `selector` does not match template `labels`"#
+            ]
         );
         let missing = deployment(Value::Null, json!({"app": "b"}));
         assert_eq!(faults("DaemonSet", &missing, None), ["spec.selector: Required value"]);
