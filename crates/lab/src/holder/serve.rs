@@ -229,7 +229,7 @@ impl Holder {
             Call::List { prefix } => Ok(json!(self.kept().list(&prefix))),
             Call::Forget { id } => self.kept().forget(&id),
             Call::CreateNamespaces(spec) => self.create_namespaces(spec).await,
-            Call::DeleteNamespaces { name } => self.kept().delete_namespaces(&name),
+            Call::DeleteNamespaces { name } => self.delete_namespaces(name).await,
             Call::ListNamespaces { prefix } => {
                 let kept = self.kept();
                 let names: Vec<&String> = kept.sets.keys().filter(|name| name.starts_with(&prefix)).collect();
@@ -273,6 +273,34 @@ impl Holder {
                 Err(refuse(RefusalKind::Failed, format!("namespaces {name}: no thread could be started")))
             }
         }
+    }
+
+    async fn delete_namespaces(&self, name: String) -> Reply {
+        let short = namespaces::short_name(&name)?.to_owned();
+        let (set, started) = {
+            let mut kept = self.kept();
+            let Some(set) = kept.sets.remove(&name) else { return Ok(Value::Null) };
+            // Until all of it is gone the name is taken.
+            kept.reserved.insert(short.clone());
+            let running = |process: &&Process| {
+                process.state.is_running() && process.set.as_deref() == Some(name.as_str())
+            };
+            let started: Vec<i32> =
+                kept.processes.values().filter(running).map(|process| process.state.pid).collect();
+            (set, started)
+        };
+        // The kernel takes milliseconds to let namespaces go; others need not wait for that.
+        let removed = short.clone();
+        let gone = namespaces::on_own_thread(move || {
+            for pid in started.into_iter().chain(process::members(&set)).filter_map(Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+            namespaces::remove(&removed);
+            Ok(())
+        });
+        let _ = gone.await;
+        self.kept().reserved.remove(&short);
+        Ok(Value::Null)
     }
 
     async fn listen(&self, spec: ListenSpec) -> Reply {
@@ -421,19 +449,6 @@ impl Kept {
         }
         self.reserved.insert(short.to_owned());
         Ok(neighbours)
-    }
-
-    fn delete_namespaces(&mut self, name: &str) -> Reply {
-        let Some(set) = self.sets.remove(name) else { return Ok(Value::Null) };
-        let running = |process: &&Process| process.state.is_running() && process.set.as_deref() == Some(name);
-        let started = self.processes.values().filter(running).map(|process| process.state.pid);
-        for pid in started.chain(process::members(&set)).filter_map(Pid::from_raw) {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
-        if let Ok(short) = namespaces::short_name(name) {
-            namespaces::remove(short);
-        }
-        Ok(Value::Null)
     }
 }
 
