@@ -6,8 +6,8 @@
 //! port that is in `admin.kubeconfig`.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use std::error::Error;
 use std::net::{Ipv4Addr, TcpListener};
@@ -64,13 +64,19 @@ fn authority(folder: &Path) -> Outcome<()> {
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "kubernetes");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    params.key_usages =
+        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
     std::fs::write(folder.join("ca.crt"), params.self_signed(&key)?.pem())?;
     std::fs::write(folder.join("ca.key"), key.serialize_pem())?;
     Ok(())
 }
 
-fn signed(folder: &Path, mut params: CertificateParams, name: &str, groups: &[&str]) -> Outcome<(String, String)> {
+fn signed(
+    folder: &Path,
+    mut params: CertificateParams,
+    name: &str,
+    groups: &[&str],
+) -> Outcome<(String, String)> {
     let authority_key = KeyPair::from_pem(&std::fs::read_to_string(folder.join("ca.key"))?)?;
     let issuer = Issuer::from_ca_cert_pem(&std::fs::read_to_string(folder.join("ca.crt"))?, authority_key)?;
     params.distinguished_name = DistinguishedName::new();

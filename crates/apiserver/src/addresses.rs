@@ -31,8 +31,7 @@ impl Addresses {
         let address: Ipv4Addr = address.parse().ok()?;
         let length: u32 = length.parse().ok().filter(|length| (8..=30).contains(length))?;
         let size = 1_u32 << (32 - length);
-        let addresses =
-            Self { network: u32::from(address) & !(size - 1), size, taken: Mutex::default() };
+        let addresses = Self { network: u32::from(address) & !(size - 1), size, taken: Mutex::default() };
         for (_, entry) in store.list("/core/services/", None, 0).entries {
             let service = objects::decode(&entry);
             if let Some(address) = service["spec"]["clusterIP"].as_str() {
@@ -92,7 +91,9 @@ impl Addresses {
     /// Gives back what a service held.
     pub fn release(&self, service: &Value) {
         let mut taken = self.taken();
-        if let Some(address) = service["spec"]["clusterIP"].as_str().and_then(|text| text.parse::<Ipv4Addr>().ok()) {
+        if let Some(address) =
+            service["spec"]["clusterIP"].as_str().and_then(|text| text.parse::<Ipv4Addr>().ok())
+        {
             taken.addresses.remove(&u32::from(address));
         }
         for port in ports(service) {

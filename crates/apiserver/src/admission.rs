@@ -32,7 +32,8 @@ pub(crate) fn keeps_status_at_creation(resource: &Resource) -> bool {
 
 /// Whether something besides finalizers keeps a terminating object.
 pub(crate) fn is_held(resource: &Resource, object: &Value) -> bool {
-    resource.is("", "namespaces") && object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+    resource.is("", "namespaces")
+        && object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
 }
 
 /// Completes an object that is to be created.
@@ -201,8 +202,9 @@ fn pod(server: &Server, pod: &mut Value) -> Result<(), Status> {
     let is_mirror = pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string();
     let account_name = account.as_str().unwrap_or_default();
     if !is_mirror && self_missing(server, &namespace, account_name) {
-        let why =
-            format!("error looking up service account {namespace}/{account_name}: serviceaccount {account_name:?} not found");
+        let why = format!(
+            "error looking up service account {namespace}/{account_name}: serviceaccount {account_name:?} not found"
+        );
         return Err(Status::forbidden("", "pods", &name, &why));
     }
     pod["spec"]["serviceAccount"] = account;
@@ -252,7 +254,9 @@ fn tolerations(pod: &mut Value) {
                 && matches!(effect, "" | "NoExecute")
         });
         if !tolerated {
-            list.push(json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}));
+            list.push(
+                json!({"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}),
+            );
         }
     }
 }
@@ -294,7 +298,8 @@ fn pod_update(current: &Value, new: &mut Value) -> Result<(), Status> {
         replace(&mut compared, field, &old[field]);
     }
     let known = old["tolerations"].as_array().cloned().unwrap_or_default();
-    let kept = known.iter().all(|one| new["spec"]["tolerations"].as_array().is_some_and(|now| now.contains(one)));
+    let kept =
+        known.iter().all(|one| new["spec"]["tolerations"].as_array().is_some_and(|now| now.contains(one)));
     if kept {
         replace(&mut compared, "tolerations", &old["tolerations"]);
     }
@@ -307,9 +312,11 @@ fn pod_update(current: &Value, new: &mut Value) -> Result<(), Status> {
 
 fn without_nulls(value: &Value) -> Value {
     match value {
-        Value::Object(map) => {
-            map.iter().filter(|(_, value)| !value.is_null()).map(|(key, value)| (key.clone(), without_nulls(value))).collect()
-        }
+        Value::Object(map) => map
+            .iter()
+            .filter(|(_, value)| !value.is_null())
+            .map(|(key, value)| (key.clone(), without_nulls(value)))
+            .collect(),
         Value::Array(list) => list.iter().map(without_nulls).collect(),
         other => other.clone(),
     }
@@ -326,7 +333,9 @@ fn service(server: &Server, service: &mut Value) -> Result<Held, Status> {
             "None" => {}
             "" => {
                 let free = server.addresses.allocate().ok_or_else(|| {
-                    Status::internal("no address is left for services: delete some, or use a larger service range")
+                    Status::internal(
+                        "no address is left for services: delete some, or use a larger service range",
+                    )
                 })?;
                 held["spec"]["clusterIP"] = free.clone().into();
                 service["spec"]["clusterIP"] = free.into();
@@ -366,7 +375,8 @@ fn complete_service(service: &mut Value) {
 fn node_ports(server: &Server, service: &mut Value, held: &mut Value, name: &str) -> Result<(), Status> {
     let wants = matches!(service["spec"]["type"].as_str(), Some("NodePort" | "LoadBalancer"));
     for (at, port) in service["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
-        let given = port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+        let given =
+            port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
         let number = match given {
             Some(given) if server.addresses.take_port(given) => given,
             Some(given) => {
@@ -410,7 +420,8 @@ fn service_update(server: &Server, current: &Value, new: &mut Value) -> Result<(
     let wants = matches!(new["spec"]["type"].as_str(), Some("NodePort" | "LoadBalancer"));
     let held: Vec<u16> = ports(current).collect();
     for (at, port) in new["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
-        let given = port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+        let given =
+            port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
         match given {
             Some(given) if held.contains(&given) || server.addresses.take_port(given) => {}
             Some(given) => {
@@ -419,7 +430,9 @@ fn service_update(server: &Server, current: &Value, new: &mut Value) -> Result<(
                 return Err(Status::invalid("", "Service", &name, &[error]));
             }
             None if wants => {
-                let same = known.iter().find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
+                let same = known
+                    .iter()
+                    .find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
                 let kept = same.and_then(|old| old["nodePort"].as_u64());
                 let number = kept.or_else(|| server.addresses.allocate_port().map(u64::from));
                 replace(port, "nodePort", &json!(number));

@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use storage::Entry;
 
 /// The content type of JSON.
-pub const JSON: &str = "application/json";
+pub(crate) const JSON: &str = "application/json";
 const YAML: &str = "application/yaml";
 
 /// An answer with a body.
-pub fn bytes(code: u16, media_type: &'static str, body: impl Into<Body>) -> Response<Body> {
+pub(crate) fn bytes(code: u16, media_type: &'static str, body: impl Into<Body>) -> Response<Body> {
     let mut response = Response::new(body.into());
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
@@ -28,17 +28,17 @@ pub fn bytes(code: u16, media_type: &'static str, body: impl Into<Body>) -> Resp
 }
 
 /// An answer in JSON, whatever was asked for.
-pub fn json(code: u16, value: &Value) -> Response<Body> {
+pub(crate) fn json(code: u16, value: &Value) -> Response<Body> {
     bytes(code, JSON, value.to_string())
 }
 
 /// A line of text.
-pub fn text(code: u16, text: impl Into<Body>) -> Response<Body> {
+pub(crate) fn text(code: u16, text: impl Into<Body>) -> Response<Body> {
     bytes(code, "text/plain; charset=utf-8", text)
 }
 
 /// A refusal.
-pub fn status(status: &Status) -> Response<Body> {
+pub(crate) fn status(status: &Status) -> Response<Body> {
     let mut response = json(status.code, &status.to_value());
     if let Some(seconds) = status.retry_after_seconds {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -47,7 +47,7 @@ pub fn status(status: &Status) -> Response<Body> {
 }
 
 /// Tells the client what writing found besides.
-pub fn with_warnings(mut response: Response<Body>, warnings: &[String]) -> Response<Body> {
+pub(crate) fn with_warnings(mut response: Response<Body>, warnings: &[String]) -> Response<Body> {
     for warning in warnings {
         let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
         if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
@@ -58,12 +58,12 @@ pub fn with_warnings(mut response: Response<Body>, warnings: &[String]) -> Respo
 }
 
 /// Whether stored objects are sent as they are, and need not be parsed.
-pub fn is_stored_form(resource: &Resource) -> bool {
+pub(crate) fn is_stored_form(resource: &Resource) -> bool {
     resource.group != "events.k8s.io" && resource.custom.as_ref().is_none_or(|custom| !custom.has_siblings)
 }
 
 /// An object as this kind's version shows it.
-pub fn present(resource: &Resource, mut object: Value) -> Value {
+pub(crate) fn present(resource: &Resource, mut object: Value) -> Value {
     if resource.group == "events.k8s.io" {
         return events::from_core(object);
     }
@@ -79,12 +79,12 @@ pub fn present(resource: &Resource, mut object: Value) -> Value {
 }
 
 /// Only the metadata of an object.
-pub fn partial(object: &Value) -> Value {
+pub(crate) fn partial(object: &Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
 }
 
 /// The columns of a kind's table.
-pub fn columns(resource: &Resource) -> Columns {
+pub(crate) fn columns(resource: &Resource) -> Columns {
     match &resource.custom {
         Some(custom) => custom.columns.clone(),
         None => Columns::for_kind(&resource.group, &resource.plural),
@@ -92,12 +92,17 @@ pub fn columns(resource: &Resource) -> Columns {
 }
 
 /// A table of objects.
-pub fn table(resource: &Resource, include: IncludeObject, objects: &[&Value], list_metadata: Value) -> Value {
+pub(crate) fn table(
+    resource: &Resource,
+    include: IncludeObject,
+    objects: &[&Value],
+    list_metadata: Value,
+) -> Value {
     table::table(&columns(resource), objects, include, list_metadata, jiff::Timestamp::now())
 }
 
 /// A value in the form that was asked for; it is no table's row.
-pub fn value(call: &Call, code: u16, value: &Value) -> Response<Body> {
+pub(crate) fn value(call: &Call, code: u16, value: &Value) -> Response<Body> {
     match call.form {
         Form::Yaml => yaml(code, value),
         _ => json(code, value),
@@ -112,7 +117,7 @@ fn yaml(code: u16, value: &Value) -> Response<Body> {
 }
 
 /// A stored object in the form that was asked for.
-pub fn object(call: &Call, code: u16, entry: &Entry) -> Response<Body> {
+pub(crate) fn object(call: &Call, code: u16, entry: &Entry) -> Response<Body> {
     let resource = &call.resource;
     if call.form == Form::Json && is_stored_form(resource) {
         let mut out = BytesMut::new();

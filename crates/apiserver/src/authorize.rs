@@ -39,7 +39,8 @@ impl Attributes<'_> {
             format!("in the namespace {:?}", self.namespace)
         };
         if self.resource.is_empty() {
-            let message = format!("forbidden: User {:?} cannot {} path {:?}", user.name, self.verb, self.path);
+            let message =
+                format!("forbidden: User {:?} cannot {} path {:?}", user.name, self.verb, self.path);
             return Status { details: json!({}), ..Status::new(403, "Forbidden", message) };
         }
         let why = format!(

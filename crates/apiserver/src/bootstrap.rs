@@ -69,7 +69,13 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     Ok(())
 }
 
-async fn ensure(server: &Server, group: &str, plural: &str, namespace: &str, object: Value) -> Result<(), Status> {
+async fn ensure(
+    server: &Server,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+    object: Value,
+) -> Result<(), Status> {
     let resource = server.builtin(group, plural)?;
     let name = objects::meta(&object, "name").to_owned();
     if server.store.get(&resource.key(namespace, &name)).is_some() {

@@ -97,7 +97,11 @@ pub fn check(definition: &Value) -> Vec<FieldError> {
         errors.push(FieldError::invalid("spec.versions", &json!(versions(definition).count()), detail));
     }
     if spec["conversion"]["strategy"].as_str().is_some_and(|strategy| strategy != "None") {
-        errors.push(FieldError::not_supported("spec.conversion.strategy", &spec["conversion"]["strategy"], &["None"]));
+        errors.push(FieldError::not_supported(
+            "spec.conversion.strategy",
+            &spec["conversion"]["strategy"],
+            &["None"],
+        ));
     }
     for (at, version) in versions(definition).enumerate() {
         let field = format!("spec.versions[{at}]");
@@ -109,10 +113,14 @@ pub fn check(definition: &Value) -> Vec<FieldError> {
             let detail = "schemas are required";
             errors.push(FieldError::required(format!("{field}.schema.openAPIV3Schema"), detail));
         } else if let Err(faults) = Schema::compile(schema) {
-            errors.extend(faults.into_iter().map(|fault| FieldError {
-                field: format!("{field}.schema.openAPIV3Schema.{}", fault.field).trim_end_matches('.').to_owned(),
-                ..fault
-            }));
+            errors.extend(
+                faults.into_iter().map(|fault| FieldError {
+                    field: format!("{field}.schema.openAPIV3Schema.{}", fault.field)
+                        .trim_end_matches('.')
+                        .to_owned(),
+                    ..fault
+                }),
+            );
         }
     }
     errors
@@ -143,7 +151,8 @@ pub fn set_status(definition: &mut Value, clash: Option<&str>) {
         .collect();
     let since = |kind: &str, status: &str, definition: &Value| {
         let conditions = definition["status"]["conditions"].as_array();
-        let known = conditions.into_iter().flatten().find(|one| one["type"] == kind && one["status"] == status);
+        let known =
+            conditions.into_iter().flatten().find(|one| one["type"] == kind && one["status"] == status);
         known.map_or_else(|| now().into(), |known| known["lastTransitionTime"].clone())
     };
     let condition = |kind: &str, status: bool, reason: &str, message: &str| {
@@ -173,12 +182,10 @@ pub fn set_status(definition: &mut Value, clash: Option<&str>) {
     }
     let mut all: Vec<Value> = definition["status"]["storedVersions"].as_array().cloned().unwrap_or_default();
     all.extend(stored.into_iter().filter(|one| !all.contains(one)).collect::<Vec<_>>());
-    let accepted = if clash.is_none() {
-        definition["spec"]["names"].clone()
-    } else {
-        json!({"plural": "", "kind": ""})
-    };
-    definition["status"] = json!({"conditions": conditions, "acceptedNames": accepted, "storedVersions": all});
+    let accepted =
+        if clash.is_none() { definition["spec"]["names"].clone() } else { json!({"plural": "", "kind": ""}) };
+    definition["status"] =
+        json!({"conditions": conditions, "acceptedNames": accepted, "storedVersions": all});
 }
 
 /// Whether a definition was accepted.
@@ -208,7 +215,9 @@ pub fn resources(definition: &Value) -> Result<Vec<Arc<Resource>>, Status> {
         })?;
         let subresources = &version["subresources"];
         let scale = subresources["scale"].as_object().map(|scale| ScalePaths {
-            spec_replicas: field_path(scale.get("specReplicasPath").and_then(Value::as_str).unwrap_or_default()),
+            spec_replicas: field_path(
+                scale.get("specReplicasPath").and_then(Value::as_str).unwrap_or_default(),
+            ),
             status_replicas: field_path(
                 scale.get("statusReplicasPath").and_then(Value::as_str).unwrap_or_default(),
             ),

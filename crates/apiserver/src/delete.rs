@@ -54,18 +54,24 @@ impl DeleteOptions {
             let error = FieldError::invalid(field, value, detail);
             Status::invalid("meta.k8s.io", "DeleteOptions", "", &[error])
         };
-        let grace_seconds = match (&body["gracePeriodSeconds"], query.get("gracePeriodSeconds")) {
-            (Value::Null, None) => None,
-            (Value::Null, Some(text)) => Some(text.parse().map_err(|_| {
-                invalid("gracePeriodSeconds", &text.into(), "must be a number of seconds")
-            })?),
-            (given, _) => Some(given.as_i64().ok_or_else(|| {
-                invalid("gracePeriodSeconds", given, "must be a number of seconds")
-            })?),
-        };
+        let grace_seconds =
+            match (&body["gracePeriodSeconds"], query.get("gracePeriodSeconds")) {
+                (Value::Null, None) => None,
+                (Value::Null, Some(text)) => Some(text.parse().map_err(|_| {
+                    invalid("gracePeriodSeconds", &text.into(), "must be a number of seconds")
+                })?),
+                (given, _) => Some(
+                    given
+                        .as_i64()
+                        .ok_or_else(|| invalid("gracePeriodSeconds", given, "must be a number of seconds"))?,
+                ),
+            };
         let orphans = body["orphanDependents"].as_bool();
-        let propagation = match body["propagationPolicy"].as_str().or_else(|| query.get("propagationPolicy")) {
-            None => orphans.map(|orphans| if orphans { Propagation::Orphan } else { Propagation::Background }),
+        let propagation = match body["propagationPolicy"].as_str().or_else(|| query.get("propagationPolicy"))
+        {
+            None => {
+                orphans.map(|orphans| if orphans { Propagation::Orphan } else { Propagation::Background })
+            }
             Some("Background") => Some(Propagation::Background),
             Some("Foreground") => Some(Propagation::Foreground),
             Some("Orphan") => Some(Propagation::Orphan),
@@ -147,7 +153,11 @@ impl Server {
     }
 
     /// Answers a DELETE of one object.
-    pub(crate) async fn delete_one(&self, call: &Call, options: &DeleteOptions) -> Result<Response<Body>, Status> {
+    pub(crate) async fn delete_one(
+        &self,
+        call: &Call,
+        options: &DeleteOptions,
+    ) -> Result<Response<Body>, Status> {
         let resource = &call.resource;
         match self.delete(resource, call.namespace(), &call.name, options).await? {
             Deleted::Pending(entry) => Ok(answer::object(call, 200, &entry)),
@@ -155,7 +165,11 @@ impl Server {
             Deleted::Gone(object) if resource.is("", "pods") => Ok(answer::value(call, 200, &object)),
             Deleted::Gone(object) => {
                 let uid = meta(&object, "uid");
-                Ok(answer::value(call, 200, &error::deleted(&resource.group, &resource.plural, &call.name, uid)))
+                Ok(answer::value(
+                    call,
+                    200,
+                    &error::deleted(&resource.group, &resource.plural, &call.name, uid),
+                ))
             }
         }
     }
@@ -229,7 +243,8 @@ fn mark(resource: &Resource, object: &Value, options: &DeleteOptions) -> Option<
         return Some(next);
     }
     let first_asked = || Timestamp::now();
-    let deadline = first_asked().checked_add(SignedDuration::from_secs(grace)).unwrap_or_else(|_| Timestamp::now());
+    let deadline =
+        first_asked().checked_add(SignedDuration::from_secs(grace)).unwrap_or_else(|_| Timestamp::now());
     metadata.insert("deletionTimestamp".into(), objects::timestamp(deadline).into());
     metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
     if let Some(generation) = metadata.get("generation").and_then(Value::as_i64)
@@ -257,7 +272,11 @@ fn set_propagation(object: &mut Value, propagation: Option<Propagation>) {
         Propagation::Foreground => list.push(FOREGROUND.into()),
         Propagation::Orphan => list.push(ORPHAN.into()),
     }
-    crate::write::replace(&mut object["metadata"], "finalizers", &if list.is_empty() { Value::Null } else { list.into() });
+    crate::write::replace(
+        &mut object["metadata"],
+        "finalizers",
+        &if list.is_empty() { Value::Null } else { list.into() },
+    );
 }
 
 /// Seconds that a pod is given to stop. Pods that run nowhere, or no longer, need none.

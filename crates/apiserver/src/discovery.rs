@@ -38,7 +38,8 @@ impl Documents {
             Discovery::AggregatedV2 => "v2",
             Discovery::AggregatedV2Beta1 => "v2beta1",
         };
-        let aggregated = path.strip_prefix('/').and_then(|which| self.aggregated.get(&(which.to_owned(), version)));
+        let aggregated =
+            path.strip_prefix('/').and_then(|which| self.aggregated.get(&(which.to_owned(), version)));
         aggregated.or_else(|| self.plain.get(path))
     }
 }
@@ -62,7 +63,8 @@ type Subresource = (&'static str, (String, String, String), &'static [&'static s
 
 fn subresources(resource: &Resource) -> Vec<Subresource> {
     let own = || (resource.group.clone(), resource.version.clone(), resource.kind.clone());
-    let other = |group: &str, version: &str, kind: &str| (group.to_owned(), version.to_owned(), kind.to_owned());
+    let other =
+        |group: &str, version: &str, kind: &str| (group.to_owned(), version.to_owned(), kind.to_owned());
     let read_write: &[&str] = &["get", "patch", "update"];
     let mut found: Vec<Subresource> = resource
         .subresources
@@ -76,9 +78,7 @@ fn subresources(resource: &Resource) -> Vec<Subresource> {
             "log" => (*name, own(), ["get"].as_slice()),
             "finalize" => (*name, own(), ["update"].as_slice()),
             "scale" => (*name, other("autoscaling", "v1", "Scale"), read_write),
-            "token" => {
-                (*name, other("authentication.k8s.io", "v1", "TokenRequest"), ["create"].as_slice())
-            }
+            "token" => (*name, other("authentication.k8s.io", "v1", "TokenRequest"), ["create"].as_slice()),
             _ => (*name, own(), read_write),
         })
         .collect();
@@ -164,12 +164,14 @@ pub fn documents(registry: &Registry) -> Documents {
         let aggregated: Vec<Value> = versions
             .iter()
             .map(|version| {
-                let resources: Vec<Value> = of(version).map(|resource| aggregated_resource(resource)).collect();
+                let resources: Vec<Value> =
+                    of(version).map(|resource| aggregated_resource(resource)).collect();
                 json!({"version": version, "freshness": "Current", "resources": resources})
             })
             .collect();
         for version in versions {
-            let group_version = if group.is_empty() { (*version).to_owned() } else { format!("{group}/{version}") };
+            let group_version =
+                if group.is_empty() { (*version).to_owned() } else { format!("{group}/{version}") };
             let resources: Vec<Value> = of(version).flat_map(|resource| plain_resources(resource)).collect();
             let list = json!({
                 "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources,
@@ -182,7 +184,8 @@ pub fn documents(registry: &Registry) -> Documents {
             continue;
         }
         items.push(json!({"metadata": {"name": group, "creationTimestamp": null}, "versions": aggregated}));
-        let version = |version: &&str| json!({"groupVersion": format!("{group}/{version}"), "version": version});
+        let version =
+            |version: &&str| json!({"groupVersion": format!("{group}/{version}"), "version": version});
         let listed: Vec<Value> = versions.iter().map(version).collect();
         let mut entry = json!({"name": group, "versions": listed, "preferredVersion": listed.first()});
         group_list.push(entry.clone());
@@ -222,7 +225,10 @@ mod tests {
         let documents = documents(&Registry::default());
         let accept = "application/json;g=apidiscovery.k8s.io;v=v9;as=APIGroupDiscoveryList,\
                       application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
-        assert_eq!(documents.find("/apis", accept).unwrap().media_type, Discovery::AggregatedV2Beta1.content_type());
+        assert_eq!(
+            documents.find("/apis", accept).unwrap().media_type,
+            Discovery::AggregatedV2Beta1.content_type()
+        );
         assert_eq!(documents.find("/apis/apps", accept).unwrap().media_type, JSON);
         assert_eq!(documents.find("/api", "application/json").unwrap().media_type, JSON);
         assert!(documents.find("/nothing", accept).is_none());

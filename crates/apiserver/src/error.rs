@@ -109,7 +109,11 @@ impl FieldError {
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.field.is_empty() { f.write_str(&self.message) } else { write!(f, "{}: {}", self.field, self.message) }
+        if self.field.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.field, self.message)
+        }
     }
 }
 
@@ -224,7 +228,8 @@ impl Status {
 
     /// 409: `why` follows `Operation cannot be fulfilled on …: `.
     pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
-        let message = format!("Operation cannot be fulfilled on {} {name:?}: {why}", qualified(group, resource));
+        let message =
+            format!("Operation cannot be fulfilled on {} {name:?}: {why}", qualified(group, resource));
         Self { details: details(group, resource, name).into(), ..Self::new(409, "Conflict", message) }
     }
 
@@ -264,8 +269,9 @@ impl Status {
 
     /// 415. `accepted` are the media types that could be read.
     pub fn unsupported_media_type(accepted: &str) -> Self {
-        let message =
-            format!("the body of the request was in an unknown format - accepted media types include: {accepted}");
+        let message = format!(
+            "the body of the request was in an unknown format - accepted media types include: {accepted}"
+        );
         Self::new(415, "UnsupportedMediaType", message)
     }
 
@@ -359,7 +365,8 @@ mod tests {
 
     #[test]
     fn several_faults_are_listed_in_brackets() {
-        let errors = [FieldError::required("spec.cidr", ""), FieldError::duplicate("spec.names[1]", &json!("a"))];
+        let errors =
+            [FieldError::required("spec.cidr", ""), FieldError::duplicate("spec.names[1]", &json!("a"))];
         let status = Status::invalid("crd.projectcalico.org", "IPPool", "p", &errors);
         assert_eq!(
             status.message,

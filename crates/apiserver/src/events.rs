@@ -20,7 +20,7 @@ fn rename(object: &mut Map<String, Value>, from: &str, to: &str) {
 }
 
 /// The core form of an event of `events.k8s.io`.
-pub fn to_core(mut event: Value) -> Value {
+pub(crate) fn to_core(mut event: Value) -> Value {
     if let Some(object) = event.as_object_mut() {
         for (own, core) in RENAMED {
             rename(object, own, core);
@@ -32,7 +32,7 @@ pub fn to_core(mut event: Value) -> Value {
 }
 
 /// The `events.k8s.io` form of a core event.
-pub fn from_core(mut event: Value) -> Value {
+pub(crate) fn from_core(mut event: Value) -> Value {
     if let Some(object) = event.as_object_mut() {
         for (own, core) in RENAMED {
             rename(object, core, own);

@@ -4,7 +4,7 @@
 //! whom. An owner is known before its dependents, as they are written later; a dependent whose owner is not there when
 //! it is written has lost it already.
 
-use crate::delete::{Deleted, DeleteOptions, FOREGROUND, ORPHAN};
+use crate::delete::{DeleteOptions, Deleted, FOREGROUND, ORPHAN};
 use crate::error::Status;
 use crate::objects::{self, Head, OwnerReference};
 use crate::registry::Resource;
@@ -63,7 +63,8 @@ impl Graph {
                 self.own(key, &head, &mut tasks);
             }
             None => {
-                let uid = self.alive.remove(key).or_else(|| before.map(|entry| objects::head(entry).metadata.uid));
+                let uid =
+                    self.alive.remove(key).or_else(|| before.map(|entry| objects::head(entry).metadata.uid));
                 let uid = uid.unwrap_or_default();
                 self.uids.remove(&uid);
                 self.waiting.remove(&uid);
@@ -77,7 +78,10 @@ impl Graph {
     fn own(&mut self, key: &str, head: &Head, tasks: &mut Vec<Task>) {
         let metadata = &head.metadata;
         let changed = match self.dependents.get(key) {
-            Some(known) => known.uid != metadata.uid || owner_uids(&known.owners) != owner_uids(&metadata.owner_references),
+            Some(known) => {
+                known.uid != metadata.uid
+                    || owner_uids(&known.owners) != owner_uids(&metadata.owner_references)
+            }
             None => !metadata.owner_references.is_empty(),
         };
         if changed {
@@ -178,7 +182,9 @@ async fn perform(server: &Arc<Server>, graph: &Graph, task: &Task) -> Result<(),
         Task::Foreground(key) => {
             let Some((resource, head)) = find(server, key) else { return Ok(()) };
             let metadata = &head.metadata;
-            if metadata.deletion_timestamp.is_none() || !metadata.finalizers.iter().any(|one| one == FOREGROUND) {
+            if metadata.deletion_timestamp.is_none()
+                || !metadata.finalizers.iter().any(|one| one == FOREGROUND)
+            {
                 return Ok(());
             }
             let mut blocked = false;
@@ -188,7 +194,9 @@ async fn perform(server: &Arc<Server>, graph: &Graph, task: &Task) -> Result<(),
                 let Some(owner) = head.metadata.owner_references.iter().find(refers) else { continue };
                 if head.metadata.deletion_timestamp.is_none() {
                     let options = DeleteOptions {
-                        propagation: owner.block_owner_deletion.then_some(crate::delete::Propagation::Foreground),
+                        propagation: owner
+                            .block_owner_deletion
+                            .then_some(crate::delete::Propagation::Foreground),
                         ..DeleteOptions::of(&head.metadata.uid)
                     };
                     let deleted =
@@ -251,18 +259,25 @@ async fn strip(
 ) -> Result<(), Status> {
     let metadata = &head.metadata;
     server
-        .modify(resource, &metadata.namespace, &metadata.name, Aspect::Server, &WriteOptions::default(), |current| {
-            let mut next = current.clone();
-            let kept: Vec<Value> = current["metadata"]["ownerReferences"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter(|owner| !owner["uid"].as_str().is_some_and(&is_gone))
-                .cloned()
-                .collect();
-            replace(&mut next["metadata"], "ownerReferences", &kept.into());
-            Ok(next)
-        })
+        .modify(
+            resource,
+            &metadata.namespace,
+            &metadata.name,
+            Aspect::Server,
+            &WriteOptions::default(),
+            |current| {
+                let mut next = current.clone();
+                let kept: Vec<Value> = current["metadata"]["ownerReferences"]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(|owner| !owner["uid"].as_str().is_some_and(&is_gone))
+                    .cloned()
+                    .collect();
+                replace(&mut next["metadata"], "ownerReferences", &kept.into());
+                Ok(next)
+            },
+        )
         .await
         .map(drop)
 }
@@ -275,13 +290,20 @@ async fn release(
 ) -> Result<(), Status> {
     let metadata = &head.metadata;
     server
-        .modify(resource, &metadata.namespace, &metadata.name, Aspect::Server, &WriteOptions::default(), |current| {
-            let mut next = current.clone();
-            if objects::meta(current, "uid") == metadata.uid {
-                objects::without_finalizer(&mut next, finalizer);
-            }
-            Ok(next)
-        })
+        .modify(
+            resource,
+            &metadata.namespace,
+            &metadata.name,
+            Aspect::Server,
+            &WriteOptions::default(),
+            |current| {
+                let mut next = current.clone();
+                if objects::meta(current, "uid") == metadata.uid {
+                    objects::without_finalizer(&mut next, finalizer);
+                }
+                Ok(next)
+            },
+        )
         .await
         .map(drop)
 }
@@ -293,7 +315,8 @@ mod tests {
 
     fn entry(uid: &str, owners: &[&str]) -> Entry {
         let owners: Vec<Value> = owners.iter().map(|uid| json!({"uid": uid})).collect();
-        let object = json!({"kind": "X", "apiVersion": "v1", "metadata": {"uid": uid, "ownerReferences": owners}});
+        let object =
+            json!({"kind": "X", "apiVersion": "v1", "metadata": {"uid": uid, "ownerReferences": owners}});
         Entry { revision: 1, created: 1, value: objects::encode(&object) }
     }
 

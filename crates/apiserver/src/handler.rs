@@ -51,7 +51,11 @@ fn text<'a>(headers: &'a HeaderMap, name: header::HeaderName) -> Option<&'a str>
 }
 
 impl Server {
-    async fn route(self: &Arc<Self>, user: &Arc<User>, request: Request<Body>) -> Result<Response<Body>, Status> {
+    async fn route(
+        self: &Arc<Self>,
+        user: &Arc<User>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Status> {
         let user = match text(request.headers(), header::AUTHORIZATION) {
             Some(authorization) if user.is_anonymous() => Arc::new(token::authenticate(self, authorization)?),
             _ => Arc::clone(user),
@@ -80,7 +84,11 @@ impl Server {
         let verb = request.method().as_str().to_ascii_lowercase();
         let attributes = Attributes { verb: &verb, path, ..Attributes::default() };
         if !authorize::allowed(user, &attributes, self) {
-            return Err(if user.is_anonymous() { Status::unauthorized() } else { attributes.forbidden(user) });
+            return Err(if user.is_anonymous() {
+                Status::unauthorized()
+            } else {
+                attributes.forbidden(user)
+            });
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Status::method_not_allowed());
@@ -120,7 +128,9 @@ impl Server {
             paths.push(format!("/apis/{group}"));
             paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
         }
-        paths.extend(["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
+        paths.extend(
+            ["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned),
+        );
         json!({"paths": paths})
     }
 
@@ -305,8 +315,7 @@ impl Server {
         if self.store.get(&key).is_none() && aspect == Aspect::Main {
             let mut object = applied(None)?;
             objects::metadata_mut(&mut object).insert("name".into(), call.name.clone().into());
-            let created =
-                self.create(resource, call.namespace(), object, &call.user, &call.options).await;
+            let created = self.create(resource, call.namespace(), object, &call.user, &call.options).await;
             match created {
                 Ok(created) => {
                     let answer = answer::object(call, 201, &created);
@@ -396,7 +405,8 @@ fn openapi_document(registry: &Arc<Registry>, path: &str, request: &Request<Body
         "/openapi/v2" => answer::json(200, &openapi::v2_json()),
         "/openapi/v3" => answer::json(200, &openapi::v3_index(registry)),
         other => {
-            let document = other.strip_prefix("/openapi/v3/").and_then(|path| openapi::v3_document(registry, path));
+            let document =
+                other.strip_prefix("/openapi/v3/").and_then(|path| openapi::v3_document(registry, path));
             document.map_or_else(not_found, |document| answer::json(200, &document))
         }
     }

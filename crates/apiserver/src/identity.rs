@@ -69,7 +69,10 @@ impl User {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let Some(name) = text("impersonate-user") else { return Ok(self) };
         if !self.is_almighty() {
-            let why = format!("User {:?} cannot impersonate resource \"users\" in API group \"\" at the cluster scope", self.name);
+            let why = format!(
+                "User {:?} cannot impersonate resource \"users\" in API group \"\" at the cluster scope",
+                self.name
+            );
             return Err(Status::forbidden("", "users", &name, &why));
         }
         let groups = headers.get_all("impersonate-group").iter();
@@ -116,14 +119,18 @@ pub fn tls(pki: &Path) -> Result<Arc<rustls::ServerConfig>, PkiError> {
         let wrap = |source| PkiError::File { path: path.clone(), what: "certificate", source };
         CertificateDer::pem_file_iter(&path).map_err(wrap)?.collect::<Result<_, _>>().map_err(wrap)
     };
-    let mismatch = |source: Box<dyn std::error::Error + Send + Sync>| PkiError::Mismatch { path: pki.into(), source };
+    let mismatch =
+        |source: Box<dyn std::error::Error + Send + Sync>| PkiError::Mismatch { path: pki.into(), source };
     let mut roots = RootCertStore::empty();
     for authority in read("ca.crt")? {
         roots.add(authority).map_err(|error| mismatch(error.into()))?;
     }
     let path = pki.join("apiserver.key");
-    let key = PrivateKeyDer::from_pem_file(&path)
-        .map_err(|source| PkiError::File { path, what: "private key", source })?;
+    let key = PrivateKeyDer::from_pem_file(&path).map_err(|source| PkiError::File {
+        path,
+        what: "private key",
+        source,
+    })?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
         .allow_unauthenticated()

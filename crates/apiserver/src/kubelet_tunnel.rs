@@ -23,11 +23,16 @@ pub enum TunnelError {
 ///
 /// # Errors
 /// [`TunnelError::Unavailable`]; the request may have reached the kubelet.
-pub async fn forward(socket: &Path, target: &str, mut request: Request<Body>) -> Result<Response<Body>, TunnelError> {
+pub async fn forward(
+    socket: &Path,
+    target: &str,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, TunnelError> {
     let unavailable = |error: &dyn std::fmt::Display| TunnelError::Unavailable(error.to_string());
     let stream = UnixStream::connect(socket).await.map_err(|error| unavailable(&error))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| unavailable(&error))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| unavailable(&error))?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             debug!(%error, "connection to a kubelet broke");

@@ -109,7 +109,9 @@ async fn purge(server: &Arc<Server>, resource: &Arc<Resource>, scope: &str) -> u
         let (namespace, name) = (head.metadata.namespace.as_str(), head.metadata.name.as_str());
         match server.delete(resource, namespace, name, &options).await {
             Ok(_) => left += usize::from(server.store.get(&key).is_some()),
-            Err(status) if matches!(status.code, 404 | 409) => left += usize::from(server.store.get(&key).is_some()),
+            Err(status) if matches!(status.code, 404 | 409) => {
+                left += usize::from(server.store.get(&key).is_some())
+            }
             Err(status) => {
                 left += 1;
                 tracing::warn!(key, error = %status, "could not delete what is in a namespace or definition");
@@ -129,7 +131,10 @@ async fn end_namespace(server: &Arc<Server>, namespace: &str) -> Result<(), Stat
     for resource in kinds {
         let count = purge(server, &resource, &resource.scope(Some(namespace))).await;
         if count > 0 {
-            left.push(format!("{} has {count} resource instances", crate::error::qualified(&resource.group, &resource.plural)));
+            left.push(format!(
+                "{} has {count} resource instances",
+                crate::error::qualified(&resource.group, &resource.plural)
+            ));
         }
     }
     let namespaces = server.builtin("", "namespaces")?;
@@ -141,7 +146,8 @@ async fn end_namespace(server: &Arc<Server>, namespace: &str) -> Result<(), Stat
                 return Ok(next);
             }
             if left.is_empty() {
-                let others: Vec<Value> = current["spec"]["finalizers"].as_array().cloned().unwrap_or_default();
+                let others: Vec<Value> =
+                    current["spec"]["finalizers"].as_array().cloned().unwrap_or_default();
                 let others: Vec<Value> = others.into_iter().filter(|one| one != "kubernetes").collect();
                 replace(&mut next["spec"], "finalizers", &others.into());
             } else {

@@ -53,7 +53,8 @@ fn write(out: &mut Vec<u8>, value: &Value) {
 /// Copies a stored object into `out`, with its revision put in.
 pub fn render(entry: &Entry, revision: u64, out: &mut BytesMut) {
     let stored = &entry.value[..];
-    let split = stored.windows(METADATA.len()).position(|window| window == METADATA).map(|at| at + METADATA.len());
+    let split =
+        stored.windows(METADATA.len()).position(|window| window == METADATA).map(|at| at + METADATA.len());
     let (head, rest) = stored.split_at(split.unwrap_or(0));
     out.reserve(stored.len() + 48);
     out.put_slice(head);

@@ -72,7 +72,9 @@ impl Target {
     pub fn parse(path: &str) -> Option<Self> {
         let mut segments: Vec<String> =
             path.trim_matches('/').split('/').map(|segment| decode(segment, false)).collect();
-        if segments.iter().any(|segment| segment.is_empty() || segment == "." || segment == "..") {
+        // A slash that was written as %2F would otherwise reach into another object's key.
+        let climbs = |segment: &String| matches!(segment.as_str(), "" | "." | "..") || segment.contains('/');
+        if segments.iter().any(climbs) {
             return None;
         }
         let (group, version, rest) = match segments.first().map(String::as_str)? {
@@ -136,7 +138,15 @@ mod tests {
 
     #[test]
     fn paths_that_climb_or_name_nothing_are_refused() {
-        for path in ["/api/v1", "/apis/apps/v1", "/api/v1/pods/../x", "/api/v1/pods/%2e%2e", "/api//pods", "/x"] {
+        for path in [
+            "/api/v1",
+            "/apis/apps/v1",
+            "/api/v1/pods/../x",
+            "/api/v1/pods/%2e%2e",
+            "/api/v1/pods/a%2Fb",
+            "/api//pods",
+            "/x",
+        ] {
             assert_eq!(Target::parse(path), None, "{path}");
         }
     }

@@ -28,11 +28,13 @@ struct Continue {
 
 impl Continue {
     fn encode(&self) -> String {
-        URL_SAFE_NO_PAD.encode(json!({"v": "meta.k8s.io/v1", "rv": self.revision, "start": self.after}).to_string())
+        URL_SAFE_NO_PAD
+            .encode(json!({"v": "meta.k8s.io/v1", "rv": self.revision, "start": self.after}).to_string())
     }
 
     fn decode(token: &str, scope: &str) -> Result<Self, Status> {
-        let invalid = || Status::bad_request("continue key is not valid: take it as it was given, with the same path");
+        let invalid =
+            || Status::bad_request("continue key is not valid: take it as it was given, with the same path");
         let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|_| invalid())?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
         match (value["rv"].as_u64(), value["start"].as_str()) {
@@ -64,7 +66,7 @@ fn revision(query: &Query) -> Result<Option<u64>, Status> {
 ///
 /// # Errors
 /// 400 when it is no number.
-pub fn asked_revision(query: &Query) -> Result<Option<u64>, Status> {
+pub(crate) fn asked_revision(query: &Query) -> Result<Option<u64>, Status> {
     revision(query)
 }
 
@@ -221,9 +223,7 @@ fn rendered_list(call: &Call, page: &Page) -> Response<Body> {
     let resource = &call.resource;
     let items: Vec<Value> =
         page.entries.iter().map(|entry| answer::present(resource, objects::decode(entry))).collect();
-    let list = |kind: &str, api_version: &str, items: Vec<Value>| {
-        json!({"kind": kind, "apiVersion": api_version, "metadata": page.metadata(), "items": items})
-    };
+    let list = |kind: &str, api_version: &str, items: Vec<Value>| json!({"kind": kind, "apiVersion": api_version, "metadata": page.metadata(), "items": items});
     match call.form {
         Form::Table(include) => {
             let items: Vec<&Value> = items.iter().collect();

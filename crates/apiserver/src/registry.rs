@@ -142,7 +142,14 @@ static BUILTIN: &[Row] = &[
     row(AUTHORIZATION, "SubjectAccessReview", "subjectaccessreviews", CLUSTER, "", "review"),
     row("batch", "CronJob", "cronjobs", NS, "cj", "status all"),
     row("batch", "Job", "jobs", NS, "", "status all"),
-    row("certificates.k8s.io", "CertificateSigningRequest", "certificatesigningrequests", CLUSTER, "csr", "status"),
+    row(
+        "certificates.k8s.io",
+        "CertificateSigningRequest",
+        "certificatesigningrequests",
+        CLUSTER,
+        "csr",
+        "status",
+    ),
     row("networking.k8s.io", "IngressClass", "ingressclasses", CLUSTER, "", ""),
     row("networking.k8s.io", "Ingress", "ingresses", NS, "ing", "status"),
     row("networking.k8s.io", "NetworkPolicy", "networkpolicies", NS, "netpol", ""),
@@ -157,15 +164,32 @@ static BUILTIN: &[Row] = &[
     row(STORAGE, "VolumeAttachment", "volumeattachments", CLUSTER, "", "status"),
     row(ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", CLUSTER, "", ""),
     row(ADMISSION, "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", CLUSTER, "", ""),
-    row("apiextensions.k8s.io", "CustomResourceDefinition", "customresourcedefinitions", CLUSTER, "crd,crds", "status"),
+    row(
+        "apiextensions.k8s.io",
+        "CustomResourceDefinition",
+        "customresourcedefinitions",
+        CLUSTER,
+        "crd,crds",
+        "status",
+    ),
     row("scheduling.k8s.io", "PriorityClass", "priorityclasses", CLUSTER, "pc", ""),
     row("coordination.k8s.io", "Lease", "leases", NS, "", ""),
     row("node.k8s.io", "RuntimeClass", "runtimeclasses", CLUSTER, "", ""),
     row("discovery.k8s.io", "EndpointSlice", "endpointslices", NS, "", ""),
 ];
 
-const KNOWN_SUBRESOURCES: [&str; 10] =
-    ["attach", "binding", "ephemeralcontainers", "eviction", "exec", "finalize", "log", "portforward", "scale", "token"];
+const KNOWN_SUBRESOURCES: [&str; 10] = [
+    "attach",
+    "binding",
+    "ephemeralcontainers",
+    "eviction",
+    "exec",
+    "finalize",
+    "log",
+    "portforward",
+    "scale",
+    "token",
+];
 
 /// Where the objects of a kind are: kinds that two groups show (events) share their place.
 fn prefix(group: &str, plural: &str) -> String {
@@ -218,7 +242,11 @@ impl Registry {
         let mut resources: Vec<Arc<Resource>> = BUILTIN.iter().map(|row| Arc::new(builtin(row))).collect();
         let mut custom: Vec<Arc<Resource>> = definitions.values().flatten().cloned().collect();
         custom.sort_by(|a, b| {
-            (&a.group, version_rank(&a.version), &a.plural).cmp(&(&b.group, version_rank(&b.version), &b.plural))
+            (&a.group, version_rank(&a.version), &a.plural).cmp(&(
+                &b.group,
+                version_rank(&b.version),
+                &b.plural,
+            ))
         });
         resources.extend(custom);
         let by_path = resources

@@ -14,11 +14,11 @@ use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The largest body that is read, packed or unpacked.
-pub const BODY_LIMIT_BYTES: usize = 4 << 20;
+pub(crate) const BODY_LIMIT_BYTES: usize = 4 << 20;
 
 /// What to do about fields that the kind does not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FieldValidation {
+pub(crate) enum FieldValidation {
     /// Drop them.
     Ignore,
     /// Drop them and say so.
@@ -30,13 +30,13 @@ pub enum FieldValidation {
 
 /// What all writes have in common.
 #[derive(Debug, Default)]
-pub struct WriteOptions {
+pub(crate) struct WriteOptions {
     /// Do everything but store.
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
     /// What to do about unknown fields.
-    pub validation: FieldValidation,
+    pub(crate) validation: FieldValidation,
     /// Who writes, by name.
-    pub field_manager: String,
+    pub(crate) field_manager: String,
     /// What the client is to be told besides.
     warnings: Mutex<Vec<String>>,
 }
@@ -46,7 +46,7 @@ impl WriteOptions {
     ///
     /// # Errors
     /// 422 for a value that there is not.
-    pub fn parse(query: &Query, headers: &HeaderMap) -> Result<Self, Status> {
+    pub(crate) fn parse(query: &Query, headers: &HeaderMap) -> Result<Self, Status> {
         let validation = match query.get("fieldValidation") {
             None => FieldValidation::default(),
             Some("Ignore") => FieldValidation::Ignore,
@@ -59,7 +59,8 @@ impl WriteOptions {
                 return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
             }
         };
-        let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("unknown");
+        let agent =
+            headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("unknown");
         let agent = agent.split('/').next().unwrap_or(agent);
         Ok(Self {
             dry_run: query.get("dryRun") == Some("All"),
@@ -70,49 +71,49 @@ impl WriteOptions {
     }
 
     /// Tells the client something besides the answer.
-    pub fn warn(&self, warning: impl Into<String>) {
+    pub(crate) fn warn(&self, warning: impl Into<String>) {
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(warning.into());
     }
 
     /// What was to be told.
-    pub fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// A request for a kind of object.
 #[derive(Debug)]
-pub struct Call {
+pub(crate) struct Call {
     /// Who asks.
-    pub user: Arc<User>,
+    pub(crate) user: Arc<User>,
     /// The kind.
-    pub resource: Arc<Resource>,
+    pub(crate) resource: Arc<Resource>,
     /// Namespace of the path.
-    pub namespace: Option<String>,
+    pub(crate) namespace: Option<String>,
     /// Object of the path; empty for a collection.
-    pub name: String,
+    pub(crate) name: String,
     /// The query.
-    pub query: Query,
+    pub(crate) query: Query,
     /// Form of the answer.
-    pub form: Form,
+    pub(crate) form: Form,
     /// What writes have in common.
-    pub options: WriteOptions,
+    pub(crate) options: WriteOptions,
 }
 
 impl Call {
     /// The namespace, or the empty string.
-    pub fn namespace(&self) -> &str {
+    pub(crate) fn namespace(&self) -> &str {
         self.namespace.as_deref().unwrap_or_default()
     }
 
     /// 404 for the object of the path.
-    pub fn not_found(&self) -> Status {
+    pub(crate) fn not_found(&self) -> Status {
         Status::not_found(&self.resource.group, &self.resource.plural, &self.name)
     }
 }
 
 /// The media type of a body, without parameters; JSON when nothing is said.
-pub fn media_type(headers: &HeaderMap) -> String {
+pub(crate) fn media_type(headers: &HeaderMap) -> String {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let value = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if value.is_empty() { "application/json".to_owned() } else { value }
@@ -122,7 +123,7 @@ pub fn media_type(headers: &HeaderMap) -> String {
 ///
 /// # Errors
 /// 413 when it is larger than [`BODY_LIMIT_BYTES`], 400 when it breaks off or is not what it says.
-pub async fn body(request: Request<Body>) -> Result<(HeaderMap, Bytes), Status> {
+pub(crate) async fn body(request: Request<Body>) -> Result<(HeaderMap, Bytes), Status> {
     let (parts, body) = request.into_parts();
     let body = Limited::new(body, BODY_LIMIT_BYTES).collect().await.map_err(|error| {
         if error.downcast_ref::<LengthLimitError>().is_some() {
@@ -136,10 +137,9 @@ pub async fn body(request: Request<Body>) -> Result<(HeaderMap, Bytes), Status> 
         Some(b"gzip") => {
             let limit = u64::try_from(BODY_LIMIT_BYTES).unwrap_or(u64::MAX).saturating_add(1);
             let mut unpacked = Vec::new();
-            flate2::read::GzDecoder::new(&bytes[..])
-                .take(limit)
-                .read_to_end(&mut unpacked)
-                .map_err(|error| Status::bad_request(format!("the body of the request is not gzip: {error}")))?;
+            flate2::read::GzDecoder::new(&bytes[..]).take(limit).read_to_end(&mut unpacked).map_err(
+                |error| Status::bad_request(format!("the body of the request is not gzip: {error}")),
+            )?;
             if unpacked.len() > BODY_LIMIT_BYTES {
                 return Err(Status::too_large(BODY_LIMIT_BYTES));
             }
@@ -153,12 +153,13 @@ pub async fn body(request: Request<Body>) -> Result<(HeaderMap, Bytes), Status> 
 ///
 /// # Errors
 /// 415 for a media type that is not read, 400 for a body that is not what it says.
-pub fn object(headers: &HeaderMap, body: &[u8]) -> Result<Value, Status> {
+pub(crate) fn object(headers: &HeaderMap, body: &[u8]) -> Result<Value, Status> {
     let value = match media_type(headers).as_str() {
         "application/json" => json(body)?,
         "application/yaml" => yaml(body)?,
-        "application/vnd.kubernetes.protobuf" => crate::protobuf::decode(body)
-            .map_err(|error| Status::bad_request(format!("the body of the request is no protobuf object: {error}")))?,
+        "application/vnd.kubernetes.protobuf" => crate::protobuf::decode(body).map_err(|error| {
+            Status::bad_request(format!("the body of the request is no protobuf object: {error}"))
+        })?,
         _ => return Err(Status::unsupported_media_type(crate::negotiation::READ)),
     };
     if !value.is_object() {
@@ -171,7 +172,7 @@ pub fn object(headers: &HeaderMap, body: &[u8]) -> Result<Value, Status> {
 ///
 /// # Errors
 /// 400 when it is not.
-pub fn json(body: &[u8]) -> Result<Value, Status> {
+pub(crate) fn json(body: &[u8]) -> Result<Value, Status> {
     serde_json::from_slice(body)
         .map_err(|error| Status::bad_request(format!("the body of the request is not JSON: {error}")))
 }
@@ -180,7 +181,7 @@ pub fn json(body: &[u8]) -> Result<Value, Status> {
 ///
 /// # Errors
 /// 400 when it is not.
-pub fn yaml(body: &[u8]) -> Result<Value, Status> {
+pub(crate) fn yaml(body: &[u8]) -> Result<Value, Status> {
     let text = std::str::from_utf8(body)
         .map_err(|error| Status::bad_request(format!("the body of the request is not UTF-8: {error}")))?;
     serde_saphyr::from_str(text)

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 /// Selectors of a request.
 #[derive(Clone, Debug, Default)]
-pub struct Selection {
+pub(crate) struct Selection {
     labels: Option<LabelSelector>,
     fields: Option<FieldSelector>,
     /// The only name that can match, if there is one.
@@ -20,7 +20,7 @@ impl Selection {
     ///
     /// # Errors
     /// 400 for a bad selector, or a field that the kind cannot be selected by.
-    pub fn parse(resource: &Resource, query: &Query, name: &str) -> Result<Self, Status> {
+    pub(crate) fn parse(resource: &Resource, query: &Query, name: &str) -> Result<Self, Status> {
         let labels = match query.get("labelSelector") {
             Some(text) => Some(LabelSelector::parse(text).map_err(Status::bad_request)?),
             None => None,
@@ -32,15 +32,7 @@ impl Selection {
         }
         let mut fields = FieldSelector::parse(&text).map_err(Status::bad_request)?;
         if let Some(unknown) = fields.unsupported(resource) {
-            let version = match resource.group.as_str() {
-                "" => format!("/{}", resource.version),
-                _ => resource.api_version(),
-            };
-            return Err(Status::bad_request(format!(
-                "Unable to find \"{version}, Resource={}\" that match label selector {:?}, field selector {text:?}: field label not supported: {unknown}",
-                resource.plural,
-                query.get("labelSelector").unwrap_or_default(),
-            )));
+            return Err(Status::bad_request(format!("field label not supported: {unknown}")));
         }
         let only = fields.name().map(str::to_owned);
         if only.is_some() && text == format!("metadata.name={}", only.as_deref().unwrap_or_default()) {
@@ -55,22 +47,22 @@ impl Selection {
     }
 
     /// The only name that can match.
-    pub fn name(&self) -> Option<&str> {
+    pub(crate) fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
     /// Whether every object that has the right name is selected, so that none needs to be parsed.
-    pub fn is_by_name_only(&self) -> bool {
+    pub(crate) fn is_by_name_only(&self) -> bool {
         self.labels.is_none() && self.fields.is_none()
     }
 
     /// Whether everything is selected.
-    pub fn is_everything(&self) -> bool {
+    pub(crate) fn is_everything(&self) -> bool {
         self.is_by_name_only() && self.name.is_none()
     }
 
     /// Whether an object is selected, the name apart.
-    pub fn matches(&self, resource: &Resource, object: &Value) -> bool {
+    pub(crate) fn matches(&self, resource: &Resource, object: &Value) -> bool {
         self.labels.as_ref().is_none_or(|labels| labels.matches(&object["metadata"]["labels"]))
             && self.fields.as_ref().is_none_or(|fields| fields.matches(resource, object))
     }

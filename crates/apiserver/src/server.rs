@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use storage::{CommitError, Limits, Store};
+use tokio::task::JoinSet;
 
 /// How a server is run.
 #[derive(Debug)]
@@ -86,7 +87,9 @@ impl Server {
             authority: std::fs::read_to_string(options.pki_dir.join("ca.crt")).unwrap_or_default(),
             advertise: options.advertise,
         });
-        for (_, entry) in server.store.list("/apiextensions.k8s.io/customresourcedefinitions/", None, 0).entries {
+        for (_, entry) in
+            server.store.list("/apiextensions.k8s.io/customresourcedefinitions/", None, 0).entries
+        {
             let definition = objects::decode(&entry);
             if custom::is_established(&definition) {
                 match custom::resources(&definition) {
@@ -137,7 +140,7 @@ pub(crate) fn unwritten(error: &CommitError) -> Status {
     }
 }
 
-/// Serves until the process ends.
+/// Serves until the process ends, or the future is dropped.
 ///
 /// # Errors
 /// [`ServeError`] when it cannot start.
@@ -145,32 +148,35 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     let tls = identity::tls(&options.pki_dir)?;
     let server = Server::open(&options)?;
     bootstrap::run(&server).await.map_err(ServeError::Bootstrap)?;
-    tokio::spawn(garbage::run(Arc::clone(&server)));
-    tokio::spawn(lifecycle::run(Arc::clone(&server)));
+    // Everything runs below this future, so that dropping it closes the store.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(garbage::run(Arc::clone(&server)));
+    tasks.spawn(lifecycle::run(Arc::clone(&server)));
     let acceptor = tokio_rustls::TlsAcceptor::from(tls);
-    let mut accepting = Vec::new();
     for listener in options.listeners {
         listener.set_nonblocking(true).map_err(ServeError::Listen)?;
         let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Listen)?;
         if let Ok(address) = listener.local_addr() {
             tracing::info!(%address, revision = server.store.revision(), "serving the Kubernetes API");
         }
-        accepting.push(tokio::spawn(accept(listener, acceptor.clone(), Arc::clone(&server))));
+        tasks.spawn(accept(listener, acceptor.clone(), Arc::clone(&server)));
     }
-    for task in accepting {
-        // A listener's task ends only when the runtime does.
-        let _ = task.await;
-    }
+    while tasks.join_next().await.is_some() {}
     Ok(())
 }
 
 async fn accept(listener: tokio::net::TcpListener, acceptor: tokio_rustls::TlsAcceptor, server: Arc<Server>) {
+    let mut connections = JoinSet::new();
     loop {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        match accepted {
             Ok((stream, _)) => {
                 // Small answers must not wait for the acknowledgement of the one before.
                 let _ = stream.set_nodelay(true);
-                tokio::spawn(connection(stream, acceptor.clone(), Arc::clone(&server)));
+                connections.spawn(connection(stream, acceptor.clone(), Arc::clone(&server)));
             }
             Err(error) => {
                 // Out of descriptors, for instance: pause, so that open connections can end.
@@ -191,7 +197,8 @@ async fn connection(stream: tokio::net::TcpStream, acceptor: tokio_rustls::TlsAc
         Err(_) => return,
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let user = Arc::new(certificate.and_then(|der| User::from_certificate(der)).unwrap_or_else(User::anonymous));
+    let user =
+        Arc::new(certificate.and_then(|der| User::from_certificate(der)).unwrap_or_else(User::anonymous));
     let service = hyper::service::service_fn(move |request| {
         handler::handle(Arc::clone(&server), Arc::clone(&user), request)
     });

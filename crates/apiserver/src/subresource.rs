@@ -1,7 +1,7 @@
 //! Subresources: status, scale, bindings, evictions, tokens, finalizers, and what a node's kubelet answers.
 
 use crate::answer;
-use crate::delete::{Deleted, DeleteOptions};
+use crate::delete::{DeleteOptions, Deleted};
 use crate::error::{FieldError, Status};
 use crate::handler::{answer_write, patched};
 use crate::kubelet_tunnel;
@@ -26,7 +26,8 @@ impl Server {
     ) -> Result<Response<Body>, Status> {
         let resource = &call.resource;
         let method = request.method().clone();
-        let is_served = resource.subresources.contains(&subresource) || (subresource == "status" && resource.has_status);
+        let is_served =
+            resource.subresources.contains(&subresource) || (subresource == "status" && resource.has_status);
         if !is_served {
             return Ok(answer::text(404, "404 page not found\n"));
         }
@@ -48,8 +49,7 @@ impl Server {
                 let issued = token::issue(self, call.namespace(), &call.name, body)?;
                 Ok(answer::value(&call, 201, &issued))
             }
-            ("log", &Method::GET)
-            | ("exec" | "attach" | "portforward", &Method::GET | &Method::POST) => {
+            ("log", &Method::GET) | ("exec" | "attach" | "portforward", &Method::GET | &Method::POST) => {
                 self.tunnel(&call, subresource, request).await
             }
             _ => Err(Status::method_not_allowed()),
@@ -68,7 +68,8 @@ impl Server {
             return Ok(answer::value(call, 200, &scale_of(call, &self.current(call)?)));
         }
         let (headers, body) = request::body(request).await?;
-        let kind = negotiation::patch(headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()));
+        let kind =
+            negotiation::patch(headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()));
         let sent = match (&method, kind) {
             (&Method::PUT, _) => request::object(&headers, &body)?,
             (&Method::PATCH, Some(_)) => request::yaml(&body)?,
@@ -97,7 +98,8 @@ impl Server {
                     return Err(Status::invalid("autoscaling", "Scale", &call.name, &[error]));
                 }
                 let mut next = current.clone();
-                let path: Vec<&str> = match resource.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+                let path: Vec<&str> = match resource.custom.as_ref().and_then(|custom| custom.scale.as_ref())
+                {
                     Some(scale) => scale.spec_replicas.iter().map(String::as_str).collect(),
                     None => vec!["spec", "replicas"],
                 };
@@ -133,7 +135,8 @@ impl Server {
         let (headers, body) = request::body(request).await?;
         let eviction = if body.is_empty() { json!({}) } else { request::object(&headers, &body)? };
         let pod = self.current(call)?;
-        let budgets = self.store.list(&format!("/policy/poddisruptionbudgets/{}/", call.namespace()), None, 0);
+        let budgets =
+            self.store.list(&format!("/policy/poddisruptionbudgets/{}/", call.namespace()), None, 0);
         for (_, entry) in budgets.entries {
             let budget = objects::decode(&entry);
             let Ok(selector) = LabelSelector::from_value(&budget["spec"]["selector"]) else { continue };
@@ -156,7 +159,12 @@ impl Server {
     }
 
     /// Passes a request on to the kubelet of the pod's node.
-    async fn tunnel(&self, call: &Call, subresource: &str, request: Request<Body>) -> Result<Response<Body>, Status> {
+    async fn tunnel(
+        &self,
+        call: &Call,
+        subresource: &str,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Status> {
         let pod = self.current(call)?;
         let (namespace, name) = (call.namespace(), call.name.as_str());
         let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
@@ -228,7 +236,12 @@ fn waiting_reason<'a>(pod: &'a Value, container: &str) -> &'a str {
 }
 
 /// Puts a pod on a node.
-pub(crate) async fn bind(server: &Server, call: &Call, name: &str, binding: &Value) -> Result<Response<Body>, Status> {
+pub(crate) async fn bind(
+    server: &Server,
+    call: &Call,
+    name: &str,
+    binding: &Value,
+) -> Result<Response<Body>, Status> {
     let node = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
     if node.is_empty() {
         let error = FieldError::required("target.name", "");
@@ -287,18 +300,24 @@ fn dig<'a>(object: &'a Value, path: &[String]) -> &'a Value {
 
 /// The scale of a workload.
 fn scale_of(call: &Call, object: &Value) -> Value {
-    let (wanted, present, selector) = match call.resource.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
-        Some(paths) => (
-            dig(object, &paths.spec_replicas).clone(),
-            dig(object, &paths.status_replicas).clone(),
-            paths.selector.as_ref().and_then(|path| dig(object, path).as_str()).unwrap_or_default().to_owned(),
-        ),
-        None => (
-            object["spec"]["replicas"].clone(),
-            object["status"]["replicas"].clone(),
-            selector_text(&object["spec"]["selector"]),
-        ),
-    };
+    let (wanted, present, selector) =
+        match call.resource.custom.as_ref().and_then(|custom| custom.scale.as_ref()) {
+            Some(paths) => (
+                dig(object, &paths.spec_replicas).clone(),
+                dig(object, &paths.status_replicas).clone(),
+                paths
+                    .selector
+                    .as_ref()
+                    .and_then(|path| dig(object, path).as_str())
+                    .unwrap_or_default()
+                    .to_owned(),
+            ),
+            None => (
+                object["spec"]["replicas"].clone(),
+                object["status"]["replicas"].clone(),
+                selector_text(&object["spec"]["selector"]),
+            ),
+        };
     let mut metadata = json!({});
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         replace(&mut metadata, field, &object["metadata"][field]);

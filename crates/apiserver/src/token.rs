@@ -81,7 +81,8 @@ pub(crate) fn verify(server: &Server, token: &str) -> Option<User> {
         return None;
     }
     let kubernetes = &claims["kubernetes.io"];
-    let (namespace, name) = (kubernetes["namespace"].as_str()?, kubernetes["serviceaccount"]["name"].as_str()?);
+    let (namespace, name) =
+        (kubernetes["namespace"].as_str()?, kubernetes["serviceaccount"]["name"].as_str()?);
     let uid = kubernetes["serviceaccount"]["uid"].as_str()?;
     let account = server.store.get(&format!("/core/serviceaccounts/{namespace}/{name}"))?;
     (objects::head(&account).metadata.uid == uid).then(|| User::service_account(namespace, name, uid))
@@ -91,7 +92,12 @@ pub(crate) fn verify(server: &Server, token: &str) -> Option<User> {
 ///
 /// # Errors
 /// 404 without the account.
-pub(crate) fn issue(server: &Server, namespace: &str, name: &str, mut request: Value) -> Result<Value, Status> {
+pub(crate) fn issue(
+    server: &Server,
+    namespace: &str,
+    name: &str,
+    mut request: Value,
+) -> Result<Value, Status> {
     let account = server
         .store
         .get(&format!("/core/serviceaccounts/{namespace}/{name}"))

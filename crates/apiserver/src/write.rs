@@ -54,7 +54,10 @@ impl Written {
 fn has_generation(resource: &Resource) -> bool {
     resource.custom.is_some()
         || matches!(resource.group.as_str(), "apps" | "batch" | "policy" | "apiextensions.k8s.io")
-        || matches!(resource.plural.as_str(), "networkpolicies" | "ingresses" | "ingressclasses" | "flowschemas")
+        || matches!(
+            resource.plural.as_str(),
+            "networkpolicies" | "ingresses" | "ingressclasses" | "flowschemas"
+        )
 }
 
 /// Draws an ending for a generated name.
@@ -132,7 +135,11 @@ fn shape(
         defaults::apply_defaults(&resource.group, &resource.kind, object);
         validate::validate_builtin(&resource.group, &resource.kind, object, old)
     };
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(&resource.group, &resource.kind, &name, &errors)) }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(Status::invalid(&resource.group, &resource.kind, &name, &errors))
+    }
 }
 
 /// Empty maps and lists that mean the same as nothing, and metadata that clients must not set.
@@ -192,7 +199,9 @@ impl Server {
             return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
         }
         let metadata = metadata_mut(&mut object);
-        for field in ["uid", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "generation"] {
+        for field in
+            ["uid", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "generation"]
+        {
             metadata.remove(field);
         }
         tidy_metadata(metadata);
@@ -235,10 +244,10 @@ impl Server {
         if resource.has_status && !admission::keeps_status_at_creation(resource) {
             object.as_object_mut().map(|map| map.remove("status"));
         }
+        shape(resource, &mut object, None, options)?;
         if resource.group == "events.k8s.io" {
             object = events::to_core(object);
         }
-        shape(resource, &mut object, None, options)?;
         let name_faults = validate::name_errors(&resource.group, &resource.plural, &name);
         if !name_faults.is_empty() {
             return Err(Status::invalid(&resource.group, &resource.kind, &name, &name_faults));
@@ -282,7 +291,12 @@ impl Server {
                 }
             }
         }
-        Err(Status::conflict(&resource.group, &resource.plural, &name, "its namespace keeps changing; try again"))
+        Err(Status::conflict(
+            &resource.group,
+            &resource.plural,
+            &name,
+            "its namespace keeps changing; try again",
+        ))
     }
 
     /// Changes an object by `change`, which is given the present state (in the version of `resource`) and may be
@@ -422,7 +436,9 @@ impl Server {
             if let Some(added) = finalizers(&new).into_iter().find(|one| !known.contains(one)) {
                 let error = crate::error::FieldError::forbidden(
                     "metadata.finalizers",
-                    &format!("no new finalizers can be added if the object is being deleted, found new finalizers []string{{{added:?}}}"),
+                    &format!(
+                        "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{added:?}}}"
+                    ),
                 );
                 return Err(Status::invalid(&resource.group, &resource.kind, name, &[error]));
             }

@@ -1,0 +1,12 @@
+//! The API server as clients meet it: over TLS and HTTP, with certificates, objects, watches and deletions.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod access;
+mod custom_resources;
+mod deletion;
+mod lists;
+mod support;
+mod tunnel;
+mod watches;
+mod writes;
