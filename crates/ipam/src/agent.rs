@@ -197,8 +197,7 @@ pub struct Agent {
 impl Agent {
     /// The agent of `node`, knowing nothing yet.
     ///
-    /// It must be fed [`Event::Changed`] of these scopes before it decides anything: all pools, blocks, configurations,
-    /// reservations and nodes, and the node's own affinities. [`Agent::scopes`] names them.
+    /// It must be fed [`Event::Changed`] of the scopes that [`Agent::scopes`] names before it decides anything.
     #[must_use]
     pub fn new(node: &str) -> Self {
         Self {
@@ -220,13 +219,14 @@ impl Agent {
 
     /// What has to be followed for this agent.
     #[must_use]
-    pub fn scopes(&self) -> [Scope; 6] {
+    pub fn scopes(&self) -> [Scope; 7] {
         [
             Scope::All(Kind::Pool),
             Scope::All(Kind::Block),
             Scope::All(Kind::Config),
             Scope::All(Kind::Reservation),
             Scope::All(Kind::Node),
+            Scope::All(Kind::ClusterInformation),
             Scope::AffinitiesOf(self.view.owner().clone()),
         ]
     }

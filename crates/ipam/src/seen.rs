@@ -1,6 +1,6 @@
 //! Records as read, with the version that a write of them is conditional on, and typed reads of a store.
 
-use api::{Affinity, Block, Cidr, Handle, IpamConfig, Node, Owner, Pool, Reservation};
+use api::{Affinity, Block, Cidr, ClusterInformation, Handle, IpamConfig, Node, Owner, Pool, Reservation};
 use datastore::{Datastore, Key, Kind, ReadError, Record, Scope, Stored, Version};
 use jiff::Timestamp;
 
@@ -45,6 +45,7 @@ recorded! {
     Pool => Pool,
     Block => Block,
     Affinity => Affinity,
+    ClusterInformation => ClusterInformation,
     Handle => Handle,
     Config => IpamConfig,
     Reservation => Reservation,

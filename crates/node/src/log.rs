@@ -13,11 +13,15 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+/// What is logged unless RUST_LOG says otherwise. The API client is silent: its failures come back as errors, and whoever
+/// gets them says what they mean.
+const DEFAULT: &str = "info,kube_client=off,tower=off,hyper_util=off";
+
 /// Sends this process's log to standard output, `info` and above unless RUST_LOG says otherwise.
 ///
 /// Does nothing if a log is set up already.
 pub fn init() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let _ = tracing_subscriber::fmt()
         .event_format(Lines { process: std::process::id() })
         .with_env_filter(filter)

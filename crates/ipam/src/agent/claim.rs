@@ -228,6 +228,11 @@ impl Agent {
         };
         let key = Key::Affinity(self.view.owner().clone(), cidr);
         let mut checks = vec![Check::Unchanged(key, affinity.version.revision)];
+        if self.view.index().get(&cidr).is_some_and(|entry| entry.fault.is_some()) {
+            // Whoever has to correct it decides about the claim too.
+            self.lose(cidr);
+            return false;
+        }
         let mut draft = if self.view.index().contains_key(&cidr) {
             let Some(seen) = self.view.whole(cidr).filter(|_| self.view.owns(cidr)) else {
                 // Somebody else's, or nobody's: our claim is in the way.

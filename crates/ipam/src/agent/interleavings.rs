@@ -33,7 +33,12 @@ impl Random {
 /// Something that an agent asked of the store and that is not answered yet.
 enum Work {
     /// A commit as a Kubernetes API makes it: write after write, then the checks once more.
-    Commit { ticket: Ticket, checks: Vec<Check>, writes: Vec<Write>, done: Vec<(Version, Option<Stored>)> },
+    Commit {
+        ticket: Ticket,
+        checks: Vec<Check>,
+        writes: Vec<Write>,
+        done: Vec<(Version, Option<Stored>)>,
+    },
     Read(Ticket, Key),
     List(Ticket, Scope),
     Deliver(Event),
@@ -242,11 +247,8 @@ impl World {
                 let key = write.key();
                 let happens = !fault || self.random.one_in(2);
                 let before = block_on(self.store.get(&key)).unwrap();
-                let result = if happens {
-                    block_on(self.store.commit(&[], &[write]))
-                } else {
-                    Ok(Vec::new())
-                };
+                let result =
+                    if happens { block_on(self.store.commit(&[], &[write])) } else { Ok(Vec::new()) };
                 match result {
                     Err(CommitError::Conflict { key, .. }) => {
                         let written = done.len();
@@ -359,9 +361,9 @@ fn run(seed: u64, steps: usize) -> BTreeMap<&'static str, u32> {
     }
     world.settle();
     world.check();
-    for at in 0..NODES.len() {
+    for (at, node) in NODES.iter().enumerate() {
         for number in 0..14 {
-            world.request(at, &format!("{}-{number}", NODES[at]), false);
+            world.request(at, &format!("{node}-{number}"), false);
         }
     }
     world.settle();
@@ -383,9 +385,17 @@ fn no_interleaving_gives_an_address_twice_or_loses_one() {
         }
     }
     // What did not happen was not tested.
-    for what in
-        ["added", "deleted", "kill", "borrowed", "lost race", "conflict", "unanswered", "refused", "try again"]
-    {
+    for what in [
+        "added",
+        "deleted",
+        "kill",
+        "borrowed",
+        "lost race",
+        "conflict",
+        "unanswered",
+        "refused",
+        "try again",
+    ] {
         assert!(seen.get(what).is_some_and(|count| *count > 10), "{what}: {seen:?}");
     }
 }

@@ -36,6 +36,8 @@ enum Access {
     Reading,
     /// There is no such block.
     Gone,
+    /// It contradicts itself, in these words.
+    Faulty(String),
 }
 
 /// What becomes of a job in this round.
@@ -49,6 +51,12 @@ pub(super) enum Next {
 
 fn refusal(code: u32, message: impl Into<String>) -> Next {
     Next::Refuse(ErrorReply { code, message: message.into(), details: String::new() })
+}
+
+fn faulty(block: Cidr, fault: &str) -> Next {
+    let message =
+        format!("block {block} contradicts itself and is not touched: {fault}; correct the IPAMBlock");
+    refusal(NOT_SERVED, message)
 }
 
 impl Agent {
@@ -129,6 +137,12 @@ impl Agent {
                 TRY_AGAIN,
                 format!("{ATTEMPTS} attempts met records that others were changing; try again"),
             )
+        } else if self.view.is_locked() {
+            refusal(
+                TRY_AGAIN,
+                "the datastore is locked while it is migrated (ClusterInformation default, datastoreReady false); \
+                 try again when it is unlocked",
+            )
         } else {
             match job.task.clone() {
                 Task::Add(demand) => self.place_add(id, &mut job, &demand, round, now),
@@ -165,8 +179,14 @@ impl Agent {
         if !lane.stale && self.view.whole(cidr).is_some() {
             return Access::Ready;
         }
-        if !lane.stale && !self.view.index().contains_key(&cidr) {
-            return Access::Gone;
+        match self.view.index().get(&cidr) {
+            _ if lane.stale => {}
+            None => return Access::Gone,
+            Some(entry) => {
+                if let Some(fault) = &entry.fault {
+                    return Access::Faulty(fault.clone());
+                }
+            }
         }
         self.read_block(cidr);
         Access::Reading
@@ -293,7 +313,7 @@ impl Agent {
                     job.attempts += 1;
                     return Err(Next::Read);
                 }
-                Access::Gone => {}
+                Access::Gone | Access::Faulty(_) => {}
                 Access::Ready => {
                     let found = self.view.whole(cidr).and_then(|seen| {
                         let ordinal = held(&seen.value, &job.handle, job.interface()).next()?;
@@ -318,7 +338,7 @@ impl Agent {
             ));
         }
         match self.access(found.block) {
-            Access::Busy(_) | Access::Gone => return Some(Next::Wait),
+            Access::Busy(_) | Access::Gone | Access::Faulty(_) => return Some(Next::Wait),
             Access::Reading => return Some(Next::Read),
             Access::Ready => {}
         }
@@ -467,7 +487,7 @@ impl Agent {
         let cooldown = self.view.config().ip_cooldown_seconds;
         for cidr in blocks {
             match self.access(cidr) {
-                Access::Gone => {}
+                Access::Gone | Access::Faulty(_) => {}
                 Access::Reading => {
                     job.attempts += 1;
                     return Some(Next::Read);
@@ -546,6 +566,7 @@ impl Agent {
                 job.attempts += 1;
                 return Next::Read;
             }
+            Access::Faulty(fault) => return faulty(cidr, &fault),
             Access::Ready => {}
         }
         let Some(seen) = self.view.whole(cidr) else { return Next::Wait };
@@ -668,6 +689,7 @@ impl Agent {
                     job.attempts += 1;
                     return Next::Read;
                 }
+                Access::Faulty(fault) => return faulty(cidr, &fault),
                 Access::Gone => {
                     job.visited.insert(cidr);
                     if let Some(write) = handle_write(&job.handle, self.known(&job.handle), cidr, 0) {

@@ -3,7 +3,10 @@
 use super::*;
 use crate::block;
 use api::attachment::{AddRequest, Attachment};
-use api::{Affinity, AffinityNaming, AffinityState, Block, IpVersion, IpamConfig, Node, Owner, Pool};
+use api::{
+    Affinity, AffinityNaming, AffinityState, Block, ClusterInformation, IpVersion, IpamConfig, Node, Owner,
+    Pool,
+};
 use datastore::follow::follow;
 use datastore::memory::Memory;
 use datastore::{Datastore, Record, Revision};
@@ -510,6 +513,44 @@ fn strict_affinity_and_the_block_limit_refuse_with_the_way_out() {
     let error = refusal(bench.add("late"));
     assert!(error.message.contains("has 1 blocks and may have 1"), "{}", error.message);
     assert_eq!(bench.handles().len(), 16);
+}
+
+#[test]
+fn block_that_contradicts_itself_is_left_alone_and_another_one_is_claimed() {
+    let store = store();
+    let mut bench = bench_on(&store, "n1");
+    let first = bench.address("a");
+    let mut broken = bench.blocks().remove(0);
+    // An editor freed an address in one list and not in the other.
+    broken.unallocated.push(0);
+    broken.unallocated.push(0);
+    put(&store, Record::Block(broken.clone()));
+    bench.run(Vec::new());
+    let second = bench.address("b");
+    assert!(broken.cidr.contains(first) && !broken.cidr.contains(second));
+    let error = refusal(bench.del("a"));
+    assert!(error.message.contains(&broken.cidr.to_string()), "{}", error.message);
+    assert!(bench.blocks().contains(&broken));
+}
+
+#[test]
+fn locked_datastore_is_not_written_until_it_is_unlocked() {
+    let store = store();
+    let mut bench = bench_on(&store, "n1");
+    let lock = |ready| {
+        let cluster = ClusterInformation { datastore_ready: ready, ..ClusterInformation::default() };
+        put(&store, Record::ClusterInformation(cluster));
+    };
+    lock(false);
+    bench.run(Vec::new());
+    let error = refusal(bench.add("a"));
+    assert_eq!(error.code, TRY_AGAIN);
+    assert!(error.message.contains("datastoreReady"), "{}", error.message);
+    assert_eq!(refusal(bench.del("a")).code, TRY_AGAIN);
+    assert_eq!(bench.commits.len(), 0);
+    lock(true);
+    bench.run(Vec::new());
+    bench.address("a");
 }
 
 #[test]

@@ -7,15 +7,24 @@
 use crate::block;
 use crate::reservations::ReservationSet;
 use crate::seen::{Recorded, Seen};
-use api::{Affinity, AffinityState, Block, Cidr, IpamConfig, Node, Owner, Pool, Reservation, Use};
+use api::{
+    Affinity, AffinityState, Block, Cidr, ClusterInformation, IpamConfig, Node, Owner, Pool, Reservation, Use,
+};
 use datastore::follow::Change;
 use datastore::{Key, Kind, Listing, Revision, Stored};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Scopes that must be complete before anything is decided.
-const NEEDED: [Kind; 6] =
-    [Kind::Pool, Kind::Block, Kind::Affinity, Kind::Config, Kind::Reservation, Kind::Node];
+const NEEDED: [Kind; 7] = [
+    Kind::Pool,
+    Kind::Block,
+    Kind::Affinity,
+    Kind::Config,
+    Kind::Reservation,
+    Kind::Node,
+    Kind::ClusterInformation,
+];
 
 /// What is kept of every block.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +35,8 @@ pub struct Entry {
     pub revision: Revision,
     /// Ordinals in its queue; reserved ones are counted.
     pub free: usize,
+    /// What is wrong with it, if it contradicts itself: nothing is taken from it or released in it then.
+    pub fault: Option<String>,
     /// Used ordinals whose `node` attribute is not the owner, and that node.
     pub elsewhere: BTreeMap<u32, String>,
     /// Addresses of pods of this node, with the host end of their interface.
@@ -41,6 +52,7 @@ pub struct View {
     reservations: BTreeMap<String, Seen<Reservation>>,
     reserved: ReservationSet,
     own_node: BTreeMap<(), Seen<Node>>,
+    cluster: BTreeMap<(), Seen<ClusterInformation>>,
     affinities: BTreeMap<Cidr, Seen<Affinity>>,
     index: BTreeMap<Cidr, Entry>,
     whole: BTreeMap<Cidr, Seen<Block>>,
@@ -90,6 +102,7 @@ impl View {
             reservations: BTreeMap::new(),
             reserved: ReservationSet::default(),
             own_node: BTreeMap::new(),
+            cluster: BTreeMap::new(),
             affinities: BTreeMap::new(),
             index: BTreeMap::new(),
             whole: BTreeMap::new(),
@@ -113,6 +126,11 @@ impl View {
     /// Whether some scope's store does not answer, so that what is known grows old.
     pub fn is_lost(&self) -> bool {
         !self.lost.is_empty()
+    }
+
+    /// Whether writers are asked to stop, because the datastore is being migrated (data model §10).
+    pub fn is_locked(&self) -> bool {
+        self.cluster.get(&()).is_some_and(|seen| !seen.value.datastore_ready)
     }
 
     /// Pools in pool order.
@@ -266,7 +284,10 @@ impl View {
                 }
                 self.index_at = self.index_at.max(at);
             }
-            Kind::Handle | Kind::ClusterInformation => {}
+            Kind::ClusterInformation => {
+                reset(&mut self.cluster, listing, |_: &ClusterInformation| Some(()));
+            }
+            Kind::Handle => {}
         }
     }
 
@@ -294,11 +315,11 @@ impl View {
             datastore::Record::Affinity(claim) if claim.owner == self.owner => {
                 put(&mut self.affinities, claim.cidr, Seen { value: claim, version, created });
             }
+            datastore::Record::ClusterInformation(cluster) => {
+                put(&mut self.cluster, (), Seen { value: cluster, version, created });
+            }
             datastore::Record::Block(found) => self.keep_block(Seen { value: found, version, created }),
-            datastore::Record::Node(_)
-            | datastore::Record::Affinity(_)
-            | datastore::Record::Handle(_)
-            | datastore::Record::ClusterInformation(_) => {}
+            datastore::Record::Node(_) | datastore::Record::Affinity(_) | datastore::Record::Handle(_) => {}
         }
     }
 
@@ -307,10 +328,9 @@ impl View {
         if self.index.get(&cidr).is_some_and(|known| known.revision > seen.version.revision) {
             return;
         }
-        // A block that contradicts itself is not taken from and not released in; somebody has to look at it.
-        let sound = block::fault(&seen.value).is_none();
-        let free = if sound { seen.value.unallocated.len() } else { 0 };
-        self.index.insert(cidr, entry(&seen, &self.owner.name, free));
+        let entry = entry(&seen, &self.owner.name);
+        let sound = entry.fault.is_none();
+        self.index.insert(cidr, entry);
         let wanted = seen.value.affinity.as_ref() == Some(&self.owner) || self.borrowed.contains(&cidr);
         if wanted && sound {
             self.whole.insert(cidr, seen);
@@ -336,7 +356,8 @@ impl View {
                     self.whole.remove(cidr);
                 }
             }
-            Key::Node(_) | Key::Affinity(..) | Key::Handle(_) | Key::ClusterInformation => {}
+            Key::ClusterInformation => remove(&mut self.cluster, &(), at),
+            Key::Node(_) | Key::Affinity(..) | Key::Handle(_) => {}
         }
     }
 
@@ -367,7 +388,7 @@ impl View {
     }
 }
 
-fn entry(seen: &Seen<Block>, own: &str, free: usize) -> Entry {
+fn entry(seen: &Seen<Block>, own: &str) -> Entry {
     let found = &seen.value;
     let owner = found.affinity.clone();
     let (mut elsewhere, mut here) = (BTreeMap::new(), BTreeMap::new());
@@ -385,5 +406,7 @@ fn entry(seen: &Seen<Block>, own: &str, free: usize) -> Entry {
             here.insert(address, api::attachment::host_interface(namespace, pod));
         }
     }
-    Entry { owner, revision: seen.version.revision, free, elsewhere, here }
+    let fault = block::fault(found);
+    let free = if fault.is_none() { found.unallocated.len() } else { 0 };
+    Entry { owner, revision: seen.version.revision, free, fault, elsewhere, here }
 }
