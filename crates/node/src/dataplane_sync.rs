@@ -177,7 +177,8 @@ impl DataplaneSync {
         let changes = tunnel::annotations(sight, address, held);
         if !changes.is_empty() {
             node_object::annotate(&self.client, &name, &changes).await?;
-            info!(node = name, tunnel = ?held, "recorded addresses on the Node");
+            let tunnel = held.map_or_else(|| "none".to_owned(), |address| address.to_string());
+            info!(node = name, tunnel, "recorded addresses on the Node");
         }
         self.health.set_up(Part::Tunnel);
         Ok(held)

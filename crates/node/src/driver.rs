@@ -103,6 +103,8 @@ pub(crate) struct Driver {
     changed: Arc<Notify>,
     waiting: BTreeMap<RequestId, oneshot::Sender<Reply>>,
     nodes: BTreeMap<String, Node>,
+    /// It was said that the datastore does not answer.
+    lost: bool,
     next: u64,
 }
 
@@ -122,6 +124,7 @@ impl Driver {
             changed: Arc::clone(&changed),
             waiting: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            lost: false,
             next: 0,
         };
         (driver, Door { inputs: sender, changed })
@@ -174,7 +177,12 @@ impl Driver {
         for effect in effects {
             self.perform(effect);
         }
-        self.health.set_lost(self.agent.view().is_lost());
+        let lost = self.agent.view().is_lost();
+        self.health.set_lost(lost);
+        if self.lost && !lost {
+            self.lost = false;
+            info!(node = self.node, "reached the datastore again");
+        }
         if self.agent.view().is_complete() && self.health.set_up(Part::Warm) {
             info!(node = self.node, "read the datastore");
         }
@@ -186,7 +194,8 @@ impl Driver {
 
     fn learn(&mut self, kind: Kind, change: Change, events: &mut Vec<Event>) {
         if let Change::Lost(error) = &change {
-            if self.agent.view().is_lost() {
+            // Every watch says so; once is enough.
+            if std::mem::replace(&mut self.lost, true) {
                 debug!(%error, "still without datastore");
             } else {
                 warn!(%error, "lost the datastore");
