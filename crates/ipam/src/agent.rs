@@ -25,6 +25,8 @@ mod interleavings;
 mod job;
 mod outcome;
 mod place;
+mod place_release;
+mod place_requested;
 #[cfg(test)]
 mod tests;
 mod view;

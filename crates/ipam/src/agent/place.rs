@@ -10,10 +10,9 @@ use crate::pools::{self, PoolRequest, SelectError, Selection};
 use crate::seen::Seen;
 use api::attachment::ErrorReply;
 use api::{Block, Cidr, Handle, IpVersion, Ordinal, Pool};
-use datastore::{Check, Key, Record, Write};
+use datastore::{Check, Key};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 /// Rounds of one plan: each ends something or starts something, so few are needed.
 const ROUNDS: usize = 64;
@@ -21,7 +20,7 @@ const ROUNDS: usize = 64;
 /// What one round has put together so far.
 #[derive(Debug, Default)]
 pub(super) struct Round {
-    drafts: BTreeMap<Cidr, Draft>,
+    pub(super) drafts: BTreeMap<Cidr, Draft>,
     /// Jobs that wait for a block whose write is in flight.
     promised: BTreeMap<Cidr, usize>,
     /// Pools without a block to claim.
@@ -29,7 +28,7 @@ pub(super) struct Round {
 }
 
 /// Whether a block can be worked on now.
-enum Access {
+pub(super) enum Access {
     Ready,
     /// A write is in flight; this many addresses will be free after it.
     Busy(usize),
@@ -49,11 +48,11 @@ pub(super) enum Next {
     Refuse(ErrorReply),
 }
 
-fn refusal(code: u32, message: impl Into<String>) -> Next {
+pub(super) fn refusal(code: u32, message: impl Into<String>) -> Next {
     Next::Refuse(ErrorReply { code, message: message.into(), details: String::new() })
 }
 
-fn faulty(block: Cidr, fault: &str) -> Next {
+pub(super) fn faulty(block: Cidr, fault: &str) -> Next {
     let message =
         format!("block {block} contradicts itself and is not touched: {fault}; correct the IPAMBlock");
     refusal(NOT_SERVED, message)
@@ -168,7 +167,7 @@ impl Agent {
         }
     }
 
-    fn access(&mut self, cidr: Cidr) -> Access {
+    pub(super) fn access(&mut self, cidr: Cidr) -> Access {
         let lane = self.lanes.get(&cidr).cloned().unwrap_or_default();
         if let Some((_, free)) = lane.flying {
             return Access::Busy(free);
@@ -205,7 +204,7 @@ impl Agent {
         self.effects.push(Effect::Read { ticket, key: Key::Block(cidr) });
     }
 
-    fn read_handle(&mut self, handle: &str) {
+    pub(super) fn read_handle(&mut self, handle: &str) {
         self.handles.insert(handle.to_owned(), Known::Reading);
         let ticket = self.ticket(Errand::Handle(handle.to_owned()));
         self.effects.push(Effect::Read { ticket, key: Key::Handle(handle.to_owned()) });
@@ -219,7 +218,7 @@ impl Agent {
         self.effects.push(Effect::Commit { ticket, checks, writes });
     }
 
-    fn known(&self, handle: &str) -> Option<&Seen<Handle>> {
+    pub(super) fn known(&self, handle: &str) -> Option<&Seen<Handle>> {
         match self.handles.get(handle) {
             Some(Known::Here(seen)) => Some(seen),
             _ => None,
@@ -520,70 +519,6 @@ impl Agent {
         None
     }
 
-    /// Takes one particular address (algorithm §11): selectors and reservations are not asked.
-    fn place_requested(
-        &mut self,
-        id: u64,
-        job: &mut Job,
-        demand: &Demand,
-        address: IpAddr,
-        round: &mut Round,
-        now: Timestamp,
-    ) -> Next {
-        let Some(pool) = self.view.pool_around(address) else {
-            return refusal(
-                BAD_REQUEST,
-                format!("address {address} is in no enabled pool; ask for one that is, or add a pool"),
-            );
-        };
-        if !pool.allowed_uses.contains(&demand.intended_use) {
-            return refusal(
-                BAD_REQUEST,
-                format!(
-                    "address {address} is of pool {}, which is not allowed for use {}",
-                    pool.name,
-                    demand.intended_use.as_str()
-                ),
-            );
-        }
-        let Some(cidr) = Cidr::containing(address, pool.block_size) else { return Next::Wait };
-        let config = self.view.config();
-        if !self.view.index().contains_key(&cidr) || (self.view.owns(cidr) && !self.view.is_in_hand(cidr)) {
-            if self.claim.is_none() {
-                self.start_claim(cidr);
-            }
-            return Next::Wait;
-        }
-        if config.strict_affinity && !self.view.owns(cidr) {
-            return refusal(
-                NOT_SERVED,
-                format!("address {address} is in block {cidr} of another node, and strict affinity is on"),
-            );
-        }
-        match self.access(cidr) {
-            Access::Busy(_) | Access::Gone => return Next::Wait,
-            Access::Reading => {
-                job.attempts += 1;
-                return Next::Read;
-            }
-            Access::Faulty(fault) => return faulty(cidr, &fault),
-            Access::Ready => {}
-        }
-        let Some(seen) = self.view.whole(cidr) else { return Next::Wait };
-        let draft =
-            round.drafts.entry(cidr).or_insert_with(|| Draft::of(seen, config.ip_cooldown_seconds, now));
-        let taker = Taker {
-            job: id,
-            handle: &job.handle,
-            known: self.known(&job.handle),
-            attributes: &demand.attributes,
-        };
-        match draft.assign(taker, address) {
-            Ok(_) => Next::Fly,
-            Err(error) => refusal(NOT_SERVED, error.to_string()),
-        }
-    }
-
     /// Starts a claim, or says why there is nothing to claim.
     fn look_for_block(
         &mut self,
@@ -652,91 +587,6 @@ impl Agent {
         })
     }
 
-    /// Releases what a handle holds, one block a commit.
-    fn place_del(
-        &mut self,
-        id: u64,
-        job: &mut Job,
-        legacy_handle: Option<String>,
-        round: &mut Round,
-        now: Timestamp,
-    ) -> Next {
-        match self.handles.get(&job.handle) {
-            None | Some(Known::Unsure) => {
-                self.read_handle(&job.handle.clone());
-                return Next::Read;
-            }
-            Some(Known::Reading) => return Next::Read,
-            Some(Known::Absent | Known::Here(_)) => {}
-        }
-        let own: Vec<Cidr> = self
-            .view
-            .own_blocks()
-            .filter(|seen| held(&seen.value, &job.handle, job.interface()).next().is_some())
-            .map(|seen| seen.value.cidr)
-            .collect();
-        let counted: Vec<Cidr> = self
-            .known(&job.handle)
-            .into_iter()
-            .flat_map(|seen| seen.value.blocks.keys().copied())
-            .filter(|cidr| !job.visited.contains(cidr))
-            .collect();
-        let cooldown = self.view.config().ip_cooldown_seconds;
-        for cidr in own.into_iter().chain(counted) {
-            match self.access(cidr) {
-                Access::Busy(_) => return Next::Wait,
-                Access::Reading => {
-                    job.attempts += 1;
-                    return Next::Read;
-                }
-                Access::Faulty(fault) => return faulty(cidr, &fault),
-                Access::Gone => {
-                    job.visited.insert(cidr);
-                    if let Some(write) = handle_write(&job.handle, self.known(&job.handle), cidr, 0) {
-                        return self.send_handle(id, cidr, write);
-                    }
-                }
-                Access::Ready => {
-                    let Some(seen) = self.view.whole(cidr) else { continue };
-                    let ordinals: Vec<Ordinal> = held(&seen.value, &job.handle, job.interface()).collect();
-                    let draft = round.drafts.entry(cidr).or_insert_with(|| Draft::of(seen, cooldown, now));
-                    if draft.is_full() {
-                        return Next::Wait;
-                    }
-                    job.visited.insert(cidr);
-                    draft.give_back(id, &job.handle, self.known(&job.handle), &ordinals, cooldown, now);
-                    return Next::Fly;
-                }
-            }
-        }
-        // A handle that counts nothing is in nobody's way, but it should not stay either.
-        if let Some(seen) = self.known(&job.handle).filter(|seen| seen.value.blocks.is_empty()) {
-            let write = Write::Delete(Record::Handle(seen.value.clone()), seen.version.clone());
-            if let Some(cidr) = self.view.index().keys().next().copied()
-                && self.lanes.get(&cidr).is_none_or(super::Lane::is_idle)
-                && !round.drafts.contains_key(&cidr)
-            {
-                return self.send_handle(id, cidr, write);
-            }
-        }
-        if let Some(legacy) = legacy_handle.filter(|legacy| *legacy != job.handle)
-            && self.view.own_blocks().any(|seen| held(&seen.value, &legacy, None).next().is_some())
-        {
-            job.handle = legacy;
-            job.visited.clear();
-            self.again = true;
-            return Next::Wait;
-        }
-        Next::Answer(Reply::Deleted)
-    }
-
-    /// Commits a handle alone.
-    fn send_handle(&mut self, id: u64, cidr: Cidr, write: Write) -> Next {
-        let flight = Flight { cidr, writes: vec![write], jobs: vec![(id, None)], claims: false };
-        self.send(flight, Vec::new(), 0);
-        Next::Fly
-    }
-
     /// Lets go of blocks of others that nobody works on any more.
     fn tidy(&mut self) {
         if !self.jobs.is_empty() {
@@ -756,7 +606,7 @@ pub(super) fn in_pools(cidr: Cidr, pools: &[Pool]) -> bool {
 }
 
 /// Ordinals that a handle holds for an interface, those that name no interface included.
-fn held<'a>(
+pub(super) fn held<'a>(
     block: &'a Block,
     handle: &'a str,
     interface: Option<&'a str>,

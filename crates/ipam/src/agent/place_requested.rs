@@ -1,0 +1,75 @@
+//! Planning of an ADD for one particular address.
+
+use super::Agent;
+use super::draft::{Draft, Taker};
+use super::job::{BAD_REQUEST, Demand, Job, NOT_SERVED};
+use super::place::{Access, Next, Round, faulty, refusal};
+use api::Cidr;
+use jiff::Timestamp;
+use std::net::IpAddr;
+
+impl Agent {
+    /// Takes one particular address (algorithm §11): selectors and reservations are not asked.
+    pub(super) fn place_requested(
+        &mut self,
+        id: u64,
+        job: &mut Job,
+        demand: &Demand,
+        address: IpAddr,
+        round: &mut Round,
+        now: Timestamp,
+    ) -> Next {
+        let Some(pool) = self.view.pool_around(address) else {
+            return refusal(
+                BAD_REQUEST,
+                format!("address {address} is in no enabled pool; ask for one that is, or add a pool"),
+            );
+        };
+        if !pool.allowed_uses.contains(&demand.intended_use) {
+            return refusal(
+                BAD_REQUEST,
+                format!(
+                    "address {address} is of pool {}, which is not allowed for use {}",
+                    pool.name,
+                    demand.intended_use.as_str()
+                ),
+            );
+        }
+        let Some(cidr) = Cidr::containing(address, pool.block_size) else { return Next::Wait };
+        let config = self.view.config();
+        if !self.view.index().contains_key(&cidr) || (self.view.owns(cidr) && !self.view.is_in_hand(cidr)) {
+            if self.claim.is_none() {
+                self.start_claim(cidr);
+            }
+            return Next::Wait;
+        }
+        if config.strict_affinity && !self.view.owns(cidr) {
+            return refusal(
+                NOT_SERVED,
+                format!("address {address} is in block {cidr} of another node, and strict affinity is on"),
+            );
+        }
+        match self.access(cidr) {
+            Access::Busy(_) | Access::Gone => return Next::Wait,
+            Access::Reading => {
+                job.attempts += 1;
+                return Next::Read;
+            }
+            Access::Faulty(fault) => return faulty(cidr, &fault),
+            Access::Ready => {}
+        }
+        let Some(seen) = self.view.whole(cidr) else { return Next::Wait };
+        let draft =
+            round.drafts.entry(cidr).or_insert_with(|| Draft::of(seen, config.ip_cooldown_seconds, now));
+        let taker = Taker {
+            job: id,
+            handle: &job.handle,
+            known: self.known(&job.handle),
+            attributes: &demand.attributes,
+        };
+        match draft.assign(taker, address) {
+            Ok(_) => Next::Fly,
+            Err(error) => refusal(NOT_SERVED, error.to_string()),
+        }
+    }
+}
