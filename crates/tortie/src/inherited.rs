@@ -51,7 +51,10 @@ fn take() -> Result<Vec<OwnedFd>> {
     }
     (FIRST..FIRST + count)
         .map(|descriptor| {
-            #[expect(unsafe_code, reason = "descriptors that a parent process hands over have no other owner type")]
+            #[expect(
+                unsafe_code,
+                reason = "descriptors that a parent process hands over have no other owner type"
+            )]
             // SAFETY: by the LISTEN_FDS protocol these descriptors are open and ours alone. This runs once, from main,
             // before anything else in this process has opened or closed a descriptor; a number that is not open is
             // noticed by the first use of it, which fails with EBADF.

@@ -45,9 +45,11 @@ fn command(name: &str) -> Option<fn(Vec<OsString>) -> ExitCode> {
 fn run(part: Part) -> anyhow::Result<()> {
     match part {
         // Before any thread: it enters namespaces that a process with threads may not enter.
-        Part::Lab(Lab::Holder(holder)) => {
-            lab::holder::run(lab::holder::Options { directory: holder.dir, inside: holder.inside, owner: holder.owner })
-        }
+        Part::Lab(Lab::Holder(holder)) => lab::holder::run(lab::holder::Options {
+            directory: holder.dir,
+            inside: holder.inside,
+            owner: holder.owner,
+        }),
         Part::Lab(Lab::Supervisor { lab_config }) => {
             serve(async { lab::supervisor::run(lab::supervisor::Options { lab_config }).await })
         }
@@ -66,9 +68,9 @@ fn run(part: Part) -> anyhow::Result<()> {
             };
             Ok(node::run(options).await?)
         }),
-        Part::Controllers(part) => serve(async {
-            Ok(controllers::run(controllers::Options { kubeconfig: part.kubeconfig }).await?)
-        }),
+        Part::Controllers(part) => {
+            serve(async { Ok(controllers::run(controllers::Options { kubeconfig: part.kubeconfig }).await?) })
+        }
         Part::Operator(part) => serve(async {
             let options = controllers::operator::Options {
                 kubeconfig: part.kubeconfig,
@@ -83,7 +85,8 @@ fn run(part: Part) -> anyhow::Result<()> {
                 lab_config: part.lab_config,
                 node: part.node,
                 kubeconfig: part.kubeconfig,
-                listener: inherited::unix()?.context("a kubelet needs its socket handed over (LISTEN_FDS)")?,
+                listener: inherited::unix()?
+                    .context("a kubelet needs its socket handed over (LISTEN_FDS)")?,
             };
             lab::kubelet::run(options).await
         }),
@@ -111,8 +114,8 @@ fn run(part: Part) -> anyhow::Result<()> {
 fn apiserver(part: arguments::Apiserver) -> anyhow::Result<()> {
     let mut listeners = inherited::tcp()?;
     if listeners.is_empty() {
-        let listener =
-            std::net::TcpListener::bind(part.listen).with_context(|| format!("listening on {}", part.listen))?;
+        let listener = std::net::TcpListener::bind(part.listen)
+            .with_context(|| format!("listening on {}", part.listen))?;
         listener.set_nonblocking(true)?;
         listeners.push(listener);
     }

@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 /// Who runs the commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum As {
+pub(crate) enum As {
     /// Whoever runs the test.
     Myself,
     /// A user made for this test, without subordinate ids. Needs root to be made.
@@ -24,7 +24,7 @@ pub enum As {
 
 /// The folder, the user, and the environment of the lesson.
 #[derive(Debug)]
-pub struct Stage {
+pub(crate) struct Stage {
     folder: tempfile::TempDir,
     user: Option<String>,
     _turn: MutexGuard<'static, ()>,
@@ -32,7 +32,7 @@ pub struct Stage {
 
 impl Stage {
     /// Lays out the folder. `None`, with a printed reason, where this machine cannot have such a stage.
-    pub fn set(who: As) -> Option<Self> {
+    pub(crate) fn set(who: As) -> Option<Self> {
         let turn = ONE_LAB_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let is_root = rustix::process::geteuid().is_root();
         let user = match who {
@@ -44,7 +44,8 @@ impl Stage {
             }
         };
         // Not below root's home: an ordinary user must be able to reach it.
-        let folder = tempfile::Builder::new().prefix("lesson-").tempdir_in("/var/tmp").expect("a folder in /var/tmp");
+        let folder =
+            tempfile::Builder::new().prefix("lesson-").tempdir_in("/var/tmp").expect("a folder in /var/tmp");
         let stage = Self { folder, user, _turn: turn };
         stage.lay_out();
         Some(stage)
@@ -55,7 +56,8 @@ impl Stage {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let bin = root.join("target/release");
         fs::create_dir_all(&bin).expect("a folder for binaries");
-        let built = Path::new(env!("CARGO_BIN_EXE_tortie")).parent().expect("a folder of binaries").to_owned();
+        let built =
+            Path::new(env!("CARGO_BIN_EXE_tortie")).parent().expect("a folder of binaries").to_owned();
         for name in ["tortie", "calico", "calico-ipam", "tortie-pause"] {
             let from = built.join(name);
             fs::copy(&from, bin.join(name)).unwrap_or_else(|error| {
@@ -66,9 +68,16 @@ impl Stage {
             copy_folder(&repository.join(folder), &root.join(folder));
         }
         fs::create_dir_all(root.join("home")).expect("a home");
+        // The links beside the program belong to the program, not to a lab.
+        run_to_end(Command::new(bin.join("tortie")).args(["lab", "env"]));
         if let Some(user) = &self.user {
             run_to_end(Command::new("userdel").args(["--force", user]));
-            let made = run_to_end(Command::new("useradd").args(["--no-create-home", "--home-dir"]).arg(root.join("home")).arg(user));
+            let made = run_to_end(
+                Command::new("useradd")
+                    .args(["--no-create-home", "--home-dir"])
+                    .arg(root.join("home"))
+                    .arg(user),
+            );
             assert!(made.status.success(), "useradd: {}", text(&made.stderr));
             // A user without subordinate ids: the lab must do with the one id it has.
             for file in ["/etc/subuid", "/etc/subgid"] {
@@ -88,17 +97,17 @@ impl Stage {
     }
 
     /// The folder of the lesson.
-    pub fn lesson(&self) -> PathBuf {
+    pub(crate) fn lesson(&self) -> PathBuf {
         self.folder.path().join("lab/01-calico-ipam")
     }
 
     /// The whole stage.
-    pub fn root(&self) -> &Path {
+    pub(crate) fn root(&self) -> &Path {
         self.folder.path()
     }
 
     /// A shell command in the lesson's folder, from a bare shell: nothing of ours on PATH.
-    pub fn bare(&self, script: &str) -> Output {
+    pub(crate) fn bare(&self, script: &str) -> Output {
         let mut command = match &self.user {
             None => Command::new("env"),
             Some(user) => {
@@ -119,7 +128,7 @@ impl Stage {
     }
 
     /// A shell command in the environment of `tortie lab env`, with the lesson's kubeconfig. Must succeed; answers stdout.
-    pub fn shell(&self, script: &str) -> String {
+    pub(crate) fn shell(&self, script: &str) -> String {
         let output = self.try_shell(script);
         assert!(
             output.status.success(),
@@ -132,12 +141,12 @@ impl Stage {
     }
 
     /// As [`Stage::shell`], whatever the outcome.
-    pub fn try_shell(&self, script: &str) -> Output {
+    pub(crate) fn try_shell(&self, script: &str) -> Output {
         self.bare(&format!("eval \"$(../../target/release/tortie lab env)\"\n{script}"))
     }
 
     /// Runs `script` again and again until `wish` likes its output.
-    pub fn until(&self, what: &str, script: &str, wish: impl Fn(&str) -> bool) -> String {
+    pub(crate) fn until(&self, what: &str, script: &str, wish: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let output = self.try_shell(script);
@@ -167,7 +176,7 @@ impl Drop for Stage {
 }
 
 /// Text of what a command printed.
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 

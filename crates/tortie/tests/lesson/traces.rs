@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Namespaces, processes, links, sockets and files that exist at one moment.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Traces {
+pub(crate) struct Traces {
     namespaces: BTreeSet<String>,
     processes: BTreeSet<String>,
     links: BTreeSet<String>,
@@ -18,7 +18,7 @@ pub struct Traces {
 
 impl Traces {
     /// Looks at the host, and at all files below `folder`.
-    pub fn of(folder: &Path) -> Self {
+    pub(crate) fn of(folder: &Path) -> Self {
         let mut files = BTreeSet::new();
         list(folder, &mut files);
         let mut namespaces = BTreeSet::new();
@@ -33,7 +33,8 @@ impl Traces {
             // Processes of ours: by the program they run, wherever it was copied to.
             let program = command.split(' ').next().unwrap_or_default();
             let name = program.rsplit('/').next().unwrap_or_default();
-            if matches!(name, "tortie" | "tortie-pause" | "calico" | "calico-ipam" | "containerlab" | "kind") {
+            if matches!(name, "tortie" | "tortie-pause" | "calico" | "calico-ipam" | "containerlab" | "kind")
+            {
                 processes.insert(command.clone());
             }
             for kind in ["net", "mnt", "pid", "user", "uts"] {
@@ -54,7 +55,7 @@ impl Traces {
             namespaces: namespaces.difference(&own).cloned().collect(),
             processes,
             links: names("/sys/class/net"),
-            sockets: listening(),
+            sockets: sockets(folder),
             files,
             routes: fs::read_to_string("/proc/net/route").unwrap_or_default(),
             mounts: fs::read_to_string("/proc/self/mountinfo").unwrap_or_default().lines().count(),
@@ -71,17 +72,14 @@ fn names(folder: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// Listening TCP sockets by address, and named unix sockets that are ours.
-fn listening() -> BTreeSet<String> {
-    let tcp = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
-    let listeners = tcp.lines().filter_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let (local, _remote, state) = (fields.next()?, fields.next()?, fields.next()?);
-        (state == "0A").then(|| local.to_owned())
-    });
+/// Named unix sockets below `folder`.
+fn sockets(folder: &Path) -> BTreeSet<String> {
     let unix = fs::read_to_string("/proc/net/unix").unwrap_or_default();
-    let named = unix.lines().filter_map(|line| line.split_whitespace().nth(7)).filter(|path| path.contains("clab-"));
-    listeners.chain(named.map(str::to_owned)).collect()
+    unix.lines()
+        .filter_map(|line| line.split_whitespace().nth(7))
+        .filter(|path| path.contains(&*folder.to_string_lossy()))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn list(folder: &Path, files: &mut BTreeSet<String>) {
@@ -89,6 +87,11 @@ fn list(folder: &Path, files: &mut BTreeSet<String>) {
         let path = entry.path();
         // kubectl keeps a cache of its own: not ours to leave or to take.
         if path.ends_with(".kube/cache") || path.ends_with(".kube/http-cache") {
+            continue;
+        }
+        // The folder it stands in was made by whoever came first.
+        if path.ends_with(".kube") {
+            list(&path, files);
             continue;
         }
         files.insert(path.display().to_string());
