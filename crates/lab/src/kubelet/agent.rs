@@ -125,6 +125,8 @@ mod tests {
         let listener = UnixListener::bind(socket).unwrap();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
+                // Closing with something unread would take the answer away.
+                let _ = stream.read(&mut [0; 256]).await;
                 let answer = format!("HTTP/1.1 {} x\r\ncontent-length: 0\r\n\r\n", *status.borrow());
                 let _ = stream.write_all(answer.as_bytes()).await;
             }
