@@ -1,10 +1,10 @@
 //! OpenAPI documents: what kubectl reads before it creates and applies, and what `kubectl explain` shows.
 //!
-//! The second version is an empty message: it lets old kubectl go on, without checks of its own. The third has every
-//! kind with the paths and schemas that kubectl looks for. Strategic merge is deliberately not listed among the
-//! patches: kubectl then uses the merge keys that it was built with.
+//! Both versions have every kind with the paths and schemas that kubectl looks for. In the third, strategic merge is
+//! deliberately not listed among the patches: kubectl then uses the merge keys that it was built with.
 
 mod schemas;
+mod v2;
 
 use crate::registry::{Registry, Resource, Style};
 use bytes::Bytes;
@@ -12,9 +12,12 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// The second version in protobuf: an empty message.
-pub fn v2_protobuf() -> Bytes {
-    Bytes::new()
+/// Begins references to schemas.
+const COMPONENTS: &str = "#/components/schemas/";
+
+/// The second version in protobuf, which kubectl before 1.29 reads before each create and apply.
+pub fn v2_protobuf(registry: &Registry) -> Bytes {
+    registry.openapi.get_or_init(|| v2::document(registry).into()).clone()
 }
 
 /// The second version in JSON: no paths.
@@ -32,6 +35,12 @@ fn root(resource: &Resource) -> String {
         "" => format!("api/{}", resource.version),
         group => format!("apis/{group}/{}", resource.version),
     }
+}
+
+/// Path of the kind's collection, with a place for the namespace.
+fn path_of(resource: &Resource) -> String {
+    let namespace = if resource.namespaced { "/namespaces/{namespace}" } else { "" };
+    format!("/{}{namespace}/{}", root(resource), resource.plural)
 }
 
 /// Where the documents are; the hash in each address changes with the document.
@@ -93,7 +102,7 @@ fn write_parameters() -> Vec<Value> {
 
 fn add_paths(resource: &Resource, schema: &str, paths: &mut Map<String, Value>) {
     let gvk = json!({"group": resource.group, "version": resource.version, "kind": resource.kind});
-    let content = json!({"application/json": {"schema": {"$ref": format!("#/components/schemas/{schema}")}}});
+    let content = json!({"application/json": {"schema": {"$ref": format!("{COMPONENTS}{schema}")}}});
     let operation = |action: &str, parameters: Vec<Value>, body: Option<Value>| {
         let mut operation = json!({
             "responses": {"200": {"description": "OK", "content": content}},
@@ -107,13 +116,10 @@ fn add_paths(resource: &Resource, schema: &str, paths: &mut Map<String, Value>) 
         operation
     };
     let mut of_collection = vec![];
-    let namespace = if resource.namespaced {
+    if resource.namespaced {
         of_collection.push(parameter("namespace", "path", "The namespace."));
-        "/namespaces/{namespace}"
-    } else {
-        ""
-    };
-    let collection = format!("/{}{namespace}/{}", root(resource), resource.plural);
+    }
+    let collection = path_of(resource);
     let mut of_object = of_collection.clone();
     of_object.push(parameter("name", "path", "Name of the object."));
     let create = operation("post", write_parameters(), Some(content.clone()));
@@ -196,7 +202,7 @@ mod tests {
             let mut found = Vec::new();
             references(&document, &mut found);
             for reference in found {
-                let name = reference.strip_prefix("#/components/schemas/").unwrap();
+                let name = reference.strip_prefix(COMPONENTS).unwrap();
                 assert!(document["components"]["schemas"].get(name).is_some(), "{path}: {name}");
             }
         }

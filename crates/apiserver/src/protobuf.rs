@@ -73,7 +73,7 @@ fn utf8(bytes: &[u8]) -> Result<&str, DecodeError> {
 }
 
 /// One value as it stands on the wire.
-enum Wire<'a> {
+pub(crate) enum Wire<'a> {
     Varint(u64),
     Fixed64(u64),
     Bytes(&'a [u8]),
@@ -81,7 +81,7 @@ enum Wire<'a> {
 }
 
 /// The fields of a message, in the order of the wire.
-struct Parts<'a>(&'a [u8]);
+pub(crate) struct Parts<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Parts<'a> {
     fn varint(&mut self) -> Result<u64, DecodeError> {

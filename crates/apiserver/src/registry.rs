@@ -228,6 +228,8 @@ pub struct Registry {
     by_path: HashMap<(String, String, String), Arc<Resource>>,
     /// Discovery documents made of it, by name; made when first asked for.
     pub(crate) discovery: OnceLock<crate::discovery::Documents>,
+    /// The OpenAPI document of the second version; made when first asked for.
+    pub(crate) openapi: OnceLock<bytes::Bytes>,
 }
 
 impl Default for Registry {
@@ -256,7 +258,7 @@ impl Registry {
                 (key, Arc::clone(resource))
             })
             .collect();
-        Self { resources, by_path, discovery: OnceLock::new() }
+        Self { resources, by_path, discovery: OnceLock::new(), openapi: OnceLock::new() }
     }
 
     /// The kind that a path names.

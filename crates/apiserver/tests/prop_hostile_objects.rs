@@ -129,10 +129,10 @@ proptest! {
                 manager: "m", subresource: "", force: true, api_version, kind,
                 now: "2026-01-01T00:00:00Z", schema: None, current: Some(current), applied: &applied,
             };
-            if let Ok(once) = apply::apply(&request(&current)) {
-                if once["metadata"].is_object() {
-                    prop_assert_eq!(apply::apply(&request(&once)).ok(), Some(once.clone()));
-                }
+            if let Ok(once) = apply::apply(&request(&current))
+                && once["metadata"].is_object()
+            {
+                prop_assert_eq!(apply::apply(&request(&once)).ok(), Some(once.clone()));
             }
         }
     }

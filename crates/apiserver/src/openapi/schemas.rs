@@ -1,5 +1,6 @@
 //! The schemas of a document: of built-in kinds from the table of fields, of custom kinds from their definitions.
 
+use super::COMPONENTS;
 use crate::fields::{self, Field, Message, Shape, Type};
 use crate::registry::Resource;
 use serde_json::{Map, Value, json};
@@ -92,7 +93,19 @@ impl Schemas {
             if field.required {
                 required.push(field.name);
             }
-            let schema = self.field(field);
+            let mut schema = self.field(field);
+            let strategy = match (field.merge_key, field.retain_keys) {
+                (Some(_), true) => "merge,retainKeys",
+                (Some(_), false) => "merge",
+                (None, true) => "retainKeys",
+                (None, false) => "",
+            };
+            if !strategy.is_empty() {
+                schema["x-kubernetes-patch-strategy"] = strategy.into();
+            }
+            if let Some(key) = field.merge_key.filter(|key| !key.is_empty()) {
+                schema["x-kubernetes-patch-merge-key"] = key.into();
+            }
             properties.insert(field.name.to_owned(), schema);
         }
     }
@@ -127,5 +140,5 @@ impl Schemas {
 }
 
 fn reference(message: &Message) -> String {
-    format!("#/components/schemas/{}", message.name)
+    format!("{COMPONENTS}{}", message.name)
 }
