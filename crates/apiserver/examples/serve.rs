@@ -104,6 +104,8 @@ fn kubeconfig(folder: &Path, name: &str, groups: &[&str], port: u16) -> Outcome<
     let mut params = CertificateParams::default();
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let (certificate, key) = signed(folder, params, name, groups)?;
+    std::fs::write(folder.join(format!("{name}.crt")), &certificate)?;
+    std::fs::write(folder.join(format!("{name}.key")), &key)?;
     let pack = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
     let authority = pack(&std::fs::read_to_string(folder.join("ca.crt"))?);
     let (certificate, key) = (pack(&certificate), pack(&key));

@@ -75,7 +75,7 @@ pub(crate) fn on_update(
     aspect: Aspect,
     current: &Value,
     new: &mut Value,
-) -> Result<(), Status> {
+) -> Result<Held, Status> {
     match (resource.group.as_str(), resource.plural.as_str(), aspect) {
         ("", "namespaces", Aspect::Main) => {
             replace(&mut new["spec"], "finalizers", &current["spec"]["finalizers"]);
@@ -84,7 +84,7 @@ pub(crate) fn on_update(
             }
         }
         ("", "secrets", _) => fold_string_data(new),
-        ("", "services", Aspect::Main) => service_update(server, current, new)?,
+        ("", "services", Aspect::Main) => return service_update(server, current, new),
         ("", "pods", Aspect::Main) => pod_update(current, new)?,
         ("apiextensions.k8s.io", "customresourcedefinitions", Aspect::Main) => {
             custom::complete(new);
@@ -99,7 +99,7 @@ pub(crate) fn on_update(
         }
         _ => {}
     }
-    Ok(())
+    Ok(Held::default())
 }
 
 /// Writes that belong to the creation of an object and are made with it.
@@ -107,7 +107,11 @@ pub(crate) fn along_with(server: &Server, resource: &Resource, object: &Value) -
     if !resource.is("", "namespaces") {
         return Vec::new();
     }
-    let namespace = meta(object, "name");
+    furnishings(server, meta(object, "name"))
+}
+
+/// What every namespace has: an account for its pods, and the certificate by which they know the API server.
+pub(crate) fn furnishings(server: &Server, namespace: &str) -> Vec<Write> {
     let metadata = |name: &str| {
         json!({
             "name": name, "namespace": namespace, "uid": uuid::Uuid::new_v4().to_string(),
@@ -131,13 +135,23 @@ pub(crate) fn along_with(server: &Server, resource: &Resource, object: &Value) -
 /// What follows from a stored object at once.
 pub(crate) fn after_write(server: &Server, resource: &Resource, object: &Value) {
     if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
-        let name = meta(object, "name");
-        let kinds = if custom::is_established(object) { custom::resources(object) } else { Ok(Vec::new()) };
-        match kinds {
-            Ok(kinds) => server.serve_definition(name, kinds),
-            Err(error) => tracing::error!(%error, "a stored definition cannot be served"),
-        }
+        server.refresh_definition(meta(object, "name"));
     }
+}
+
+/// What follows at once from a stored change of an object.
+pub(crate) fn after_change(server: &Server, resource: &Resource, old: &Value, new: &Value) {
+    if resource.is("", "services") {
+        let kept: Vec<u16> = ports(new).collect();
+        let dropped: Vec<Value> =
+            ports(old).filter(|port| !kept.contains(port)).map(|port| json!({"nodePort": port})).collect();
+        let mut freed = json!({"spec": {"ports": dropped}});
+        if old["spec"]["clusterIP"] != new["spec"]["clusterIP"] {
+            freed["spec"]["clusterIP"] = old["spec"]["clusterIP"].clone();
+        }
+        server.addresses.release(&freed);
+    }
+    after_write(server, resource, new);
 }
 
 /// What follows from a removed object at once.
@@ -145,7 +159,7 @@ pub(crate) fn after_removal(server: &Server, resource: &Resource, object: &Value
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "services") => server.addresses.release(object),
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
-            server.serve_definition(meta(object, "name"), Vec::new());
+            server.refresh_definition(meta(object, "name"));
         }
         _ => {}
     }
@@ -398,46 +412,72 @@ fn node_ports(server: &Server, service: &mut Value, held: &mut Value, name: &str
     Ok(())
 }
 
-fn service_update(server: &Server, current: &Value, new: &mut Value) -> Result<(), Status> {
+fn service_update(server: &Server, current: &Value, new: &mut Value) -> Result<Held, Status> {
     let name = meta(current, "name").to_owned();
     let old = current["spec"]["clusterIP"].as_str().unwrap_or_default();
     let given = new["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
     if new["spec"]["type"].is_null() {
         new["spec"]["type"] = "ClusterIP".into();
     }
-    let is_external = new["spec"]["type"] == "ExternalName";
-    let was_external = current["spec"]["type"] == "ExternalName";
-    if !is_external && !was_external {
-        if !given.is_empty() && given != old {
-            let error = FieldError::invalid("spec.clusterIPs[0]", &given.into(), "may not change once set");
-            return Err(Status::invalid("", "Service", &name, &[error]));
+    let mut held = json!({"spec": {"ports": []}});
+    match (current["spec"]["type"] == "ExternalName", new["spec"]["type"] == "ExternalName") {
+        (_, true) => replace(&mut new["spec"], "clusterIP", &Value::Null),
+        (true, false) => return service(server, new),
+        (false, false) => {
+            if !given.is_empty() && given != old {
+                let error =
+                    FieldError::invalid("spec.clusterIPs[0]", &given.into(), "may not change once set");
+                return Err(Status::invalid("", "Service", &name, &[error]));
+            }
+            new["spec"]["clusterIP"] = old.into();
+            complete_service(new);
         }
-        new["spec"]["clusterIP"] = old.into();
-        complete_service(new);
     }
-    // Ports that stay keep their node port, by name and number.
+    let outcome = keep_node_ports(server, current, new, &mut held, &name);
+    if let Err(status) = outcome {
+        server.addresses.release(&held);
+        return Err(status);
+    }
+    Ok(Held(Some(held)))
+}
+
+/// Ports that stay keep their node port, by number and protocol; new ones take one if the type wants it.
+fn keep_node_ports(
+    server: &Server,
+    current: &Value,
+    new: &mut Value,
+    held: &mut Value,
+    name: &str,
+) -> Result<(), Status> {
     let known = current["spec"]["ports"].as_array().cloned().unwrap_or_default();
     let wants = matches!(new["spec"]["type"].as_str(), Some("NodePort" | "LoadBalancer"));
-    let held: Vec<u16> = ports(current).collect();
+    let own: Vec<u16> = ports(current).collect();
     for (at, port) in new["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
         let given =
             port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
-        match given {
-            Some(given) if held.contains(&given) || server.addresses.take_port(given) => {}
-            Some(given) => {
+        let same =
+            known.iter().find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
+        let kept = same.and_then(|old| u16::try_from(old["nodePort"].as_u64()?).ok()).filter(|_| wants);
+        let taken = match given.or(kept) {
+            Some(number) if own.contains(&number) => {
+                replace(port, "nodePort", &number.into());
+                continue;
+            }
+            Some(number) if server.addresses.take_port(number) => number,
+            Some(number) => {
                 let field = format!("spec.ports[{at}].nodePort");
-                let error = FieldError::invalid(field, &given.into(), "provided port is already allocated");
-                return Err(Status::invalid("", "Service", &name, &[error]));
+                let error = FieldError::invalid(field, &number.into(), "provided port is already allocated");
+                return Err(Status::invalid("", "Service", name, &[error]));
             }
-            None if wants => {
-                let same = known
-                    .iter()
-                    .find(|old| old["port"] == port["port"] && old["protocol"] == port["protocol"]);
-                let kept = same.and_then(|old| old["nodePort"].as_u64());
-                let number = kept.or_else(|| server.addresses.allocate_port().map(u64::from));
-                replace(port, "nodePort", &json!(number));
-            }
-            None => {}
+            None if wants => server
+                .addresses
+                .allocate_port()
+                .ok_or_else(|| Status::internal("no node port is left: delete a service of type NodePort"))?,
+            None => continue,
+        };
+        replace(port, "nodePort", &taken.into());
+        if let Some(list) = held["spec"]["ports"].as_array_mut() {
+            list.push(json!({"nodePort": taken}));
         }
     }
     Ok(())

@@ -35,7 +35,15 @@ pub(crate) async fn handle(
 ) -> Result<Response<Body>, Infallible> {
     let request = request.map(Body::new);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let answered = server.route(&user, request).await;
+    let answered = if matches!(method, Method::GET | Method::HEAD) {
+        server.route(&user, request).await
+    } else {
+        // A write that has begun is brought to its end although its client goes away: what was taken for it is
+        // given back, what follows from it is done.
+        let task = tokio::spawn(async move { server.route(&user, request).await });
+        task.await
+            .unwrap_or_else(|error| Err(Status::internal(format_args!("the request broke off: {error}"))))
+    };
     Ok(answered.unwrap_or_else(|status| {
         tracing::debug!(%method, path, code = status.code, message = status.message, "refused a request");
         answer::status(&status)
@@ -46,7 +54,7 @@ fn not_found() -> Response<Body> {
     answer::text(404, "404 page not found\n")
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: header::HeaderName) -> Option<&'a str> {
+fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
@@ -181,7 +189,7 @@ impl Server {
             name,
             form: Form::negotiate(text(request.headers(), header::ACCEPT), query.get("includeObject"))
                 .or_else(|status| if subresource.is_empty() { Err(status) } else { Ok(Form::Json) })?,
-            options: WriteOptions::parse(&query, request.headers())?,
+            options: WriteOptions::parse(&query)?,
             query,
         };
         if resource.style == Style::CreateOnly {
@@ -400,7 +408,7 @@ fn openapi_document(registry: &Arc<Registry>, path: &str, request: &Request<Body
     let accept = text(request.headers(), header::ACCEPT);
     match path.trim_end_matches('/') {
         "/openapi/v2" if negotiation::wants_openapi_protobuf(accept) => {
-            answer::bytes(200, negotiation::OPENAPI_V2_PROTOBUF, openapi::v2_protobuf())
+            answer::bytes(200, negotiation::OPENAPI_V2_PROTOBUF, openapi::v2_protobuf(registry))
         }
         "/openapi/v2" => answer::json(200, &openapi::v2_json()),
         "/openapi/v3" => answer::json(200, &openapi::v3_index(registry)),

@@ -1,22 +1,24 @@
-//! The end of namespaces and definitions: what is in them goes first.
+//! The end of namespaces and definitions: what is in them goes first. While a namespace lasts, what every namespace
+//! has is made again when it goes.
 //!
 //! One task follows the namespaces and definitions that are being deleted. For each it deletes the content, and looks
 //! again whenever something of it went, until nothing is left; then it takes its own finalizer away.
 
+use crate::admission;
 use crate::custom;
 use crate::delete::DeleteOptions;
 use crate::error::Status;
 use crate::objects::{self, without_finalizer};
 use crate::registry::Resource;
 use crate::request::WriteOptions;
-use crate::server::Server;
+use crate::server::{DEFINITIONS, Server};
 use crate::write::{Aspect, replace};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use storage::{Check, Commit};
 
 const NAMESPACES: &str = "/core/namespaces/";
-const DEFINITIONS: &str = "/apiextensions.k8s.io/customresourcedefinitions/";
 
 /// Keys of those that are being deleted.
 type Ending = BTreeSet<String>;
@@ -50,7 +52,33 @@ pub(crate) async fn run(server: Arc<Server>) {
                 for ended in concerned {
                     step(&server, &ended).await;
                 }
+                restore(&server, key).await;
             }
+        }
+    }
+}
+
+/// Makes the account and the certificate that every namespace has again, if that is what went.
+async fn restore(server: &Server, key: &str) {
+    let mut parts = key.trim_start_matches('/').split('/');
+    let namespace = match [parts.next(), parts.next(), parts.next(), parts.next()] {
+        [Some("core"), Some("serviceaccounts"), Some(namespace), Some("default")] => namespace,
+        [Some("core"), Some("configmaps"), Some(namespace), Some("kube-root-ca.crt")] => namespace,
+        _ => return,
+    };
+    let Some(entry) = server.store.get(&format!("{NAMESPACES}{namespace}")) else { return };
+    if objects::head(&entry).metadata.deletion_timestamp.is_some() {
+        return;
+    }
+    for write in admission::furnishings(server, namespace) {
+        if write.key() != key {
+            continue;
+        }
+        let namespace_lasts = Check::Revision(format!("{NAMESPACES}{namespace}"), entry.revision);
+        let checks = vec![Check::Absent(key.to_owned()), namespace_lasts];
+        // Losing a race means that somebody else made it, or that the namespace ends.
+        if server.store.commit(Commit { checks, writes: vec![write] }).await.is_ok() {
+            tracing::info!(key, "made again what every namespace has");
         }
     }
 }

@@ -110,23 +110,20 @@ impl Target {
 mod tests {
     use super::*;
 
-    fn parts(path: &str) -> Option<(String, Option<String>, Option<String>, Option<String>)> {
-        Target::parse(path).map(|t| (t.resource, t.namespace, t.name, t.subresource))
-    }
-
-    fn some(text: &str) -> Option<String> {
-        Some(text.to_owned())
+    /// Resource, namespace, name and subresource, with `-` for none.
+    fn parts(path: &str) -> [String; 4] {
+        let target = Target::parse(path).unwrap();
+        let or_none = |part: Option<String>| part.unwrap_or_else(|| "-".to_owned());
+        [target.resource, or_none(target.namespace), or_none(target.name), or_none(target.subresource)]
     }
 
     #[test]
     fn namespaces_are_both_a_resource_and_a_scope() {
-        assert_eq!(parts("/api/v1/namespaces"), Some(("namespaces".into(), None, None, None)));
-        assert_eq!(parts("/api/v1/namespaces/a"), Some(("namespaces".into(), None, some("a"), None)));
-        let finalize = Some(("namespaces".into(), None, some("a"), some("finalize")));
-        assert_eq!(parts("/api/v1/namespaces/a/finalize"), finalize);
-        assert_eq!(parts("/api/v1/namespaces/a/pods"), Some(("pods".into(), some("a"), None, None)));
-        let log = Some(("pods".into(), some("a"), some("p"), some("log")));
-        assert_eq!(parts("/api/v1/namespaces/a/pods/p/log"), log);
+        assert_eq!(parts("/api/v1/namespaces"), ["namespaces", "-", "-", "-"]);
+        assert_eq!(parts("/api/v1/namespaces/a"), ["namespaces", "-", "a", "-"]);
+        assert_eq!(parts("/api/v1/namespaces/a/finalize"), ["namespaces", "-", "a", "finalize"]);
+        assert_eq!(parts("/api/v1/namespaces/a/pods"), ["pods", "a", "-", "-"]);
+        assert_eq!(parts("/api/v1/namespaces/a/pods/p/log"), ["pods", "a", "p", "log"]);
     }
 
     #[test]

@@ -35,8 +35,6 @@ pub(crate) struct WriteOptions {
     pub(crate) dry_run: bool,
     /// What to do about unknown fields.
     pub(crate) validation: FieldValidation,
-    /// Who writes, by name.
-    pub(crate) field_manager: String,
     /// What the client is to be told besides.
     warnings: Mutex<Vec<String>>,
 }
@@ -46,7 +44,7 @@ impl WriteOptions {
     ///
     /// # Errors
     /// 422 for a value that there is not.
-    pub(crate) fn parse(query: &Query, headers: &HeaderMap) -> Result<Self, Status> {
+    pub(crate) fn parse(query: &Query) -> Result<Self, Status> {
         let validation = match query.get("fieldValidation") {
             None => FieldValidation::default(),
             Some("Ignore") => FieldValidation::Ignore,
@@ -59,15 +57,7 @@ impl WriteOptions {
                 return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
             }
         };
-        let agent =
-            headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or("unknown");
-        let agent = agent.split('/').next().unwrap_or(agent);
-        Ok(Self {
-            dry_run: query.get("dryRun") == Some("All"),
-            validation,
-            field_manager: query.get("fieldManager").unwrap_or(agent).to_owned(),
-            warnings: Mutex::default(),
-        })
+        Ok(Self { dry_run: query.get("dryRun") == Some("All"), validation, warnings: Mutex::default() })
     }
 
     /// Tells the client something besides the answer.

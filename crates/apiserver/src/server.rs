@@ -54,6 +54,9 @@ pub enum ServeError {
     Bootstrap(Status),
 }
 
+/// Where the definitions of custom kinds are kept.
+pub(crate) const DEFINITIONS: &str = "/apiextensions.k8s.io/customresourcedefinitions/";
+
 /// State that all requests share.
 #[derive(Debug)]
 pub struct Server {
@@ -87,16 +90,8 @@ impl Server {
             authority: std::fs::read_to_string(options.pki_dir.join("ca.crt")).unwrap_or_default(),
             advertise: options.advertise,
         });
-        for (_, entry) in
-            server.store.list("/apiextensions.k8s.io/customresourcedefinitions/", None, 0).entries
-        {
-            let definition = objects::decode(&entry);
-            if custom::is_established(&definition) {
-                match custom::resources(&definition) {
-                    Ok(resources) => server.serve_definition(objects::meta(&definition, "name"), resources),
-                    Err(status) => tracing::error!(error = %status, "left out a stored definition"),
-                }
-            }
+        for (key, _) in server.store.list(DEFINITIONS, None, 0).entries {
+            server.refresh_definition(key.strip_prefix(DEFINITIONS).unwrap_or_default());
         }
         Ok(server)
     }
@@ -106,13 +101,25 @@ impl Server {
         Arc::clone(&self.registry.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Serves the kinds of a definition from now on; an empty list takes them away.
-    pub(crate) fn serve_definition(&self, name: &str, resources: Vec<Arc<Resource>>) {
+    /// Serves the kinds of a definition as it is stored now, or no longer.
+    ///
+    /// Whoever changed a definition calls this afterwards. The store is read under the lock, so that of two changes
+    /// the later one is what is served, in whatever order their tasks come here.
+    pub(crate) fn refresh_definition(&self, name: &str) {
         let mut definitions = self.definitions.lock().unwrap_or_else(PoisonError::into_inner);
-        if resources.is_empty() {
+        let stored = self.store.get(&format!("{DEFINITIONS}{name}")).map(|entry| objects::decode(&entry));
+        let kinds = match stored.filter(custom::is_established).map(|stored| custom::resources(&stored)) {
+            Some(Ok(kinds)) => kinds,
+            Some(Err(status)) => {
+                tracing::error!(name, error = %status, "a stored definition cannot be served");
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        if kinds.is_empty() {
             definitions.remove(name);
         } else {
-            definitions.insert(name.to_owned(), resources);
+            definitions.insert(name.to_owned(), kinds);
         }
         let registry = Arc::new(Registry::new(&definitions));
         *self.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;

@@ -34,7 +34,6 @@ enum Kind {
     Modified,
     Deleted,
     Bookmark,
-    Error,
 }
 
 impl Kind {
@@ -44,7 +43,6 @@ impl Kind {
             Self::Modified => "MODIFIED",
             Self::Deleted => "DELETED",
             Self::Bookmark => "BOOKMARK",
-            Self::Error => "ERROR",
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Creating and changing objects: what the server decides itself, what the kind decides, and the race for the revision.
 
-use crate::admission;
-use crate::custom;
+use crate::admission::{self, Held};
 use crate::error::Status;
 use crate::events;
 use crate::identity::User;
@@ -324,22 +323,30 @@ impl Server {
             if !asked.is_empty() && asked != entry.revision.to_string() {
                 return Err(Status::modified(&resource.group, &resource.plural, name));
             }
-            let mut new = self.settle(resource, aspect, &current, wanted, options)?;
+            let mut held = Held::default();
+            let settled = self.settle(resource, aspect, &current, wanted, options, &mut held);
+            let mut new = match settled {
+                Ok(new) => new,
+                Err(status) => {
+                    held.give_back(self);
+                    return Err(status);
+                }
+            };
             if resource.group == "events.k8s.io" {
                 new = events::to_core(new);
             }
+            // Whichever version it was changed by, the object is stored in one.
+            new["apiVersion"] = stored["apiVersion"].clone();
             // Compared as stored: version and revision are put in at reading.
             let value = objects::encode(&new);
-            if value == entry.value {
-                return Ok(Written::Stored(entry));
+            if value == entry.value || options.dry_run {
+                held.give_back(self);
+                return Ok(Written::Stored(Entry { value, ..entry }));
             }
             let removes = is_terminating(&new)
                 && finalizers(&new).is_empty()
                 && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
                 && !admission::is_held(resource, &new);
-            if options.dry_run {
-                return Ok(Written::Stored(Entry { value, ..entry }));
-            }
             let commit = if removes {
                 Commit::delete(&key, entry.revision)
             } else {
@@ -353,11 +360,14 @@ impl Server {
                         admission::after_removal(self, resource, &new);
                         return Ok(Written::Removed(entry));
                     }
-                    admission::after_write(self, resource, &new);
+                    admission::after_change(self, resource, &stored, &new);
                     return Ok(Written::Stored(entry));
                 }
-                Err(CommitError::Conflict { .. }) => {}
-                Err(error) => return Err(unwritten(&error)),
+                Err(CommitError::Conflict { .. }) => held.give_back(self),
+                Err(error) => {
+                    held.give_back(self);
+                    return Err(unwritten(&error));
+                }
             }
         }
         Err(Status::modified(&resource.group, &resource.plural, name))
@@ -371,6 +381,7 @@ impl Server {
         current: &Value,
         mut wanted: Value,
         options: &WriteOptions,
+        held: &mut Held,
     ) -> Result<Value, Status> {
         settle_type(resource, &mut wanted)?;
         let name = meta(current, "name");
@@ -443,11 +454,8 @@ impl Server {
                 return Err(Status::invalid(&resource.group, &resource.kind, name, &[error]));
             }
         }
-        admission::on_update(self, resource, aspect, current, &mut new)?;
         shape(resource, &mut new, Some(current), options)?;
-        if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
-            custom::complete(&mut new);
-        }
+        *held = admission::on_update(self, resource, aspect, current, &mut new)?;
         if has_generation(resource)
             && aspect == Aspect::Main
             && differs_in_content(current, &new, resource.has_status)

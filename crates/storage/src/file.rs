@@ -66,6 +66,15 @@ impl Disk for PathDisk {
     }
 
     fn open(&self) -> Result<Database, redb::DatabaseError> {
+        use std::os::unix::fs::OpenOptionsExt;
+        // The values may be secrets: nobody else is to read the file.
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&self.0)
+            .map_err(|error| redb::DatabaseError::Storage(redb::StorageError::Io(error)))?;
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
         builder.create(&self.0)

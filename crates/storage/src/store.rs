@@ -16,6 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 pub struct Limits {
     /// Changes kept for watches that start in the past.
     pub history_events: usize,
+    /// Bytes of values kept for them; beyond it only the latest thousand are.
+    pub history_bytes: usize,
     /// Changes that may wait for one watcher before it is cut.
     pub watch_queue: usize,
     /// Commits made durable together.
@@ -28,7 +30,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { history_events: 12_000, watch_queue: 4096, batch: 256, queue: 1024, commit_bytes: 16 << 20 }
+        Self {
+            history_events: 12_000,
+            history_bytes: 16 << 20,
+            watch_queue: 4096,
+            batch: 256,
+            queue: 1024,
+            commit_bytes: 16 << 20,
+        }
     }
 }
 
@@ -102,7 +111,7 @@ impl Store {
         let state = State {
             revision: opened.revision,
             index: opened.index,
-            history: History::new(opened.revision, limits.history_events),
+            history: History::new(opened.revision, limits.history_events, limits.history_bytes),
         };
         let shared = Arc::new(Shared { state: RwLock::new(state), watchers: RwLock::default(), limits });
         let (requests, queue) = mpsc::channel(limits.queue.max(1));

@@ -198,3 +198,14 @@ async fn an_eviction_respects_the_budget() {
     assert_eq!(admin.post(&format!("{pods}/p/eviction"), &eviction).await.code, 201);
     assert_eq!(admin.get(&format!("{pods}/p")).await.code, 404);
 }
+
+#[tokio::test]
+async fn what_every_namespace_has_is_made_again() {
+    let lab = Lab::start().await;
+    let admin = lab.admin();
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    let mut events = watch_all(&admin, accounts).await;
+    admin.delete(&format!("{accounts}/default")).await.ok();
+    assert_eq!(events.told().await, ("DELETED".into(), "default".into()));
+    assert_eq!(events.told().await, ("ADDED".into(), "default".into()));
+}

@@ -182,6 +182,27 @@ async fn services_get_addresses_of_their_own() {
 }
 
 #[tokio::test]
+async fn node_ports_stay_with_their_port_and_are_free_afterwards() {
+    let lab = Lab::start().await;
+    let admin = lab.admin();
+    let services = "/api/v1/namespaces/default/services";
+    let spec = json!({"type": "NodePort", "ports": [{"name": "a", "port": 80}, {"name": "b", "port": 81}]});
+    let created = admin.post(services, &json!({"metadata": {"name": "s"}, "spec": spec})).await.ok();
+    let node_port = |service: &Value, at: usize| service["spec"]["ports"][at]["nodePort"].clone();
+    let path = format!("{services}/s");
+    let mut wanted = created.clone();
+    wanted["spec"]["ports"] = json!([{"name": "b", "port": 81}, {"name": "c", "port": 82}]);
+    let changed = admin.put(&path, &wanted).await.ok();
+    assert_eq!(node_port(&changed, 0), node_port(&created, 1));
+    let freed = json!([{"port": 90, "nodePort": node_port(&created, 0)}]);
+    let other = json!({"metadata": {"name": "t"}, "spec": {"type": "NodePort", "ports": freed}});
+    admin.post(services, &other).await.ok();
+    let taken = json!([{"port": 91, "nodePort": node_port(&changed, 0)}]);
+    let third = json!({"metadata": {"name": "u"}, "spec": {"type": "NodePort", "ports": taken}});
+    assert_eq!(admin.post(services, &third).await.code, 422);
+}
+
+#[tokio::test]
 async fn the_scale_of_a_workload_is_read_and_written() {
     let lab = Lab::start().await;
     let admin = lab.admin();
