@@ -162,7 +162,9 @@ fn refuse_duplicates(cluster: &Cluster) -> Result<()> {
     let Some(other) = known::by_cluster(&cluster.name)? else { return Ok(()) };
     if other.lab != cluster.lab && other.directory.exists() {
         bail!(
-            "node(s) already exist for a cluster with the name {:?} (lab {:?}); destroy that lab or rename the node",
+            "{}: topology.nodes: node(s) already exist for a cluster with the name {:?} (lab {:?}); destroy that lab or \
+             rename the node",
+            cluster.topology.display(),
             cluster.name,
             other.lab
         );

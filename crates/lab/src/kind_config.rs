@@ -244,7 +244,8 @@ fn check_roles(file: &Path, document: &Document, config: &KindConfig, wrongs: &m
         .filter(|role| role.value == "control-plane");
     if planes == 0 {
         let message = "nodes: must have at least one control-plane node; add - role: control-plane";
-        wrongs.push(Wrong::at(file, 0, message));
+        let first = document.nodes.iter().flatten().find_map(|node| node.role.as_ref());
+        wrongs.push(Wrong::at(file, first.map_or(0, |role| role.referenced.line()), message));
     } else if planes > 1 {
         let line = second.next_back().map_or(0, |role| role.referenced.line());
         let message =
@@ -325,6 +326,17 @@ fn check_networking(file: &Path, networking: &Networking, config: &mut KindConfi
              serviceSubnet"
         );
         wrongs.push(Wrong::at(file, line, message));
+    }
+    let nodes = node_addresses(0).0.trunc();
+    for (what, given, subnet) in
+        [("podSubnet", &networking.pod_subnet, pods), ("serviceSubnet", &networking.service_subnet, services)]
+    {
+        if subnet.contains(&nodes) || nodes.contains(&subnet) {
+            let line = given.as_ref().map_or(0, |subnet| subnet.referenced.line());
+            let message =
+                format!("networking.{what}: {subnet} overlaps the nodes' network {nodes}; choose another");
+            wrongs.push(Wrong::at(file, line, message));
+        }
     }
     if let Some(mode) = &networking.kube_proxy_mode {
         match mode.value.as_str() {
@@ -415,6 +427,10 @@ nodes:
             wrong("192.168.0.0/16", "192.168.0.0").contains("k.yaml:5: invalid pod subnet failed to parse")
         );
         assert!(wrong("192.168.0.0/16", "10.96.0.0/12").contains("overlaps the service subnet"));
+        assert_eq!(
+            wrong("192.168.0.0/16", "172.18.0.0/20"),
+            "k.yaml:5: networking.podSubnet: 172.18.0.0/20 overlaps the nodes' network 172.18.0.0/16; choose another"
+        );
         assert!(
             wrong("disableDefaultCNI: true", "disableDefaultCNI: false")
                 .contains("set disableDefaultCNI: true")

@@ -26,6 +26,8 @@ pub struct Topology {
     pub lab: String,
     /// Name of the cluster: the key of its node.
     pub cluster: String,
+    /// Line of the topology that names the cluster.
+    pub cluster_line: u64,
     /// Image for all nodes; `None` leaves it to the kind configuration.
     pub image: Option<String>,
     /// The kind configuration, absolute; `None` means one control-plane node.
@@ -267,7 +269,7 @@ pub fn parse(file: &Path, text: &str, lookup: impl Fn(&str) -> Option<String>) -
         );
         return Err(Wrong::of(file, second, message));
     }
-    cluster(file, lab.value, &name.value, definition, warnings)
+    cluster(file, lab.value, name, definition, warnings)
 }
 
 /// The node with the defaults of the topology, its kind and its group.
@@ -298,11 +300,11 @@ fn node(
         );
         return Err(Wrong::of(file, name, message));
     }
-    let name = &name.value;
     let Some(kind) = &definition.kind else {
-        let message = format!("topology.nodes.{name} has no kind; add kind: {CLUSTER_KIND}");
-        return Err(Wrong::at(file, 0, message));
+        let message = format!("topology.nodes.{} has no kind; add kind: {CLUSTER_KIND}", name.value);
+        return Err(Wrong::of(file, name, message));
     };
+    let name = &name.value;
     match kind.value.to_lowercase().as_str() {
         CLUSTER_KIND => {}
         ALIAS_KIND => return Ok(None),
@@ -327,10 +329,11 @@ fn node(
 fn cluster(
     file: &Path,
     lab: String,
-    name: &str,
+    name: &Spanned<String>,
     definition: Definition,
     warnings: Vec<String>,
 ) -> Result<Topology, Wrong> {
+    let (cluster_line, name) = (name.referenced.line(), &name.value);
     let deploy =
         definition.extras.unwrap_or_default().k8s_kind.unwrap_or_default().deploy.unwrap_or_default();
     let wait = match &deploy.wait {
@@ -348,7 +351,8 @@ fn cluster(
     Ok(Topology {
         file: file.to_owned(),
         lab,
-        cluster: name.to_owned(),
+        cluster: name.clone(),
+        cluster_line,
         image: definition.image.filter(|image| !image.is_empty()),
         startup_config: definition.startup_config.map(|path| resolve(file, &path.value)),
         startup_config_line,

@@ -64,8 +64,23 @@ pub fn read(file: &Path) -> Result<String, Wrong> {
 pub fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, Wrong> {
     serde_saphyr::from_str(text).map_err(|error| {
         let line = error.location().map_or(0, |location| location.line());
-        Wrong::at(file, line, first_sentence(&error.without_snippet().to_string()))
+        let message = first_sentence(&error.without_snippet().to_string());
+        // The parser names a field that it does not know, but not the one whose value does not fit.
+        let message = match key_on(text, line).filter(|key| !message.contains(&format!("`{key}`"))) {
+            Some(key) => format!("{key}: {message}"),
+            None => message,
+        };
+        Wrong::at(file, line, message)
     })
+}
+
+/// The key that a line of the text begins with; lines count from 1.
+fn key_on(text: &str, line: u64) -> Option<&str> {
+    let index = usize::try_from(line).ok()?.checked_sub(1)?;
+    let (key, _) = text.lines().nth(index)?.trim_start_matches([' ', '-']).split_once(':')?;
+    let is_key =
+        !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    is_key.then_some(key)
 }
 
 /// The parser's own words, without the place, which stands before them already.

@@ -283,7 +283,12 @@ fn cluster_of(topology: &Topology) -> Result<(Cluster, Vec<String>)> {
     warnings.extend(config.warnings.iter().cloned());
     if !kind_config::is_cluster_name(&topology.cluster) {
         let message = kind_config::wrong_cluster_name(&topology.cluster);
-        return Err(Wrong::at(&topology.file, 0, format!("topology.nodes: {message}")).into());
+        let message = format!("topology.nodes: {message}; rename the node");
+        return Err(Wrong::at(&topology.file, topology.cluster_line, message).into());
+    }
+    if let Some(message) = too_long(&topology.cluster, &config) {
+        let message = format!("topology.nodes: {message}");
+        return Err(Wrong::at(&topology.file, topology.cluster_line, message).into());
     }
     let beside = topology.file.parent();
     let directory = deploy::directory_for(&topology.lab, beside)?;
@@ -305,6 +310,16 @@ fn cluster_of(topology: &Topology) -> Result<(Cluster, Vec<String>)> {
 /// Longest name of a machine, in bytes.
 const HOST_NAME_LIMIT: usize = 64;
 
+/// What to say about a cluster name that is too long for its nodes' names.
+fn too_long(name: &str, config: &KindConfig) -> Option<String> {
+    let longest = config.nodes_of(name, None).iter().map(|node| node.name.len()).max()?;
+    (longest > HOST_NAME_LIMIT).then(|| {
+        format!(
+            "the cluster name {name:?} makes node names of more than {HOST_NAME_LIMIT} characters; choose a shorter one"
+        )
+    })
+}
+
 /// What a cluster is made from.
 pub(crate) struct Wanted<'a> {
     pub(crate) lab: &'a str,
@@ -319,11 +334,8 @@ pub(crate) struct Wanted<'a> {
 /// Describes a cluster.
 pub(crate) fn make_cluster(wanted: Wanted<'_>, warnings: &mut Vec<String>) -> Result<Cluster> {
     let nodes = wanted.config.nodes_of(wanted.name, wanted.image);
-    if nodes.iter().any(|node| node.name.len() > HOST_NAME_LIMIT) {
-        bail!(
-            "the cluster name {:?} makes node names of more than {HOST_NAME_LIMIT} characters; choose a shorter one",
-            wanted.name
-        );
+    if let Some(message) = too_long(wanted.name, wanted.config) {
+        bail!("{message}");
     }
     let image = nodes.first().map_or(kind_config::DEFAULT_IMAGE, |node| node.image.as_str());
     let (version, given) = image_version(image);
@@ -331,17 +343,6 @@ pub(crate) fn make_cluster(wanted: Wanted<'_>, warnings: &mut Vec<String>) -> Re
         warnings.push(format!("image {image} has no version in its tag; taking {version}"));
     }
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let network = crate::cluster::node_addresses(0).0;
-    for (what, subnet) in
-        [("podSubnet", wanted.config.pod_subnet), ("serviceSubnet", wanted.config.service_subnet)]
-    {
-        if subnet.contains(&network.trunc()) || network.trunc().contains(&subnet) {
-            bail!(
-                "networking.{what} {subnet} overlaps the nodes' network {}; choose another",
-                network.trunc()
-            );
-        }
-    }
     Ok(Cluster {
         lab: wanted.lab.to_owned(),
         name: wanted.name.to_owned(),
