@@ -6,6 +6,7 @@
 
 use super::schemas::Schemas;
 use super::{COMPONENTS, path_of, write_parameters};
+use crate::fields;
 use crate::registry::{Registry, Style};
 use serde_json::{Map, Value, json};
 
@@ -89,7 +90,10 @@ pub(super) fn document(registry: &Registry) -> Vec<u8> {
     let mut schemas = Schemas::default();
     let mut paths = Out::default();
     for resource in registry.resources() {
-        schemas.add(resource);
+        // Without a definition kubectl asks no questions; a vague one would make it refuse nulls.
+        if resource.custom.is_some() || fields::kind(&resource.api_version(), &resource.kind).is_some() {
+            schemas.add(resource);
+        }
         let gvk = json!({"group": resource.group, "version": resource.version, "kind": resource.kind});
         let operation = |parameters: &[Value]| {
             let mut operation = Out::default();
