@@ -3,6 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_saphyr::Spanned;
 use std::fmt::Display;
+use std::io::Read as _;
 use std::path::Path;
 
 /// Largest file that is read, in bytes.
@@ -44,12 +45,21 @@ impl Wrong {
 /// # Errors
 /// As the system words it, when there is no such file or it is too large.
 pub fn read(file: &Path) -> Result<String, Wrong> {
-    let size = std::fs::metadata(file).map(|metadata| metadata.len());
-    match size {
-        Ok(size) if size > SIZE_LIMIT => {
-            Err(Wrong::at(file, 0, format!("is larger than {SIZE_LIMIT} bytes; is it the right file?")))
+    let too_large = || Wrong::at(file, 0, format!("is larger than {SIZE_LIMIT} bytes; is it the right file?"));
+    match std::fs::File::open(file) {
+        // A device says that it is empty and never ends: the length counts only once it is read.
+        Ok(open) => {
+            let mut text = String::new();
+            match open.take(SIZE_LIMIT + 1).read_to_string(&mut text) {
+                Ok(_) if text.len() as u64 > SIZE_LIMIT => Err(too_large()),
+                Ok(_) => Ok(text),
+                // Text that was cut within a character is too long rather than wrong.
+                Err(_) if std::fs::metadata(file).is_ok_and(|metadata| metadata.len() > SIZE_LIMIT) => {
+                    Err(too_large())
+                }
+                Err(error) => Err(Wrong::at(file, 0, error.to_string())),
+            }
         }
-        Ok(_) => std::fs::read_to_string(file).map_err(|error| Wrong::at(file, 0, error.to_string())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             Err(Wrong::at(file, 0, "no such file or directory"))
         }
@@ -88,4 +98,15 @@ fn first_sentence(message: &str) -> String {
     let message = message.strip_prefix("error: ").unwrap_or(message);
     let message = message.split(" at line ").next().unwrap_or(message);
     message.lines().map(str::trim).collect::<Vec<_>>().join(" ").replace("expected one of", "allowed are")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_end_is_too_large() {
+        let wrong = read(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(wrong.to_string(), "/dev/zero: is larger than 1048576 bytes; is it the right file?");
+    }
 }
