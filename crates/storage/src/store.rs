@@ -71,11 +71,32 @@ struct Request {
     answer: Answer,
 }
 
-/// A handle of an open store; clones are the same store. The file is closed when the last one is dropped.
+/// The way to the writer's thread, which ends with it.
+#[derive(Debug)]
+struct Queue {
+    /// Taken out only at the end.
+    requests: Option<mpsc::Sender<Request>>,
+    writer: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        if let Some(writer) = self.writer.take() {
+            // Commits whose callers went away are still made. A writer that panicked has closed the file as well.
+            let _ = writer.join();
+        }
+    }
+}
+
+/// A handle of an open store; clones are the same store.
+///
+/// Dropping the last one closes the file: it waits for what is being committed, and the file can be opened again at
+/// once.
 #[derive(Clone, Debug)]
 pub struct Store {
     shared: Arc<Shared>,
-    requests: mpsc::Sender<Request>,
+    queue: Arc<Queue>,
 }
 
 impl Store {
@@ -117,14 +138,14 @@ impl Store {
         let (requests, queue) = mpsc::channel(limits.queue.max(1));
         let writer =
             Writer { disk, database: Some(opened.database), in_doubt: None, shared: Arc::clone(&shared) };
-        std::thread::Builder::new()
+        let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run(queue))
             .map_err(|error| OpenError::Io {
                 path: "the writer's thread".into(),
                 source: Box::new(redb::Error::Io(error)),
             })?;
-        Ok(Self { shared, requests })
+        Ok(Self { shared, queue: Arc::new(Queue { requests: Some(requests), writer: Some(writer) }) })
     }
 
     /// Revision of the last change. 0: nothing was ever written.
@@ -210,7 +231,8 @@ impl Store {
             return Err(CommitError::TooLarge { bytes, limit });
         }
         let (answer, answered) = oneshot::channel();
-        self.requests.send(Request { commit, answer }).await.map_err(|_closed| CommitError::Closed)?;
+        let requests = self.queue.requests.as_ref().ok_or(CommitError::Closed)?;
+        requests.send(Request { commit, answer }).await.map_err(|_closed| CommitError::Closed)?;
         answered.await.map_err(|_closed| CommitError::Closed)?
     }
 }
