@@ -376,7 +376,8 @@ mod tests {
             (r"^([0-9]+(\\.[0-9]+)?(ms|s|m|h))*$", "1m30s", "1 minute"),
             (r"^\s*\d+\s*$", " 5", "x"),
         ] {
-            let schema = json!({"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}});
+            let schema =
+                json!({"type": "object", "properties": {"a": {"type": "string", "pattern": pattern}}});
             let schema = Schema::compile(&schema).unwrap();
             assert!(schema.validate(&json!({"a": fits}), None).is_empty(), "{pattern}");
             assert_eq!(schema.validate(&json!({"a": differs}), None).len(), 1, "{pattern}");
