@@ -37,7 +37,8 @@ impl Stage {
         let is_root = rustix::process::geteuid().is_root();
         let user = match who {
             As::Myself => None,
-            As::OrdinaryUser if is_root => Some("tortie-lesson".to_owned()),
+            // One for each test program: what one of them removes is not another's.
+            As::OrdinaryUser if is_root => Some(concat!("tortie-", env!("CARGO_CRATE_NAME")).to_owned()),
             As::OrdinaryUser => {
                 eprintln!("SKIPPED: only root can make an ordinary user for this test");
                 return None;
