@@ -45,7 +45,8 @@ impl Wrong {
 /// # Errors
 /// As the system words it, when there is no such file or it is too large.
 pub fn read(file: &Path) -> Result<String, Wrong> {
-    let too_large = || Wrong::at(file, 0, format!("is larger than {SIZE_LIMIT} bytes; is it the right file?"));
+    let too_large =
+        || Wrong::at(file, 0, format!("is larger than {SIZE_LIMIT} bytes; is it the right file?"));
     match std::fs::File::open(file) {
         // A device says that it is empty and never ends: the length counts only once it is read.
         Ok(open) => {
