@@ -1,8 +1,9 @@
-//! Tasks of the project that are more than a cargo command: `cargo xtask tidy`, `cargo xtask bench lab`.
+//! Tasks of the project that are more than a cargo command: `cargo xtask tidy`, `cargo xtask bench lab`, `cargo xtask transcripts`.
 
 mod bench;
 mod report;
 mod tidy;
+mod transcripts;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -20,6 +21,8 @@ struct Arguments {
 enum Task {
     /// Check what the compiler does not: which room may use which, module headers, words that must not appear.
     Tidy,
+    /// Run the lesson and put what its commands print into its text.
+    Transcripts,
     /// Measure, print a table, and write `target/bench/NAME.json`.
     Bench {
         /// What to measure.
@@ -41,6 +44,7 @@ enum Bench {
 fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Tidy => tidy::run(&root()),
+        Task::Transcripts => transcripts::run(&root()),
         Task::Bench { what: Bench::Lab { runs } } => bench::lab::run(&root(), runs),
     }
 }

@@ -59,14 +59,20 @@ pub(crate) fn publish(root: &Path, name: &str, machine: &str, figures: &[Figure]
     let folder = root.join("target/bench");
     std::fs::create_dir_all(&folder)?;
     let path = folder.join(format!("{name}.json"));
-    std::fs::write(&path, serde_json::to_string_pretty(&rows)?).with_context(|| format!("writing {}", path.display()))
+    std::fs::write(&path, serde_json::to_string_pretty(&rows)?)
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 /// The machine in one line: processors, memory, kernel.
 pub(crate) fn machine() -> String {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, key: &str| {
-        text.lines().find(|line| line.starts_with(key)).and_then(|line| line.split(':').nth(1)).unwrap_or("?").trim().to_owned()
+        text.lines()
+            .find(|line| line.starts_with(key))
+            .and_then(|line| line.split(':').nth(1))
+            .unwrap_or("?")
+            .trim()
+            .to_owned()
     };
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     format!(

@@ -20,7 +20,10 @@ const DOORS: &[(&str, &[&str])] = &[
     ("calicoctl", &["api", "datastore", "ipam"]),
     ("lab", &["api", "apiserver", "calicoctl", "controllers", "dataplane", "datastore", "ipam", "node"]),
     ("sim", &["api", "datastore", "ipam", "storage"]),
-    ("tortie", &["api", "apiserver", "calicoctl", "controllers", "dataplane", "datastore", "ipam", "lab", "node"]),
+    (
+        "tortie",
+        &["api", "apiserver", "calicoctl", "controllers", "dataplane", "datastore", "ipam", "lab", "node"],
+    ),
     ("xtask", &[]),
 ];
 
@@ -29,7 +32,8 @@ const WITHOUT_RUNTIME: &[&str] = &["api", "cni"];
 
 /// Words that no source or document may hold, with the reason. Assembled so that this file does not hold them itself.
 fn banned() -> Vec<(String, &'static str)> {
-    let hosts = [["docker", ".io"], ["quay", ".io"], ["ghcr", ".io"], ["registry.k8s", ".io"], ["gcr", ".io"]];
+    let hosts =
+        [["docker", ".io"], ["quay", ".io"], ["ghcr", ".io"], ["registry.k8s", ".io"], ["gcr", ".io"]];
     let mut words: Vec<(String, &str)> =
         hosts.iter().map(|parts| (parts.concat(), "no registry host is named in this repository")).collect();
     words.push((["FIX", "ME"].concat(), "an open end belongs in an issue"));
@@ -62,7 +66,9 @@ fn doors(root: &Path) -> Result<Vec<String>> {
         metadata["workspace_members"].as_array().unwrap_or(&empty).iter().filter_map(Value::as_str).collect();
     let names: BTreeSet<&str> = DOORS.iter().map(|(name, _)| *name).collect();
     let mut findings = Vec::new();
-    for package in packages.iter().filter(|package| members.contains(package["id"].as_str().unwrap_or_default())) {
+    for package in
+        packages.iter().filter(|package| members.contains(package["id"].as_str().unwrap_or_default()))
+    {
         let name = package["name"].as_str().unwrap_or_default();
         let Some((_, allowed)) = DOORS.iter().find(|(room, _)| *room == name) else {
             findings.push(format!("crate {name} has no row in xtask/src/tidy.rs: say there what it may use"));
@@ -72,7 +78,9 @@ fn doors(root: &Path) -> Result<Vec<String>> {
             let used = dependency["name"].as_str().unwrap_or_default();
             // Tests may look further than the code they test.
             if dependency["kind"] != "dev" && names.contains(used) && !allowed.contains(&used) {
-                findings.push(format!("crate {name} uses {used}: that door opens the other way (ARCHITECTURE.md)"));
+                findings.push(format!(
+                    "crate {name} uses {used}: that door opens the other way (ARCHITECTURE.md)"
+                ));
             }
         }
     }

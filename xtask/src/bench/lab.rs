@@ -23,7 +23,8 @@ pub(crate) fn run(root: &Path, runs: u32) -> Result<()> {
         bail!("--runs 0 measures nothing: give at least 1");
     }
     lab.script("destroy.sh")?;
-    let (mut deploys, mut destroys, mut bursts, mut memory) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut deploys, mut destroys, mut bursts, mut memory) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for run in 1..=runs {
         let started = Instant::now();
         lab.script("deploy.sh")?;
