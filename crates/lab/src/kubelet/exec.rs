@@ -187,8 +187,9 @@ pub(super) async fn attach(shared: Arc<Shared>, target: PodEntry, container: Str
     let once = target.pod.container(&container).is_some_and(|container| container.stdin_once);
     let mut output = console.listen();
     let input = console.input();
-    // Held weakly: the container's end shows by the end of its streams.
-    let console = Arc::downgrade(&console);
+    // Held weakly, here and in what was handed over: the container's end shows by the end of its streams.
+    let weak = Arc::downgrade(&console);
+    drop((console, target));
     let mut stdin = remote.stdin.take();
     let mut sizes_end = false;
     loop {
@@ -210,12 +211,12 @@ pub(super) async fn attach(shared: Arc<Shared>, target: PodEntry, container: Str
                 }
                 _ => {
                     stdin = None;
-                    if once && let Some(console) = console.upgrade() {
+                    if once && let Some(console) = weak.upgrade() {
                         console.close();
                     }
                 }
             },
-            size = remote.sizes.recv(), if !sizes_end => match (size, console.upgrade()) {
+            size = remote.sizes.recv(), if !sizes_end => match (size, weak.upgrade()) {
                 (Some(size), Some(console)) => console.resize(size),
                 _ => sizes_end = true,
             },
@@ -223,7 +224,7 @@ pub(super) async fn attach(shared: Arc<Shared>, target: PodEntry, container: Str
         }
     }
     drop(input);
-    if once && let Some(console) = console.upgrade() {
+    if once && let Some(console) = weak.upgrade() {
         console.close();
     }
     // A client that left does not wait for it.

@@ -25,6 +25,7 @@ mod pipes;
 mod plan;
 mod pod;
 mod port_forward;
+mod process;
 mod program;
 mod registration;
 mod run;

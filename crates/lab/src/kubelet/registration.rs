@@ -17,6 +17,9 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 /// After so many seconds the conditions are told again although nothing changed.
 const RETELL_SECONDS: i64 = 300;
 
+/// How long a new kubelet waits for the agent's answer before it calls a ready node not ready.
+const TAKE_OVER: Duration = Duration::from_secs(3);
+
 /// How long a Lease lasts, in seconds.
 const LEASE_SECONDS: u32 = 40;
 
@@ -26,6 +29,15 @@ pub(super) async fn keep(shared: Arc<Shared>, mut network: watch::Receiver<State
     let mut heartbeat = tokio::time::interval(HEARTBEAT);
     heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut told = Timestamp::UNIX_EPOCH;
+    // A kubelet that was restarted has yet to ask the agent: until then what the one before said stands.
+    let was_ready = shared.api.get(&path(&shared)).await.is_ok_and(|node| {
+        let conditions = super::pod::items(&node, "/status/conditions");
+        conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    });
+    if was_ready {
+        // If it does not answer in this time, that is what is reported.
+        let _ = tokio::time::timeout(TAKE_OVER, network.wait_for(State::is_ready)).await;
+    }
     loop {
         let beat = tokio::select! {
             _ = heartbeat.tick() => true,
@@ -49,13 +61,17 @@ pub(super) async fn keep(shared: Arc<Shared>, mut network: watch::Receiver<State
     }
 }
 
+fn path(shared: &Shared) -> String {
+    format!("/api/v1/nodes/{}", shared.node.name)
+}
+
 async fn report(
     shared: &Shared,
     machine: &Machine,
     state: &State,
     told: &mut Timestamp,
 ) -> Result<(), kube::Error> {
-    let path = format!("/api/v1/nodes/{}", shared.node.name);
+    let path = path(shared);
     let now = Timestamp::now();
     let existing = match shared.api.get(&path).await {
         Err(error) if code(&error) == Some(404) => {

@@ -106,6 +106,8 @@ struct Kubelet {
     processes: BTreeMap<String, ProcessState>,
     /// What earlier kubelets left, by uid.
     records: BTreeMap<String, Record>,
+    /// Whether the API has told which pods there are.
+    settled: bool,
     finish: mpsc::UnboundedSender<(String, PodName)>,
     finished: mpsc::UnboundedReceiver<(String, PodName)>,
 }
@@ -118,6 +120,7 @@ impl Kubelet {
             pods: BTreeMap::new(),
             processes: BTreeMap::new(),
             records: BTreeMap::new(),
+            settled: false,
             finish,
             finished,
         }
@@ -165,6 +168,7 @@ impl Kubelet {
                     let key = (record.namespace.clone(), record.name.clone());
                     self.start(uid, key, None, Some(record));
                 }
+                self.drop_strays();
             }
         }
     }
@@ -218,14 +222,66 @@ impl Kubelet {
         let uid = state.id.strip_prefix(&self.shared.processes()).and_then(|rest| rest.split('/').next());
         if let Some(handle) = uid.and_then(|uid| self.pods.get(uid)) {
             let _ = handle.messages.send(Message::Process(state.clone()));
+        } else if self.settled && state.exit.is_some() {
+            self.processes.remove(&state.id);
+            self.forget(state.id);
+            return;
         }
         self.processes.insert(state.id.clone(), state);
+    }
+
+    /// Ends and forgets processes of pods that nobody knows.
+    fn drop_strays(&mut self) {
+        self.settled = true;
+        let prefix = self.shared.processes();
+        let known = |id: &str| {
+            let uid = id.strip_prefix(&prefix).and_then(|rest| rest.split('/').next());
+            uid.is_some_and(|uid| self.pods.contains_key(uid))
+        };
+        let strays: Vec<(String, bool)> = self
+            .processes
+            .iter()
+            .filter(|(id, _)| !known(id))
+            .map(|(id, state)| (id.clone(), state.is_running()))
+            .collect();
+        for (id, is_running) in strays {
+            if is_running {
+                let shared = self.shared.clone();
+                // Its end is seen by the watch.
+                tokio::spawn(async move {
+                    let _ = shared.holder.signal(&id, rustix::process::Signal::KILL.as_raw()).await;
+                });
+            } else {
+                self.processes.remove(&id);
+                self.forget(id);
+            }
+        }
+    }
+
+    /// Has the holder drop the record of a process that has ended.
+    fn forget(&self, id: String) {
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            // It may have been dropped already.
+            let _ = shared.holder.forget(&id).await;
+        });
     }
 
     fn finish(&mut self, uid: &str, key: &PodName) {
         self.pods.remove(uid);
         let prefix = format!("{}{uid}/", self.shared.processes());
-        self.processes.retain(|id, _| !id.starts_with(&prefix));
+        let mut ended = Vec::new();
+        self.processes.retain(|id, state| {
+            let is_of_pod = id.starts_with(&prefix);
+            if is_of_pod && state.exit.is_some() {
+                ended.push(id.clone());
+            }
+            // One that still runs is forgotten when its end is told.
+            !is_of_pod || state.exit.is_none()
+        });
+        for id in ended {
+            self.forget(id);
+        }
         let mut pods = self.shared.pods();
         if pods.get(key).is_some_and(|entry| entry.pod.uid == uid) {
             pods.remove(key);

@@ -9,13 +9,12 @@ use super::program::{self, Program, StandIn};
 use super::sandbox::{self, Record};
 use super::shared::{ContainerEntry, PodEntry, Shared};
 use super::status::{self, Observed};
-use super::{agent, logs};
-use crate::holder::{ProcessSpec, ProcessState, RefusalKind, Streams};
+use super::{agent, logs, process};
+use crate::holder::{ProcessState, RefusalKind, Streams};
 use jiff::Timestamp;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -51,6 +50,8 @@ struct Worker {
     uid: String,
     pod: Option<Arc<Pod>>,
     record: Option<Record>,
+    /// The sandbox that the pod has, or had last: a pod that is done keeps the address it had in its status.
+    connected: Option<Record>,
     runs: BTreeMap<String, Run>,
     environments: BTreeMap<String, BTreeMap<String, String>>,
     consoles: BTreeMap<String, Arc<Console>>,
@@ -146,6 +147,7 @@ impl Worker {
             key,
             uid,
             pod,
+            connected: legacy.record.clone(),
             record: legacy.record,
             runs: BTreeMap::new(),
             environments: BTreeMap::new(),
@@ -175,7 +177,7 @@ impl Worker {
             }
             let last = status::told_ends(&pod.object, "containerStatuses", "lastState");
             for state in processes {
-                if let Some((name, mut run)) = adopted(&self.shared, state) {
+                if let Some((name, mut run)) = process::adopted(&self.shared, state) {
                     run.last = last.get(&name).cloned();
                     self.announced.insert(name.clone());
                     if let Some(container) = pod.container(&name)
@@ -219,7 +221,7 @@ impl Worker {
         let Some(exit) = state.exit else { return };
         let Some(name) = state.id.rsplit('/').next() else { return };
         let Some(run) = self.runs.get_mut(name) else { return };
-        if run.ended.is_some() || state.labels.get(CONTAINER_ID) != Some(&run.container_id) {
+        if run.ended.is_some() || state.labels.get(process::CONTAINER_ID) != Some(&run.container_id) {
             return;
         }
         let code = exit.code.or_else(|| exit.signal.map(|signal| 128 + signal)).unwrap_or(255);
@@ -295,6 +297,7 @@ impl Worker {
         let permit = shared.sandboxes.acquire().await;
         let created = sandbox::create(&shared, &pod, &mut self.record).await;
         let Err(error) = created else {
+            self.connected = self.record.clone();
             self.retry = None;
             self.back_off = Duration::ZERO;
             return;
@@ -308,10 +311,10 @@ impl Worker {
         );
         self.shared.events.warning(&pod, None, "FailedCreatePodSandBox", message);
         // What the failed attempt left goes first; the next attempt begins with nothing.
-        if let Some(record) = self.record.clone() {
-            if sandbox::remove(&shared, &record).await.is_ok() {
-                self.record = None;
-            }
+        if let Some(record) = self.record.clone()
+            && sandbox::remove(&shared, &record).await.is_ok()
+        {
+            self.record = None;
         }
         drop(permit);
         self.retry_later();
@@ -412,7 +415,7 @@ impl Worker {
     ) -> Result<(), String> {
         let log = logs::path(&self.shared.logs(&pod.namespace, &pod.name, &pod.uid), &container.name);
         logs::begin(&log);
-        let spec = process_spec(&self.shared, pod, container, run, env.clone(), log.clone());
+        let spec = process::spec(&self.shared, pod, container, run, env.clone(), log.clone());
         let interactive = container.stdin && matches!(run.program, Program::Host(_));
         let started = if interactive || (container.tty && matches!(run.program, Program::Host(_))) {
             let terminal = container.tty.then_some((80, 24));
@@ -523,7 +526,7 @@ impl Worker {
     }
 
     fn addresses(&self) -> Vec<String> {
-        self.record.as_ref().map(|record| record.addresses(&self.shared)).unwrap_or_default()
+        self.connected.as_ref().map(|record| record.addresses(&self.shared)).unwrap_or_default()
     }
 
     async fn signal_all(&self, signal: Signal) {
@@ -563,8 +566,11 @@ impl Worker {
         }
         let host_ip = self.shared.node.address.addr().to_string();
         let addresses = self.addresses();
-        let attachment =
-            self.record.as_ref().filter(|record| record.network.is_some()).map(|record| record.id.as_str());
+        let attachment = self
+            .connected
+            .as_ref()
+            .filter(|record| record.network.is_some())
+            .map(|record| record.id.as_str());
         let patch = status::patch(&Observed {
             now: Timestamp::now(),
             pod: &pod,
@@ -630,7 +636,7 @@ impl Worker {
                 self.shared.agent_running.send_replace(false);
             }
             let process = self.shared.process(&self.uid, name);
-            // Its end may not have been seen by the holder yet; then the next of this name replaces the record.
+            // One whose end the holder has not seen yet is forgotten when it has.
             let _ = self.shared.holder.forget(&process).await;
         }
         let logs = self.shared.logs(&self.key.0, &self.key.1, &self.uid);
@@ -641,103 +647,6 @@ impl Worker {
         }
         info!(pod = self.key.1, namespace = self.key.0, "a pod is gone");
     }
-}
-
-/// Notes that are kept with a process, for the kubelet that adopts it.
-const CONTAINER_ID: &str = "container";
-const RESTARTS: &str = "restarts";
-const PROGRAM: &str = "program";
-const WAITED: &str = "waited";
-
-fn process_spec(
-    shared: &Shared,
-    pod: &Pod,
-    container: &Container,
-    run: &Run,
-    env: BTreeMap<String, String>,
-    log: PathBuf,
-) -> ProcessSpec {
-    let node = &shared.node.name;
-    let tortie = |arguments: &[&str]| -> Vec<String> {
-        let program = shared.cluster.program.display().to_string();
-        std::iter::once(program).chain(arguments.iter().map(|word| (*word).to_owned())).collect()
-    };
-    let kubeconfig = |component: &str| shared.cluster.kubeconfig_of(component).display().to_string();
-    let mut listeners = Vec::new();
-    let (kind, argv) = match &run.program {
-        Program::Agent => {
-            listeners.push(shared.agent_listener());
-            let argv = tortie(&[
-                "node",
-                "--node-name",
-                node,
-                "--kubeconfig",
-                &kubeconfig(&format!("node-{node}")),
-                "--cni-conf-dir",
-                &shared.cluster.cni_directory(node).display().to_string(),
-                "--cni-plugin-socket",
-                &shared.agent_socket().display().to_string(),
-            ]);
-            ("agent", argv)
-        }
-        Program::Controllers => {
-            ("controllers", tortie(&["controllers", "--kubeconfig", &kubeconfig("controllers")]))
-        }
-        Program::Operator => {
-            let network = shared.node.address.trunc().to_string();
-            let arguments = ["operator", "--kubeconfig", &kubeconfig("operator"), "--node-network", &network];
-            ("operator", tortie(&arguments))
-        }
-        Program::Host(command) => ("host", command.clone()),
-        Program::StandIn(_) => {
-            ("stand-in", vec![shared.programs().join("tortie-pause").display().to_string()])
-        }
-    };
-    let labels = [
-        (CONTAINER_ID, run.container_id.clone()),
-        (RESTARTS, run.restarts.to_string()),
-        (PROGRAM, kind.to_owned()),
-        (WAITED, run.waited.as_secs().to_string()),
-    ];
-    ProcessSpec {
-        id: shared.process(&pod.uid, &container.name),
-        argv,
-        env,
-        cwd: container.working_dir.as_ref().map(PathBuf::from),
-        namespaces: Some(pod.namespaces()),
-        network_only: run.program.is_ours(),
-        listeners,
-        stdout: Some(log.clone()),
-        stderr: Some(log),
-        labels: labels.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
-    }
-}
-
-/// The run that a process of an earlier kubelet is.
-fn adopted(shared: &Shared, state: &ProcessState) -> Option<(String, Run)> {
-    let (_, name) = state.id.strip_prefix(&shared.processes())?.split_once('/')?;
-    let label = |key: &str| state.labels.get(key).map(String::as_str).unwrap_or_default();
-    let program = match label(PROGRAM) {
-        "agent" => {
-            shared.agent_running.send_replace(state.is_running());
-            Program::Agent
-        }
-        "controllers" => Program::Controllers,
-        "operator" => Program::Operator,
-        "host" => Program::Host(Vec::new()),
-        _ => Program::StandIn(StandIn::NoCommand),
-    };
-    let run = Run {
-        container_id: label(CONTAINER_ID).to_owned(),
-        program,
-        restarts: label(RESTARTS).parse().unwrap_or_default(),
-        started: state.started,
-        ended: None,
-        last: None,
-        waited: Duration::from_secs(label(WAITED).parse().unwrap_or_default()),
-        back_off: Duration::ZERO,
-    };
-    Some((name.to_owned(), run))
 }
 
 /// An init container that ended well before this kubelet began.
