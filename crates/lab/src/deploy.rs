@@ -110,18 +110,19 @@ pub fn directory_for(lab: &str, beside: Option<&Path>) -> Result<PathBuf> {
 /// # Errors
 /// With what was not possible and, where known, what to do.
 pub async fn deploy(request: Request, progress: &mut dyn Progress) -> Result<Outcome> {
-    let lock = Lock::take()?;
-    refuse_duplicates(&request.cluster)?;
-    if let Some(known) = known::by_lab(&request.cluster.lab)? {
+    let lock = loop {
+        let lock = Lock::take()?;
+        refuse_duplicates(&request.cluster)?;
+        let Some(known) = known::by_lab(&request.cluster.lab)? else { break lock };
         match known.read_cluster() {
             Ok(cluster) if known.holder().is_some() => {
                 complete(&cluster).await?;
                 return Ok(Outcome::Completed(Box::new(cluster)));
             }
-            // What a crash left: nothing of it runs any more.
+            // What a crash left: nothing of it runs any more. With the last lab the directory of the lock goes, too.
             _ => destroy::clean(&known, &lock)?,
         }
-    }
+    };
     let Request { mut cluster, wait } = request;
     if cluster.directory.exists() {
         destroy::clean(&destroy::unknown(&cluster), &lock)?;

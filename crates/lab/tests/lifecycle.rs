@@ -69,6 +69,7 @@ fn main() -> ExitCode {
     a_failed_deployment_leaves_nothing(place.path());
     an_interrupted_deployment_leaves_nothing(place.path());
     what_a_crash_left_is_removed(place.path());
+    what_a_crash_left_does_not_hinder_the_next_deployment(place.path());
     println!("ok: labs that come to nothing leave nothing");
     ExitCode::SUCCESS
 }
@@ -156,6 +157,24 @@ fn what_a_crash_left_is_removed(place: &Path) {
     }
     let output = command(&place, &["kind", "delete", "cluster", "--name", "brief"]).output().unwrap();
     assert!(output.status.success());
+}
+
+fn what_a_crash_left_does_not_hinder_the_next_deployment(place: &Path) {
+    let place = lesson(place, "crashed-before");
+    let before = files(&place);
+    let mut deploy = start_to_deploy(&place);
+    deploy.kill().unwrap();
+    deploy.wait().unwrap();
+    // With the holder all processes of the lab end; its directory and its record stay.
+    lab::holder::Running::find(&place.join("clab-brief")).unwrap().end().unwrap();
+    let output = containerlab(&place, &["deploy", "-t", "brief.clab.yaml"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("Error: the lab's apiserver ended with code 1"),
+        "came as far as it can here: {said}"
+    );
+    assert_eq!(files(&place), before);
+    assert_eq!(processes(&place), Vec::<String>::new());
 }
 
 /// A home directory with the lesson's kind of files in it.
