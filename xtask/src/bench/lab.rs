@@ -99,7 +99,7 @@ impl Lab {
         let path = self.folder.join("clab-calico-ipam/holder.json");
         let text = std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let holder: Value = serde_json::from_str(&text)?;
-        let holder = holder["pid"].as_u64().context("holder.json names no pid")?;
+        let holder = holder["running"]["pid"].as_u64().context("holder.json names no pid")?;
         let mut family = vec![holder];
         let mut kilobytes = 0;
         while let Some(pid) = family.pop() {
