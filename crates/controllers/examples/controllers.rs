@@ -18,7 +18,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let kubeconfig = arguments.next().map(PathBuf::from).ok_or(usage)?;
     if which == "operator" {
         let node_networks = vec!["172.18.0.0/16".parse()?];
-        let options = operator::Options { kubeconfig, node_networks, affinity_naming: AffinityNaming::PerBlock };
+        let options =
+            operator::Options { kubeconfig, node_networks, affinity_naming: AffinityNaming::PerBlock };
         operator::run(options).await?;
     } else {
         controllers::run(controllers::Options { kubeconfig }).await?;
