@@ -246,7 +246,7 @@ async fn listen(shared: Arc<Shared>, target: PodEntry, container: String, remote
     let query = LogQuery { follow: true, tail: Some(0), ..LogQuery::default() };
     let (sender, mut receiver) = mpsc::channel(16);
     let is_running = || is_running(&shared, &target, &container);
-    let read = logs::send(&log, &query, pod_start(&target, &container), is_running, sender);
+    let read = logs::send(&log, &query, &shared.marks, is_running, sender);
     let write = async {
         while let Some(bytes) = receiver.recv().await {
             if remote.output.send(Output::Out(bytes)).await.is_err() {
@@ -261,11 +261,6 @@ async fn listen(shared: Arc<Shared>, target: PodEntry, container: String, remote
         () = remote.output.closed() => {}
     }
     let _ = remote.output.send(Output::End(success())).await;
-}
-
-/// When a container's newest run began.
-pub(super) fn pod_start(target: &PodEntry, container: &str) -> jiff::Timestamp {
-    target.containers.get(container).and_then(|entry| entry.started).unwrap_or_default()
 }
 
 /// Whether the run of the container that `target` shows still lasts.

@@ -1,13 +1,16 @@
 //! Logs of containers. Each container appends its raw output to a file of its own; the run before is kept beside it.
 //!
 //! Nothing stands between a container and its file, so that a kubelet may be killed without a line being lost. The
-//! price is that the time of a line is known only as well as the line says: one that begins with a time (as those of
-//! our own parts do) has that time, any other the time of the line before it, the first one the container's start.
+//! price is that nobody notes when a line is written. The time of a line is what the line itself begins with, as those
+//! of our own parts do; lines that follow such a one share its time. Any other has the time at which the file was first
+//! seen to be as long as that: [`Marks`] looks once a second, and before the first look it is the file's last change.
 
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
+use std::collections::BTreeMap;
 use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
@@ -25,6 +28,51 @@ const CHUNK: usize = 64 << 10;
 
 /// Longest line that is kept together, in bytes.
 const LINE_LIMIT: usize = 1 << 20;
+
+/// Most looks that are remembered of one log: the older ones are thinned out.
+const MARKS: usize = 4096;
+
+/// How long logs were, and when: so many bytes at that time.
+#[derive(Debug, Default)]
+pub(super) struct Marks {
+    logs: Mutex<BTreeMap<PathBuf, Vec<(u64, Timestamp)>>>,
+}
+
+impl Marks {
+    /// Looks at these logs, and forgets all others.
+    pub(super) fn look(&self, logs: impl Iterator<Item = PathBuf>, now: Timestamp) {
+        let mut known = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = BTreeMap::new();
+        for log in logs {
+            let mut marks = known.remove(&log).unwrap_or_default();
+            let size = std::fs::metadata(&log).map_or(0, |data| data.len());
+            if marks.last().is_some_and(|(last, _)| size < *last) {
+                marks.clear();
+            }
+            if size > marks.last().map_or(0, |(last, _)| *last) {
+                marks.push((size, now));
+            }
+            if marks.len() > MARKS {
+                let mut index = 0;
+                marks.retain(|_| {
+                    index += 1;
+                    index % 2 == 0
+                });
+            }
+            if !marks.is_empty() {
+                kept.insert(log, marks);
+            }
+        }
+        *known = kept;
+    }
+
+    /// When the log was first seen to have more than `offset` bytes; `None` if it was not.
+    fn time_at(&self, log: &Path, offset: u64) -> Option<Timestamp> {
+        let known = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let marks = known.get(log)?;
+        marks.get(marks.partition_point(|(size, _)| *size <= offset)).map(|(_, time)| *time)
+    }
+}
 
 /// What is asked for, as in the query of the log subresource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -107,14 +155,13 @@ pub(super) fn bound(directory: &Path) {
     }
 }
 
-/// Sends what `query` asks for of the log at `path`. A container that began at `started` goes on writing while
-/// `is_running`.
+/// Sends what `query` asks for of the log at `path`, which is written while `is_running`.
 ///
 /// Ends early when nobody receives any more.
 pub(super) async fn send(
     path: &Path,
     query: &LogQuery,
-    started: Timestamp,
+    marks: &Marks,
     is_running: impl Fn() -> bool,
     output: mpsc::Sender<Bytes>,
 ) -> std::io::Result<()> {
@@ -136,13 +183,19 @@ pub(super) async fn send(
         let start = tail(&mut file, lines).await?;
         file.seek(SeekFrom::Start(start)).await?;
     }
-    let mut lines = Lines { clock: started, query, left: query.limit };
+    let mut lines = Lines { query, left: query.limit, inherited: None };
     let mut pending = BytesMut::new();
     loop {
         let running = is_running();
         pending.reserve(CHUNK);
         let read = file.read_buf(&mut pending).await?;
-        let out = lines.take(&mut pending, read == 0 && !(query.follow && running));
+        let mut offset = file.stream_position().await? - pending.len() as u64;
+        let changed = file.metadata().await?.modified().ok().and_then(|time| Timestamp::try_from(time).ok());
+        let out = lines.take(&mut pending, read == 0 && !(query.follow && running), |length| {
+            let time = marks.time_at(path, offset).or(changed).unwrap_or_default();
+            offset += length;
+            time
+        });
         if !out.is_empty() && output.send(out).await.is_err() || lines.left == Some(0) {
             return Ok(());
         }
@@ -196,14 +249,21 @@ async fn tail(file: &mut File, lines: u64) -> std::io::Result<u64> {
 
 /// Turns what was read into what is sent.
 struct Lines<'a> {
-    clock: Timestamp,
     query: &'a LogQuery,
     left: Option<u64>,
+    /// The time of the last line that began with one.
+    inherited: Option<Timestamp>,
 }
 
 impl Lines<'_> {
-    /// Takes the complete lines out of `pending`, at the end the incomplete one too.
-    fn take(&mut self, pending: &mut BytesMut, at_end: bool) -> Bytes {
+    /// Takes the complete lines out of `pending`, at the end the incomplete one too. `written` is asked for each line
+    /// in turn, by its length, when it was written.
+    fn take(
+        &mut self,
+        pending: &mut BytesMut,
+        at_end: bool,
+        mut written: impl FnMut(u64) -> Timestamp,
+    ) -> Bytes {
         let mut out = BytesMut::new();
         loop {
             let line = match pending.iter().position(|byte| *byte == b'\n') {
@@ -211,14 +271,14 @@ impl Lines<'_> {
                 None if pending.len() > LINE_LIMIT || (at_end && !pending.is_empty()) => pending.split(),
                 None => break,
             };
-            if let Some(time) = time_of(&line) {
-                self.clock = time;
-            }
-            if self.query.since.is_some_and(|since| self.clock < since) {
+            let seen = written(line.len() as u64);
+            self.inherited = time_of(&line).or(self.inherited);
+            let time = self.inherited.unwrap_or(seen);
+            if self.query.since.is_some_and(|since| time < since) {
                 continue;
             }
             if self.query.timestamps {
-                out.extend_from_slice(format!("{:.9} ", self.clock).as_bytes());
+                out.extend_from_slice(format!("{time:.9} ").as_bytes());
             }
             out.extend_from_slice(&line);
         }
@@ -253,8 +313,9 @@ mod tests {
         let log = path(directory.path(), "c");
         std::fs::write(&log, text).unwrap();
         let (sender, mut receiver) = mpsc::channel(100);
-        let started = "2026-11-21T12:00:00Z".parse().unwrap();
-        send(&log, query, started, || false, sender).await.unwrap();
+        let marks = Marks::default();
+        marks.look([log.clone()].into_iter(), "2026-11-21T12:00:01Z".parse().unwrap());
+        send(&log, query, &marks, || false, sender).await.unwrap();
         let mut all = Vec::new();
         while let Some(bytes) = receiver.recv().await {
             all.extend_from_slice(&bytes);
@@ -283,11 +344,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lines_have_the_time_they_name_or_that_of_the_line_before() {
+    async fn lines_have_the_time_they_name_or_that_of_the_one_before_that_names_one() {
         let text = "first\n2026-11-21 12:00:05.123 [INFO][1] claimed\nsecond\n2026-11-21T12:00:09Z third\n";
         assert_eq!(
             sent(text, &query(&[("timestamps", "true")])).await,
-            "2026-11-21T12:00:00.000000000Z first\n\
+            "2026-11-21T12:00:01.000000000Z first\n\
              2026-11-21T12:00:05.123000000Z 2026-11-21 12:00:05.123 [INFO][1] claimed\n\
              2026-11-21T12:00:05.123000000Z second\n\
              2026-11-21T12:00:09.000000000Z 2026-11-21T12:00:09Z third\n"
@@ -311,7 +372,7 @@ mod tests {
         let (sender, mut receiver) = mpsc::channel(100);
         let query = query(&[("follow", "true")]);
         let follow = async {
-            send(&log, &query, Timestamp::UNIX_EPOCH, || *is_running.borrow(), sender).await.unwrap();
+            send(&log, &query, &Marks::default(), || *is_running.borrow(), sender).await.unwrap();
         };
         let write = async {
             assert_eq!(receiver.recv().await.unwrap(), "one\n");
@@ -323,6 +384,32 @@ mod tests {
             assert_eq!(receiver.recv().await, None);
         };
         tokio::join!(follow, write);
+    }
+
+    #[test]
+    fn a_line_was_written_when_the_log_was_first_seen_to_have_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = path(directory.path(), "c");
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let marks = Marks::default();
+        for (second, text) in [(1, "one\n"), (2, "one\n"), (3, "one\ntwo\n")] {
+            std::fs::write(&log, text).unwrap();
+            marks.look([log.clone()].into_iter(), at(second));
+        }
+        assert_eq!(marks.time_at(&log, 0), Some(at(1)));
+        assert_eq!(marks.time_at(&log, 4), Some(at(3)));
+        assert_eq!(marks.time_at(&log, 8), None);
+        // A log that begins anew.
+        std::fs::write(&log, "x\n").unwrap();
+        marks.look([log.clone()].into_iter(), at(4));
+        assert_eq!(marks.time_at(&log, 0), Some(at(4)));
+        for second in 5..10_000 {
+            std::fs::write(&log, vec![b'x'; usize::try_from(second).unwrap()]).unwrap();
+            marks.look([log.clone()].into_iter(), at(second));
+        }
+        assert!(marks.logs.lock().unwrap()[&log].len() <= MARKS);
+        marks.look(std::iter::empty(), at(10_000));
+        assert_eq!(marks.time_at(&log, 0), None);
     }
 
     #[test]

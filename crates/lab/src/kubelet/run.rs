@@ -19,7 +19,10 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-/// How often the logs are looked at.
+/// How often it is noted how far the logs have grown.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often logs that have grown too large are cut.
 const TIDY: Duration = Duration::from_secs(30);
 
 /// What a kubelet needs to know.
@@ -72,6 +75,8 @@ pub async fn run(options: Options) -> Result<()> {
     tokio::spawn(shared.api.clone().follow("/api/v1/pods".into(), query, sender));
     info!(node = shared.node.name, "serving");
 
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut tidy = tokio::time::interval(TIDY);
     loop {
         tokio::select! {
@@ -88,6 +93,7 @@ pub async fn run(options: Options) -> Result<()> {
                 }
             },
             Some((uid, key)) = kubelet.finished.recv() => kubelet.finish(&uid, &key),
+            _ = look.tick() => shared.marks.look(shared.written_logs().into_iter(), jiff::Timestamp::now()),
             _ = tidy.tick() => logs::bound(&shared.directory().join("logs")),
         }
     }

@@ -166,9 +166,7 @@ fn log(
     let query = LogQuery::read(parameters, jiff::Timestamp::now()).map_err(bad_request)?;
     let pod = &entry.pod;
     let mut path = logs::path(&shared.logs(&pod.namespace, &pod.name, &pod.uid), &name);
-    let mut started = exec::pod_start(&entry, &name);
     if pod.mirror {
-        started = shared.started;
         // A stand-in of the control plane writes nothing.
         path = static_pods::log(shared, &name).unwrap_or_else(|| PathBuf::from("/dev/null"));
     } else {
@@ -194,7 +192,7 @@ fn log(
     let shared = shared.clone();
     tokio::spawn(async move {
         let is_running = || !query.previous && (entry.pod.mirror || exec::is_running(&shared, &entry, &name));
-        if let Err(error) = logs::send(&path, &query, started, is_running, sender).await {
+        if let Err(error) = logs::send(&path, &query, &shared.marks, is_running, sender).await {
             warn!(path = %path.display(), %error, "did not read a log");
         }
     });

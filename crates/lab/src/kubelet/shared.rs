@@ -4,6 +4,7 @@ use super::agent::State;
 use super::api::Api;
 use super::console::Console;
 use super::events::Events;
+use super::logs::{self, Marks};
 use super::pod::{Pod, PodName};
 use crate::cluster::{Cluster, Node};
 use crate::holder;
@@ -51,6 +52,8 @@ pub(super) struct Shared {
     pub network: watch::Receiver<State>,
     /// Whether the container with the node agent runs.
     pub agent_running: watch::Sender<bool>,
+    /// How the containers' logs grew.
+    pub marks: Marks,
     pods: Mutex<BTreeMap<PodName, PodEntry>>,
 }
 
@@ -74,6 +77,7 @@ impl Shared {
             sandboxes: Semaphore::new(SANDBOXES),
             network,
             agent_running,
+            marks: Marks::default(),
             pods: Mutex::new(BTreeMap::new()),
         }
     }
@@ -101,6 +105,17 @@ impl Shared {
     /// Directory of a pod's logs.
     pub(super) fn logs(&self, namespace: &str, pod: &str, uid: &str) -> PathBuf {
         self.directory().join("logs").join(format!("{namespace}_{pod}_{uid}"))
+    }
+
+    /// The logs of the containers that run.
+    pub(super) fn written_logs(&self) -> Vec<PathBuf> {
+        let mut written = Vec::new();
+        for PodEntry { pod, containers, .. } in self.pods().values() {
+            let directory = self.logs(&pod.namespace, &pod.name, &pod.uid);
+            let running = containers.iter().filter(|(_, entry)| entry.running);
+            written.extend(running.map(|(name, _)| logs::path(&directory, name)));
+        }
+        written
     }
 
     /// Directory of our programs and of the CNI plugins.
