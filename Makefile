@@ -28,5 +28,6 @@ check:
 	cargo xtask tidy
 
 test: packages check
+	scripts/fetch-debian-kubectl
 	cargo build --workspace --bins --locked
 	cargo test --workspace --locked
