@@ -96,20 +96,37 @@ fn link_commands(program: &Path, directory: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The kubeconfig that the lesson uses: `<lab>.kubeconfig` beside the topology of the working directory or of the
-/// lab; else whatever kubectl takes.
+/// The kubeconfig that the lesson uses: `<lab>.kubeconfig` beside the topology of the working directory, or where the
+/// topology's lab was entered when it was deployed; else that of the only lab; else whatever kubectl takes.
 fn kubeconfig_for() -> Result<PathBuf> {
     let here = std::env::current_dir().context("finding the working directory")?;
     if let [file] = &crate::containerlab::topologies_in(&here)[..]
         && let Ok(topology) = topology::read(&here.join(file), |name| std::env::var(name).ok())
     {
-        return Ok(here.join(format!("{}.kubeconfig", topology.lab)));
+        let deployed = known::by_lab(&topology.lab)?
+            .and_then(|known| known.read_cluster().ok())
+            .filter(|cluster| cluster.topology == topology.file);
+        let usual = kubeconfig::user_file();
+        return beside_topology(&here, &topology.lab, deployed.and_then(|cluster| cluster.kubeconfig))
+            .or(usual)
+            .context("there is no home directory; set HOME or KUBECONFIG");
     }
     if let [known] = &known::all()?[..] {
         let cluster = known.read_cluster()?;
         return Ok(cluster.kubeconfig.clone().unwrap_or_else(|| cluster.kubeconfig_of("admin")));
     }
     kubeconfig::user_file().context("there is no home directory; set HOME or KUBECONFIG")
+}
+
+/// The kubeconfig for a topology in the directory `here`; `None` when there is none yet and none can be made there.
+fn beside_topology(here: &Path, lab: &str, deployed_to: Option<PathBuf>) -> Option<PathBuf> {
+    let beside = here.join(format!("{lab}.kubeconfig"));
+    if beside.exists() {
+        return Some(beside);
+    }
+    let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+    let writable = || rustix::fs::access(here, access).is_ok();
+    deployed_to.or_else(|| writable().then_some(beside))
 }
 
 /// As one word of a shell.
@@ -151,6 +168,24 @@ mod tests {
             Command::new("sh").args(["-euc", &format!("{text}{text}echo \"$PATH\"")]).output().unwrap();
         let path = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(path.starts_with("/opt/lab bin:") && path.matches("lab bin").count() == 1, "{path}");
+    }
+
+    #[test]
+    fn a_kubeconfig_is_named_only_where_it_is_or_can_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let here = directory.path();
+        let beside = here.join("x.kubeconfig");
+        assert_eq!(beside_topology(here, "x", None), Some(beside.clone()), "can be made");
+        let elsewhere = PathBuf::from("/home/me/.kube/config");
+        assert_eq!(
+            beside_topology(here, "x", Some(elsewhere.clone())),
+            Some(elsewhere.clone()),
+            "is elsewhere"
+        );
+        std::fs::write(&beside, "").unwrap();
+        assert_eq!(beside_topology(here, "x", Some(elsewhere)), Some(beside), "is there");
+        // As a place that cannot be written, and that not even root can write.
+        assert_eq!(beside_topology(Path::new("/no/such/place"), "x", None), None);
     }
 
     #[test]
