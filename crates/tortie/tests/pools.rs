@@ -5,7 +5,7 @@
 #[path = "lesson/stage.rs"]
 mod stage;
 
-use stage::{As, Stage, text};
+use stage::{As, Stage};
 use std::fs;
 
 /// The one pool of this lab, in blocks of four.
@@ -20,7 +20,7 @@ fn pools_that_cannot_be_are_reported_and_a_full_pool_says_what_would_free_addres
     let Some(stage) = Stage::set(who) else { return };
     deploys_with_a_small_pool(&stage);
     refuses_pools_that_cannot_be(&stage);
-    heals_when_corrected(&stage);
+    becomes_available(&stage);
     fills_the_pool(&stage);
     lets_the_waiting_pod_run(&stage);
 }
@@ -34,9 +34,23 @@ fn deploys_with_a_small_pool(stage: &Stage) {
     let small = lesson.replace("blockSize: 26", "blockSize: 30").replace("192.168.0.0/16", POOL);
     assert!(small.contains(POOL) && small.contains("blockSize: 30"), "{small}");
     fs::write(resources(stage), small).expect("custom resources to write to");
-    let output = stage.bare("./deploy.sh");
-    assert!(output.status.success(), "deploy.sh: {}\n{}", text(&output.stdout), text(&output.stderr));
-    assert_eq!(pools(stage), format!("default-ipv4-ippool {POOL}\n"));
+    stage.shell(
+        "containerlab deploy -t calico-ipam.clab.yaml && \
+         (umask 077 && kind get kubeconfig --name=calico-ipam > calico-ipam.kubeconfig) && \
+         kubectl create -f ../../manifests/operator-crds.yaml -f ../../manifests/tigera-operator.yaml",
+    );
+    // The very first Installation is wrong: there is no pool to fall back upon.
+    let wrong =
+        fs::read_to_string(resources(stage)).expect("the custom resources").replace(POOL, "10.0.0.0/16");
+    stage.shell(&format!("kubectl apply -f - <<'EOF'\n{wrong}EOF"));
+    stage.until("the first Installation is refused", CONDITIONS, |conditions| {
+        conditions.contains("Degraded=True InvalidConfigurationError: ")
+            && conditions.contains("IPPool 10.0.0.0/16 is not within")
+    });
+    assert_eq!(pools(stage), "", "no pool");
+    assert_eq!(stage.shell("kubectl get nodes --no-headers").matches(" NotReady ").count(), 3);
+    becomes_available(stage);
+    stage.shell("kubectl wait --for=condition=Ready pods --all --all-namespaces --timeout=80s");
 }
 
 /// Each in an Installation that is otherwise the lab's own.
@@ -73,9 +87,9 @@ fn refuses_pools_that_cannot_be(stage: &Stage) {
     }
 }
 
-fn heals_when_corrected(stage: &Stage) {
+fn becomes_available(stage: &Stage) {
     stage.shell("kubectl apply -f calico-cni-config/custom-resources.yaml");
-    stage.until("the corrected Installation is accepted", CONDITIONS, |conditions| {
+    stage.until("the corrected Installation is carried out", CONDITIONS, |conditions| {
         ["Available=True ", "Degraded=False "].iter().all(|wish| conditions.contains(wish))
     });
     assert_eq!(pools(stage), format!("default-ipv4-ippool {POOL}\n"));
