@@ -1,5 +1,6 @@
 //! Commands in a running container, and sessions with one, whatever carries their streams.
 
+use super::console::Piece;
 use super::logs::{self, LogQuery};
 use super::pipes::Pipe;
 use super::shared::{PodEntry, Shared};
@@ -185,19 +186,22 @@ pub(super) async fn attach(shared: Arc<Shared>, target: PodEntry, container: Str
         return listen(shared, target, container, remote).await;
     };
     let once = target.pod.container(&container).is_some_and(|container| container.stdin_once);
-    let mut output = console.listen();
+    let (early, mut output) = console.listen();
     let input = console.input();
     // Held weakly, here and in what was handed over: the container's end shows by the end of its streams.
     let weak = Arc::downgrade(&console);
     drop((console, target));
     let mut stdin = remote.stdin.take();
     let mut sizes_end = false;
+    for piece in early {
+        // Who does not listen any more is noticed below.
+        let _ = remote.output.send(written(piece)).await;
+    }
     loop {
         tokio::select! {
             piece = output.recv() => {
                 let piece = match piece {
-                    Ok((true, bytes)) => Output::Error(bytes),
-                    Ok((false, bytes)) => Output::Out(bytes),
+                    Ok(piece) => written(piece),
                     Err(broadcast::error::RecvError::Lagged(_)) => continue,
                     Err(broadcast::error::RecvError::Closed) => break,
                 };
@@ -229,6 +233,10 @@ pub(super) async fn attach(shared: Arc<Shared>, target: PodEntry, container: Str
     }
     // A client that left does not wait for it.
     let _ = remote.output.send(Output::End(success())).await;
+}
+
+fn written((is_error, bytes): Piece) -> Output {
+    if is_error { Output::Error(bytes) } else { Output::Out(bytes) }
 }
 
 /// The next bytes; waits for ever where nothing is typed.
