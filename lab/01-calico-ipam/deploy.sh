@@ -62,18 +62,18 @@ if [[ "${available[apiserver]:-}" != True || "${available[calico]:-}" != True ]]
   exit 1
 fi
 # Asked of the whole list at once: `kubectl wait` asks for each pod in turn, which takes seconds even when all run.
-waiting_pods() {
-  kubectl get pods --all-namespaces -o \
-    jsonpath='{range .items[*]}{.metadata.namespace}/{.metadata.name}={.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}' |
-    grep -v '=True$' || true
-}
+readonly readiness='{range .items[*]}{.metadata.namespace}/{.metadata.name}={.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}'
 deadline=$((SECONDS + patience))
-while waiting=$(waiting_pods) && [[ -n "$waiting" ]]; do
+while pods=$(kubectl get pods --all-namespaces -o jsonpath="$readiness") && waiting=$(grep -v '=True$' <<<"$pods"); do
   if ((SECONDS > deadline)); then
     printf 'deploy.sh: these pods do not run after %s s:\n%s\n' "$patience" "$waiting" >&2
     exit 1
   fi
 done
+if [[ -z "$pods" ]]; then
+  echo "deploy.sh: the API server does not list the pods any more" >&2
+  exit 1
+fi
 
 echo "==> Done. In this directory:"
 echo "    eval \"\$($tortie lab env)\""
