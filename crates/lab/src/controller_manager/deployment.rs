@@ -55,6 +55,7 @@ pub(super) fn reconcile(deployment: &Value, replica_sets: &[&Value], now: &str) 
             }
         }
     }
+    actions.extend(number(deployment, current, replica_sets));
     // Pods of old templates go as fast as the new ones get ready, but no faster than allowed.
     let keep = if recreate { 0 } else { (wanted - unavailable - current_ready).max(0) };
     let mut spare = (old_wanted - keep).max(0);
@@ -68,6 +69,30 @@ pub(super) fn reconcile(deployment: &Value, replica_sets: &[&Value], now: &str) 
     actions.extend(drop_history(deployment, &old));
     actions.extend(status(deployment, replica_sets, current, current_ready + old_ready, now));
     actions
+}
+
+/// Numbers the templates in the order of their use, so that a rollout can be undone: the one in use has the highest
+/// number, also when it was in use before, and the Deployment says which it is.
+fn number(deployment: &Value, current: Option<&Value>, replica_sets: &[&Value]) -> Vec<Action> {
+    let newest = newest(replica_sets);
+    let mut actions = Vec::new();
+    let in_use = match current {
+        None => newest + 1,
+        Some(set) if revision(set) < newest => {
+            actions.push(annotate(Kind::ReplicaSet, set, newest + 1));
+            newest + 1
+        }
+        Some(_) => newest,
+    };
+    if revision(deployment) != in_use {
+        actions.push(annotate(Kind::Deployment, deployment, in_use));
+    }
+    actions
+}
+
+fn annotate(kind: Kind, object: &Value, revision: i64) -> Action {
+    let patch = json!({"metadata": {"annotations": {REVISION: revision.to_string()}}});
+    Action::Patch(kind, object::name_of(object), patch)
 }
 
 fn wish(set: &Value) -> i64 {
@@ -107,7 +132,7 @@ fn replica_set(deployment: &Value, hash: &str, replicas: i64, existing: &[&Value
     object::set(&mut template, &["metadata", "labels", HASH_LABEL], json!(hash));
     let mut selector = object::at(deployment, &["spec", "selector"]).cloned().unwrap_or_else(|| json!({}));
     object::set(&mut selector, &["matchLabels", HASH_LABEL], json!(hash));
-    let revision = existing.iter().map(|set| revision(set)).max().unwrap_or(0) + 1;
+    let revision = newest(existing) + 1;
     json!({
         "apiVersion": "apps/v1",
         "kind": "ReplicaSet",
@@ -122,8 +147,12 @@ fn replica_set(deployment: &Value, hash: &str, replicas: i64, existing: &[&Value
     })
 }
 
-fn revision(set: &Value) -> i64 {
-    object::text(set, &["metadata", "annotations", REVISION]).parse().unwrap_or(0)
+fn newest(sets: &[&Value]) -> i64 {
+    sets.iter().map(|set| revision(set)).max().unwrap_or(0)
+}
+
+fn revision(numbered: &Value) -> i64 {
+    object::text(numbered, &["metadata", "annotations", REVISION]).parse().unwrap_or(0)
 }
 
 /// Empty ReplicaSets of old templates beyond the history limit are removed, oldest first.
@@ -290,9 +319,33 @@ mod tests {
     }
 
     #[test]
+    fn the_template_in_use_has_the_highest_number_and_the_deployment_says_it() {
+        let numbered = |actions: &[Action]| -> Vec<(Kind, String)> {
+            let annotations =
+                |patch: &Value| patch["metadata"]["annotations"][REVISION].as_str().map(Into::into);
+            actions
+                .iter()
+                .filter_map(|action| match action {
+                    Action::Patch(kind, _, patch) => Some((*kind, annotations(patch)?)),
+                    _ => None,
+                })
+                .collect()
+        };
+        let first = reconcile(&deployment(2, "a"), &[], NOW);
+        assert_eq!(numbered(&first), [(Kind::Deployment, "1".into())]);
+        let old = running(made(&first), 2);
+        let second = reconcile(&deployment(2, "b"), &[&old], NOW);
+        assert_eq!(numbered(&second), [(Kind::Deployment, "2".into())]);
+        let new = running(made(&second), 2);
+        let undone = reconcile(&deployment(2, "a"), &[&old, &new], NOW);
+        assert_eq!(numbered(&undone), [(Kind::ReplicaSet, "3".into()), (Kind::Deployment, "3".into())]);
+    }
+
+    #[test]
     fn a_settled_deployment_writes_nothing() {
         let set = running(made(&reconcile(&deployment(2, "a"), &[], NOW)), 2);
         let mut wish = deployment(2, "a");
+        object::set(&mut wish, &["metadata", "annotations", REVISION], json!("1"));
         let actions = reconcile(&wish, &[&set], NOW);
         let Some(Action::PatchStatus(_, _, patch)) = actions.last() else {
             panic!("expected a status, got {actions:?}")
