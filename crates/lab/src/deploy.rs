@@ -365,6 +365,8 @@ async fn complete(cluster: &Cluster) -> Result<()> {
     start_supervisor(&client, cluster).await?;
     let api = api_client::connect(&cluster.kubeconfig_of("admin")).await?;
     wait_for_api(&api, &client, cluster).await?;
+    // One that was killed just before this deployment may still have counted as running above.
+    start_supervisor(&client, cluster).await?;
     bootstrap::apply(&api, cluster).await?;
     if let Some(target) = &cluster.kubeconfig {
         let text =
@@ -397,13 +399,18 @@ async fn api_answers(api: &kube::Client) -> Result<()> {
     }
 }
 
-/// Returns only when waiting is useless: the API server ended again and again, or the supervisor did once.
+/// Returns only when waiting is useless: the API server ended again and again, or the supervisor gave up by itself.
+/// A supervisor that was killed is started again.
 async fn part_ended(holder: &Client, cluster: &Cluster) -> Result<()> {
     let mut watch = holder.watch("").await?;
     let mut ends = 0;
     loop {
         let state = watch.next().await?;
         let Some(exit) = state.exit else { continue };
+        if state.id == OWN_ID && exit.signal.is_some() {
+            start_supervisor(holder, cluster).await?;
+            continue;
+        }
         let part = if state.id == OWN_ID { "supervisor" } else { "apiserver" };
         ends += u32::from(state.id == API_ID);
         if state.id == OWN_ID || ends >= API_ATTEMPTS {
