@@ -124,7 +124,7 @@ pub async fn deploy(request: Request, progress: &mut dyn Progress) -> Result<Out
         }
     };
     let Request { mut cluster, wait } = request;
-    if cluster.directory.exists() {
+    if cluster.directory.exists() || holder::Running::find(&cluster.directory).is_some() {
         destroy::clean(&destroy::unknown(&cluster), &lock)?;
     }
     let mut terminate = signal(SignalKind::terminate()).context("watching for signals")?;

@@ -70,6 +70,7 @@ fn main() -> ExitCode {
     an_interrupted_deployment_leaves_nothing(place.path());
     what_a_crash_left_is_removed(place.path());
     what_a_crash_left_does_not_hinder_the_next_deployment(place.path());
+    a_lab_whose_directory_somebody_removed_is_destroyed_too(place.path());
     println!("ok: labs that come to nothing leave nothing");
     ExitCode::SUCCESS
 }
@@ -175,6 +176,24 @@ fn what_a_crash_left_does_not_hinder_the_next_deployment(place: &Path) {
     );
     assert_eq!(files(&place), before);
     assert_eq!(processes(&place), Vec::<String>::new());
+}
+
+fn a_lab_whose_directory_somebody_removed_is_destroyed_too(place: &Path) {
+    let place = lesson(place, "removed");
+    let before = files(&place);
+    let mut deploy = start_to_deploy(&place);
+    deploy.kill().unwrap();
+    deploy.wait().unwrap();
+    assert_ne!(processes(&place), Vec::<String>::new());
+    let directory = place.join("clab-brief");
+    // The lab still writes into it meanwhile.
+    while directory.exists() {
+        let _ = std::fs::remove_dir_all(&directory);
+    }
+    let output = containerlab(&place, &["destroy", "-t", "brief.clab.yaml"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(processes(&place), Vec::<String>::new());
+    assert_eq!(files(&place), before);
 }
 
 /// A home directory with the lesson's kind of files in it.

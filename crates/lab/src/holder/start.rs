@@ -8,7 +8,8 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -95,7 +96,8 @@ impl Running {
         Some(Self { pid, started: fields.nth(18)?.parse().ok()? })
     }
 
-    /// The running holder of the lab in `directory`, by its record or by its socket.
+    /// The running holder of the lab in `directory`: by its record, by its socket or, where somebody removed the
+    /// directory from under it, by what it was started with.
     #[must_use]
     pub fn find(directory: &Path) -> Option<Self> {
         let recorded = std::fs::read(directory.join(RECORD))
@@ -104,10 +106,22 @@ impl Running {
             .filter(|record| record.directory == directory)
             .map(|record| record.running)
             .filter(|running| Self::of(running.pid) == Some(*running));
-        recorded.or_else(|| {
+        let recorded = recorded.or_else(|| {
             let stream = crate::unix_socket::connect(&directory.join(super::SOCKET)).ok()?;
             let peer = rustix::net::sockopt::socket_peercred(&stream).ok()?;
             Self::of(peer.pid.as_raw_nonzero().get())
+        });
+        recorded.or_else(|| Self::started_for(directory))
+    }
+
+    /// The user's holder that was started for `directory`.
+    fn started_for(directory: &Path) -> Option<Self> {
+        std::fs::read_dir("/proc").ok()?.find_map(|entry| {
+            let entry = entry.ok()?;
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let command = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let ours = entry.metadata().ok()?.uid() == rustix::process::geteuid().as_raw();
+            if ours && is_holder_of(&command, directory) { Self::of(pid) } else { None }
         })
     }
 
@@ -133,9 +147,28 @@ impl Running {
     }
 }
 
+/// Whether the words of a command, each followed by a zero byte, are those of the holder of the lab in `directory`.
+fn is_holder_of(command: &[u8], directory: &Path) -> bool {
+    let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+    let [_, b"lab", b"holder", options @ ..] = &words[..] else { return false };
+    // The first of the two processes of a start ends by itself.
+    let is_inside = options.contains(&&b"--inside"[..]);
+    let mut after = options.iter().skip_while(|word| **word != b"--dir").skip(1);
+    is_inside && after.next() == Some(&directory.as_os_str().as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_holder_is_known_by_what_it_was_started_with() {
+        let command = b"/opt/tortie\0lab\0holder\0--inside\0--dir\0/home/me/clab-x\0--owner\x001:1\0";
+        assert!(is_holder_of(command, Path::new("/home/me/clab-x")));
+        assert!(!is_holder_of(command, Path::new("/home/me/clab")));
+        assert!(!is_holder_of(b"vi\0lab\0holder\0--dir\0/home/me/clab-x\0", Path::new("/home/me/clab-x")));
+        assert!(!is_holder_of(b"\0", Path::new("")));
+    }
 
     #[test]
     fn a_copied_directory_has_no_holder() {
