@@ -134,6 +134,7 @@ pub async fn deploy(request: Request, progress: &mut dyn Progress) -> Result<Out
         cluster: cluster.name.clone(),
         directory: cluster.directory.clone(),
         made: Vec::new(),
+        kubeconfig: None,
         made_for_kubeconfig: Vec::new(),
     };
     let work = async {
@@ -253,6 +254,7 @@ async fn create(
         let text =
             std::fs::read_to_string(cluster.kubeconfig_of("admin")).context("reading the kubeconfig")?;
         cluster.kubeconfig = Some(target.clone());
+        known.kubeconfig = Some(target.clone());
         known.made_for_kubeconfig = kubeconfig::merge(&target, &text)?;
         lock.remember(known)?;
     }

@@ -14,6 +14,7 @@ pub fn unknown(cluster: &Cluster) -> Known {
         cluster: cluster.name.clone(),
         directory: cluster.directory.clone(),
         made: Vec::new(),
+        kubeconfig: None,
         made_for_kubeconfig: Vec::new(),
     }
 }
@@ -36,12 +37,15 @@ pub fn destroy(known: &Known) -> Result<()> {
 pub fn clean(known: &Known, lock: &Lock) -> Result<()> {
     // A copied lab directory describes the original, which is none of our business.
     let cluster = known.read_cluster().ok().filter(|cluster| cluster.directory == known.directory);
-    let mut steps = vec![known.holder().map_or(Ok(()), crate::holder::Running::end)];
-    if let Some(file) = cluster.as_ref().and_then(|cluster| cluster.kubeconfig.as_deref()) {
+    let holder = known.holder();
+    let mut steps = vec![holder.map_or(Ok(()), crate::holder::Running::end)];
+    let described = cluster.as_ref().and_then(|cluster| cluster.kubeconfig.as_deref());
+    // Where the description is gone with the directory, the record still knows.
+    if let Some(file) = described.or(known.kubeconfig.as_deref()) {
         let context = format!("kind-{}", known.cluster);
         steps.push(kubeconfig::remove(file, &context, &known.made_for_kubeconfig));
     }
-    steps.push(remove_directory(&known.directory));
+    steps.push(remove_directory(&known.directory, holder.is_some()));
     if steps.iter().all(Result::is_ok) {
         steps.push(lock.forget(&known.lab));
         known::remove_empty(&known.made);
@@ -64,13 +68,20 @@ fn pass_on(known: &Known, lock: &Lock) -> Result<()> {
     lock.remember(&other)
 }
 
-/// Removes a lab directory, and nothing that is none.
-fn remove_directory(directory: &Path) -> Result<()> {
+/// What the processes of a lab make anew when somebody removes their directory.
+const MADE_ANEW: [&str; 4] = ["data", "kubeconfig", "logs", "nodes"];
+
+/// Removes a lab directory, and nothing that is none. `had_holder` says that a lab ran in it until now.
+fn remove_directory(directory: &Path, had_holder: bool) -> Result<()> {
     if !directory.exists() {
         return Ok(());
     }
-    let is_empty = std::fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none());
-    if !is_empty && !directory.join(FILE).exists() {
+    let is_the_labs = std::fs::read_dir(directory).is_ok_and(|mut entries| {
+        entries.all(|entry| {
+            entry.is_ok_and(|entry| had_holder && MADE_ANEW.iter().any(|name| entry.file_name() == **name))
+        })
+    });
+    if !is_the_labs && !directory.join(FILE).exists() {
         bail!("{} is no lab directory; move it away", directory.display());
     }
     std::fs::remove_dir_all(directory).with_context(|| format!("removing {}", directory.display()))
@@ -86,11 +97,22 @@ mod tests {
         let theirs = directory.path().join("clab-x");
         std::fs::create_dir(&theirs).unwrap();
         std::fs::write(theirs.join("precious"), "").unwrap();
-        assert!(remove_directory(&theirs).is_err());
+        std::fs::create_dir(theirs.join("logs")).unwrap();
+        assert!(remove_directory(&theirs, true).is_err());
         assert!(theirs.join("precious").exists());
         std::fs::write(theirs.join(FILE), "{}").unwrap();
-        remove_directory(&theirs).unwrap();
+        remove_directory(&theirs, false).unwrap();
         assert!(!theirs.exists());
-        remove_directory(&theirs).unwrap();
+        remove_directory(&theirs, false).unwrap();
+    }
+
+    #[test]
+    fn what_a_lab_made_anew_after_its_directory_was_removed_goes_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let again = directory.path().join("clab-x");
+        std::fs::create_dir_all(again.join("logs")).unwrap();
+        assert!(remove_directory(&again, false).is_err(), "no lab ran there");
+        remove_directory(&again, true).unwrap();
+        assert!(!again.exists());
     }
 }

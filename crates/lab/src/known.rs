@@ -20,6 +20,9 @@ pub struct Known {
     pub directory: PathBuf,
     /// Directories and files made outside of the lab directory for this lab, to be removed with it when empty.
     pub made: Vec<PathBuf>,
+    /// The kubeconfig that has the lab's cluster, once it has it.
+    #[serde(default)]
+    pub kubeconfig: Option<PathBuf>,
     /// What was made for the user's kubeconfig.
     pub made_for_kubeconfig: Vec<PathBuf>,
 }

@@ -71,6 +71,7 @@ fn main() -> ExitCode {
     what_a_crash_left_is_removed(place.path());
     what_a_crash_left_does_not_hinder_the_next_deployment(place.path());
     a_lab_whose_directory_somebody_removed_is_destroyed_too(place.path());
+    a_lab_whose_directory_is_gone_leaves_the_users_kubeconfig(place.path());
     println!("ok: labs that come to nothing leave nothing");
     ExitCode::SUCCESS
 }
@@ -194,6 +195,30 @@ fn a_lab_whose_directory_somebody_removed_is_destroyed_too(place: &Path) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(processes(&place), Vec::<String>::new());
     assert_eq!(files(&place), before);
+}
+
+fn a_lab_whose_directory_is_gone_leaves_the_users_kubeconfig(place: &Path) {
+    let place = lesson(place, "entered");
+    let (kubeconfig, labs) = (place.join("theirs.kubeconfig"), place.join(".local/state/tortie/labs"));
+    let text = "{apiVersion: v1, kind: Config, current-context: theirs, \
+                clusters: [{name: kind-brief, cluster: {server: 'https://127.0.0.1:1'}}], \
+                contexts: [{name: kind-brief, context: {cluster: kind-brief, user: kind-brief}}, \
+                {name: theirs, context: {cluster: theirs, user: theirs}}], users: [{name: kind-brief, user: {}}]}";
+    std::fs::write(&kubeconfig, text).unwrap();
+    std::fs::create_dir_all(&labs).unwrap();
+    let known = lab::known::Known {
+        lab: "brief".into(),
+        cluster: "brief".into(),
+        directory: place.join("clab-brief"),
+        made: Vec::new(),
+        kubeconfig: Some(kubeconfig.clone()),
+        made_for_kubeconfig: Vec::new(),
+    };
+    std::fs::write(labs.join("brief.json"), serde_json::to_vec(&known).unwrap()).unwrap();
+    let output = containerlab(&place, &["destroy", "-t", "brief.clab.yaml"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let left = std::fs::read_to_string(&kubeconfig).unwrap();
+    assert!(left.contains("theirs") && !left.contains("kind-brief"), "{left}");
 }
 
 /// A home directory with the lesson's kind of files in it.
