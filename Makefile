@@ -14,7 +14,7 @@ packages:
 	@scripts/install-packages
 
 build:
-	cargo build --release --locked --bins
+	cargo build --release --locked --bins --package tortie --package cni --package lab
 
 lab: packages build
 	@scripts/show-lesson
