@@ -96,7 +96,7 @@ mod tests {
         let pool = Pool::with_defaults("p", "10.0.0.0/24".parse()?);
         let node = Node { name: "n".to_owned(), ..Node::default() };
         store.commit(&[], &[Write::Create(Record::Pool(pool)), Write::Create(Record::Node(node))]).await?;
-        let request = ipam::assign::AddressRequest {
+        let request = ipam::plan::AddressRequest {
             owner: Owner::host("n"),
             address: "10.0.0.5".parse()?,
             intended_use: None,

@@ -9,7 +9,7 @@ use crate::candidate;
 use crate::clock::Clock;
 use crate::explain::{BlockOutcome, Explain, PoolFill, Shortage};
 use crate::failure::{ATTEMPTS, StoreError};
-use crate::plan::{self, BlockPlan, Handles, TakeRules, Want};
+use crate::plan::{self, AddressRequest, BlockPlan, Handles, TakeRules, Want};
 use crate::pools::{self, PoolRequest, SelectError, Selection};
 use crate::reservations::ReservationSet;
 use crate::seen::{self, Seen};
@@ -542,21 +542,6 @@ pub fn holds(block: &Block, taken: &[Vec<Taken>], handle: Option<&str>) -> bool 
             && block::stamp(block, taken.ordinal) == taken.sequence
             && holder == handle.map(block::sanitized)
     })
-}
-
-/// A request for one particular address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AddressRequest {
-    /// Who asks.
-    pub owner: Owner,
-    /// The address.
-    pub address: IpAddr,
-    /// What for. `None`: not checked.
-    pub intended_use: Option<Use>,
-    /// Handle to hold it.
-    pub handle: Option<String>,
-    /// Attributes stored with it.
-    pub attributes: BTreeMap<String, String>,
 }
 
 /// Why one particular address was not assigned.

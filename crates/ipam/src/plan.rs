@@ -5,14 +5,14 @@
 //! its handle does not know. Handle counts are set from the block in hand and not added to, so that a retry after a
 //! crash does not count twice (architecture D4).
 
-use crate::assign::AddressRequest;
 use crate::block::{self, ReleaseError, Released, Take, TakeError, Taken};
 use crate::reservations::ReservationSet;
 use crate::seen::Seen;
-use api::{Affinity, AffinityState, Block, Cidr, Handle, Ordinal, Owner};
+use api::{Affinity, AffinityState, Block, Cidr, Handle, Ordinal, Owner, Use};
 use datastore::{Record, Write};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 /// How long another owner's unconfirmed claim is left alone before it may be taken over (architecture D9).
 pub const TAKE_OVER_AGE: SignedDuration = SignedDuration::from_secs(60);
@@ -28,6 +28,21 @@ pub struct Want {
     /// Handle to hold them; `None` for an anonymous allocation.
     pub handle: Option<String>,
     /// Attributes stored with them.
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// A request for one particular address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressRequest {
+    /// Who asks.
+    pub owner: Owner,
+    /// The address.
+    pub address: IpAddr,
+    /// What for. `None`: not checked.
+    pub intended_use: Option<Use>,
+    /// Handle to hold it.
+    pub handle: Option<String>,
+    /// Attributes stored with it.
     pub attributes: BTreeMap<String, String>,
 }
 

@@ -4,11 +4,11 @@ use api::{Affinity, AffinityNaming, Cidr, IpVersion, IpamConfig, Node, Owner, Po
 use datastore::memory::Memory;
 use datastore::{Datastore, Kind, Record, Scope, Write};
 use futures::executor::block_on;
-use ipam::assign::{AddressRequest, AssignError, AssignRequest, Assigned, assign, assign_address};
+use ipam::assign::{AssignError, AssignRequest, Assigned, assign, assign_address};
 use ipam::block::{self, Release};
 use ipam::clock::FixedClock;
 use ipam::explain::Shortage;
-use ipam::plan::Want;
+use ipam::plan::{AddressRequest, Want};
 use ipam::query::{Holder, addresses_of, holder_of, utilization_of};
 use ipam::release::{release_addresses, release_by_handle};
 use ipam::seen;
