@@ -4,7 +4,7 @@
 //! bytes. The table `meta` holds `revision`, the last one given out. Both tables change in the same transaction, so a
 //! file never shows a key newer than its `revision`.
 
-use crate::state::{Entry, Event};
+use crate::event::{Entry, Event};
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use std::collections::BTreeMap;

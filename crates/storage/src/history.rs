@@ -1,6 +1,6 @@
 //! The latest changes, kept for watchers that start in the past and for lists of a past revision.
 
-use crate::state::Event;
+use crate::event::Event;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -62,7 +62,7 @@ fn size(event: &Event) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::Entry;
+    use crate::event::Entry;
     use bytes::Bytes;
 
     #[test]

@@ -20,6 +20,7 @@
 //! ```
 
 mod commit;
+mod event;
 mod file;
 mod history;
 mod state;
@@ -27,7 +28,8 @@ mod store;
 mod watch;
 
 pub use commit::{Check, Commit, CommitError, Write};
+pub use event::{Entry, Event};
 pub use file::OpenError;
-pub use state::{Entry, Event, Listing};
+pub use state::Listing;
 pub use store::{Limits, Store};
 pub use watch::{Compacted, Cut, Watch};

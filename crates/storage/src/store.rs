@@ -1,9 +1,10 @@
 //! The store: readers on one side, the writer's thread on the other.
 
 use crate::commit::{Check, Commit, CommitError, Write};
+use crate::event::{Entry, Event};
 use crate::file::{self, Disk, MadeDisk, OpenError, PathDisk};
 use crate::history::History;
-use crate::state::{Entry, Event, Listing, State};
+use crate::state::{Listing, State};
 use crate::watch::{Compacted, Watch, Watchers};
 use redb::{Database, StorageBackend};
 use std::collections::HashMap;

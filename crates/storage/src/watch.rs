@@ -1,6 +1,6 @@
 //! Following the changes of a prefix.
 
-use crate::state::Event;
+use crate::event::Event;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use tokio::sync::mpsc;
