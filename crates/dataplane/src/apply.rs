@@ -5,7 +5,8 @@
 //! the routes of pods that came or went are written, without reading anything.
 
 use crate::desired::{Desired, Report, Route, Target};
-use crate::kernel::{ApplyError, Kernel};
+use crate::failure::ApplyError;
+use crate::kernel::Kernel;
 use crate::links::Link;
 use crate::routes::{KernelRoute, Ownership, RouteKey};
 use crate::{links, nft, routes, vxlan};
@@ -103,14 +104,14 @@ async fn pods(kernel: &mut Kernel, previous: &Desired, desired: &Desired) -> Rep
 }
 
 async fn set_route(kernel: &mut Kernel, route: &KernelRoute, report: &mut Report) {
-    match routes::set(kernel, route).await {
+    match routes::set(&mut kernel.netlink, route).await {
         Ok(()) => report.routes_set += 1,
         Err(error) => report.skipped.push(format!("route to {}: {error}", route.destination)),
     }
 }
 
 async fn remove_route(kernel: &mut Kernel, route: &KernelRoute, report: &mut Report) {
-    match routes::remove(kernel, route).await {
+    match routes::remove(&mut kernel.netlink, route).await {
         Ok(()) => report.routes_removed += 1,
         Err(error) => report.skipped.push(format!("removing route to {}: {error}", route.destination)),
     }
@@ -119,17 +120,17 @@ async fn remove_route(kernel: &mut Kernel, route: &KernelRoute, report: &mut Rep
 async fn complete(kernel: &mut Kernel, desired: &Desired, now: Instant) -> Result<Report, ApplyError> {
     let mut report = Report::default();
     sysctls(desired, &mut report);
-    let links = links::read(kernel).await?;
+    let links = links::read(&mut kernel.netlink).await?;
     let mut tunnels: BTreeMap<&str, u32> = BTreeMap::new();
     for device in &desired.vxlan {
-        if let Some(index) = vxlan::ensure(kernel, device, &links, &mut report).await? {
+        if let Some(index) = vxlan::ensure(&mut kernel.netlink, device, &links, &mut report).await? {
             tunnels.insert(device.name, index);
         }
     }
     peers(kernel, desired, &tunnels, &mut report).await?;
     table(kernel, desired, &links, &tunnels, now, &mut report).await?;
     for link in links.iter().filter(|link| desired.absent_devices.contains(link.name.as_str())) {
-        vxlan::delete(kernel, &link.name, link.index).await?;
+        vxlan::delete(&mut kernel.netlink, &link.name, link.index).await?;
         report.devices_removed += 1;
     }
     rules(kernel, desired, now, &mut report).await?;
@@ -160,19 +161,19 @@ async fn peers(
     if tunnels.is_empty() {
         return Ok(());
     }
-    let mut listed = vxlan::read(kernel).await?;
+    let mut listed = vxlan::read(&mut kernel.netlink).await?;
     for device in &desired.vxlan {
         let Some(index) = tunnels.get(device.name) else { continue };
         let found = listed.remove(index).unwrap_or_default();
         let (set, remove) = vxlan::diff(&found, &vxlan::entries(device));
         for entry in set {
-            match vxlan::set(kernel, *index, entry).await {
+            match vxlan::set(&mut kernel.netlink, *index, entry).await {
                 Ok(()) => report.neighbours_set += 1,
                 Err(error) => report.skipped.push(format!("{entry:?} on {}: {error}", device.name)),
             }
         }
         for entry in remove {
-            match vxlan::remove(kernel, *index, entry).await {
+            match vxlan::remove(&mut kernel.netlink, *index, entry).await {
                 Ok(()) => report.neighbours_removed += 1,
                 Err(error) => report.skipped.push(format!("removing {entry:?} on {}: {error}", device.name)),
             }
@@ -208,7 +209,7 @@ async fn table(
         };
         wanted.push(KernelRoute::of(route, device));
     }
-    let listed = routes::read(kernel).await?.into_iter().map(|route| {
+    let listed = routes::read(&mut kernel.netlink).await?.into_iter().map(|route| {
         let name = route.device.and_then(|index| names.get(&index)).copied();
         let ownership = routes::ownership(&route, name);
         (route, ownership)

@@ -13,6 +13,18 @@ pub const POD_ROUTE_PROTOCOL: u8 = 3;
 /// Metric of pods' own routes. Below 1024 BIRD would take them for a migrating pod (dataplane §5).
 pub const POD_ROUTE_METRIC: u32 = 1024;
 
+/// Both families, in the order of everything that is listed by family.
+pub(crate) const FAMILIES: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
+
+/// Name of the VXLAN device of a family.
+#[must_use]
+pub const fn vxlan_device_name(version: IpVersion) -> &'static str {
+    match version {
+        IpVersion::V4 => "vxlan.calico",
+        IpVersion::V6 => "vxlan-v6.calico",
+    }
+}
+
 /// The state that [`apply`](crate::apply) brings the kernel to. Equal values mean nothing to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {

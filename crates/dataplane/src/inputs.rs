@@ -1,6 +1,6 @@
 //! What a node's dataplane is computed from: nodes, pools, blocks, local pods and two facts about the host.
 
-use api::{Cidr, IpVersion, Pool};
+use api::{Cidr, IpVersion, Pool, Use};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -21,6 +21,11 @@ pub struct Inputs {
     pub host: HostFacts,
     /// What an operator may set.
     pub settings: Settings,
+}
+
+/// Whether a pool's addresses are held by pods or tunnels at all (§3.1: LoadBalancer-only pools are not routed).
+pub(crate) fn is_routed(pool: &Pool) -> bool {
+    pool.allowed_uses.is_empty() || pool.allowed_uses.iter().any(|allowed| *allowed != Use::LoadBalancer)
 }
 
 /// Addresses of one node, as its Node object records them (dataplane §2).

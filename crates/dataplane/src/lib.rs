@@ -7,9 +7,11 @@
 
 mod apply;
 mod desired;
+mod failure;
 mod inputs;
 mod kernel;
 mod links;
+mod netlink;
 mod nft;
 mod plan;
 mod routes;
@@ -19,8 +21,9 @@ pub use apply::{RESYNC, apply};
 
 pub use desired::{
     Desired, Note, POD_ROUTE_METRIC, POD_ROUTE_PROTOCOL, Peer, ROUTE_PROTOCOL, Report, Route, Target,
-    VxlanDevice,
+    VxlanDevice, vxlan_device_name,
 };
+pub use failure::ApplyError;
 pub use inputs::{BlockUse, Endpoint, HostFacts, Inputs, Mac, NodeAddress, NodeAddresses, Settings};
-pub use kernel::{ApplyError, Kernel};
-pub use plan::{plan, vxlan_device_name, vxlan_mac};
+pub use kernel::Kernel;
+pub use plan::{plan, vxlan_mac};

@@ -1,7 +1,8 @@
 //! The interfaces of the namespace: what they are, which addresses they hold.
 
+use crate::failure::ApplyError;
 use crate::inputs::Mac;
-use crate::kernel::{ApplyError, Kernel};
+use crate::netlink::Netlink;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
@@ -40,14 +41,14 @@ pub(crate) struct VxlanFacts {
 }
 
 /// Reads all interfaces with their addresses.
-pub(crate) async fn read(kernel: &mut Kernel) -> Result<Vec<Link>, ApplyError> {
+pub(crate) async fn read(netlink: &mut Netlink) -> Result<Vec<Link>, ApplyError> {
     let mut request = LinkMessage::default();
     request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    let links = kernel
+    let links = netlink
         .dump(&RouteNetlinkMessage::GetLink(request))
         .await
         .map_err(ApplyError::netlink("listing interfaces"))?;
-    let addresses = kernel
+    let addresses = netlink
         .dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))
         .await
         .map_err(ApplyError::netlink("listing addresses"))?;

@@ -3,8 +3,8 @@
 //! The script is text, so that a person can read it and a test can pin it. It replaces our table in one transaction;
 //! other tables are not named in it. Every rule carries the script's hash, by which a listing shows whether it is ours.
 
-use crate::inputs::Inputs;
-use crate::plan::{FAMILIES, is_routed, vxlan_device_name};
+use crate::desired::{FAMILIES, vxlan_device_name};
+use crate::inputs::{Inputs, is_routed};
 use api::{Cidr, IpVersion};
 use sha1::{Digest as _, Sha1};
 use std::fmt::Write as _;

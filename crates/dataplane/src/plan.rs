@@ -6,31 +6,19 @@
 //! assert!(desired.routes.is_empty());
 //! ```
 
-use crate::desired::{Desired, Note, Peer, Route, Target, VxlanDevice};
-use crate::inputs::{Inputs, Mac, NodeAddress, NodeAddresses};
+use crate::desired::{Desired, FAMILIES, Note, Peer, Route, Target, VxlanDevice, vxlan_device_name};
+use crate::inputs::{Inputs, Mac, NodeAddress, NodeAddresses, is_routed};
 use crate::nft;
-use api::{Cidr, Encapsulation, IpVersion, Ordinal, Pool, Use};
+use api::{Cidr, Encapsulation, IpVersion, Ordinal, Pool};
 use sha1::{Digest as _, Sha1};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-
-/// Both families, in the order of everything that is listed by family.
-pub(crate) const FAMILIES: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
 
 /// Bytes that VXLAN adds to a packet of a family.
 const fn vxlan_overhead(version: IpVersion) -> u32 {
     match version {
         IpVersion::V4 => 50,
         IpVersion::V6 => 70,
-    }
-}
-
-/// Name of the VXLAN device of a family.
-#[must_use]
-pub const fn vxlan_device_name(version: IpVersion) -> &'static str {
-    match version {
-        IpVersion::V4 => "vxlan.calico",
-        IpVersion::V6 => "vxlan-v6.calico",
     }
 }
 
@@ -99,11 +87,6 @@ fn tunnel_mtu(inputs: &Inputs, version: IpVersion) -> u32 {
         IpVersion::V6 => inputs.settings.vxlan_mtu_ipv6,
     };
     set.unwrap_or_else(|| inputs.host.mtu.saturating_sub(vxlan_overhead(version)))
-}
-
-/// Whether a pool's addresses are held by pods or tunnels at all (§3.1: LoadBalancer-only pools are not routed).
-pub(crate) fn is_routed(pool: &Pool) -> bool {
-    pool.allowed_uses.is_empty() || pool.allowed_uses.iter().any(|allowed| *allowed != Use::LoadBalancer)
 }
 
 /// The inputs, and what several steps need of them.

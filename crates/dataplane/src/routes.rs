@@ -1,8 +1,8 @@
 //! Routes of the main table: which are ours, what differs, and how a change is written.
 
-use crate::desired::{Route, Target};
-use crate::kernel::{ApplyError, Kernel};
-use crate::plan::{FAMILIES, vxlan_device_name};
+use crate::desired::{FAMILIES, Route, Target, vxlan_device_name};
+use crate::failure::ApplyError;
+use crate::netlink::Netlink;
 use api::{Cidr, IpVersion};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::route::{
@@ -87,12 +87,12 @@ impl KernelRoute {
 }
 
 /// Reads the main table of both families.
-pub(crate) async fn read(kernel: &mut Kernel) -> Result<Vec<KernelRoute>, ApplyError> {
+pub(crate) async fn read(netlink: &mut Netlink) -> Result<Vec<KernelRoute>, ApplyError> {
     let mut found = Vec::new();
     for version in FAMILIES {
         let mut request = RouteMessage::default();
         request.header.address_family = family(version);
-        let listed = match kernel.dump(&RouteNetlinkMessage::GetRoute(request)).await {
+        let listed = match netlink.dump(&RouteNetlinkMessage::GetRoute(request)).await {
             Ok(listed) => listed,
             // A kernel without IPv6 has no routes of it.
             Err(error) if version == IpVersion::V6 && is_unsupported(&error) => Vec::new(),
@@ -221,16 +221,16 @@ pub(crate) fn diff(listed: Vec<(KernelRoute, Ownership)>, wanted: Vec<KernelRout
 }
 
 /// Adds a route, or swaps the one of the same destination and metric for it.
-pub(crate) async fn set(kernel: &mut Kernel, route: &KernelRoute) -> io::Result<()> {
+pub(crate) async fn set(netlink: &mut Netlink, route: &KernelRoute) -> io::Result<()> {
     let message = RouteNetlinkMessage::NewRoute(route.message());
-    kernel.change(message, NLM_F_CREATE | NLM_F_REPLACE).await
+    netlink.change(message, NLM_F_CREATE | NLM_F_REPLACE).await
 }
 
 /// Removes a route; one that is gone already counts as removed.
 ///
 /// The device is part of the request, so that a route that moved to another pod in the meantime stays.
-pub(crate) async fn remove(kernel: &mut Kernel, route: &KernelRoute) -> io::Result<()> {
-    match kernel.change(RouteNetlinkMessage::DelRoute(route.message()), 0).await {
+pub(crate) async fn remove(netlink: &mut Netlink, route: &KernelRoute) -> io::Result<()> {
+    match netlink.change(RouteNetlinkMessage::DelRoute(route.message()), 0).await {
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(()),
         done => done,
     }

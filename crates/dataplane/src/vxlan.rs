@@ -1,9 +1,10 @@
 //! VXLAN devices with their address, and the neighbour and FDB entries that lead to other nodes (dataplane §4).
 
 use crate::desired::{Report, VxlanDevice};
+use crate::failure::ApplyError;
 use crate::inputs::Mac;
-use crate::kernel::{ApplyError, Kernel};
 use crate::links::{Link, VxlanFacts};
+use crate::netlink::Netlink;
 use crate::routes::family;
 use api::IpVersion;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -24,7 +25,7 @@ use std::net::IpAddr;
 ///
 /// `None` when its parent interface is missing: everything through it waits for the next apply.
 pub(crate) async fn ensure(
-    kernel: &mut Kernel,
+    netlink: &mut Netlink,
     desired: &VxlanDevice,
     links: &[Link],
     report: &mut Report,
@@ -38,13 +39,13 @@ pub(crate) async fn ensure(
     if let Some(link) = &found
         && (link.vxlan != Some(wanted) || link.mac != Some(desired.mac))
     {
-        delete(kernel, desired.name, link.index).await?;
+        delete(netlink, desired.name, link.index).await?;
         found = None;
     }
     let link = match found {
         Some(link) => link,
         None => {
-            create(kernel, desired, parent.index).await?;
+            create(netlink, desired, parent.index).await?;
             report.devices_created += 1;
             let index = index_of(desired.name)
                 .map_err(ApplyError::netlink(format!("finding {} after making it", desired.name)))?;
@@ -57,13 +58,13 @@ pub(crate) async fn ensure(
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
         message.attributes.push(LinkAttribute::Mtu(desired.mtu));
-        kernel
+        netlink
             .change(RouteNetlinkMessage::SetLink(message), 0)
             .await
             .map_err(ApplyError::netlink(format!("setting {} up", desired.name)))?;
         report.devices_changed += 1;
     }
-    addresses(kernel, desired, &link, report).await?;
+    addresses(netlink, desired, &link, report).await?;
     Ok(Some(link.index))
 }
 
@@ -78,7 +79,7 @@ fn facts(desired: &VxlanDevice, parent: u32) -> VxlanFacts {
     }
 }
 
-async fn create(kernel: &mut Kernel, desired: &VxlanDevice, parent: u32) -> Result<(), ApplyError> {
+async fn create(netlink: &mut Netlink, desired: &VxlanDevice, parent: u32) -> Result<(), ApplyError> {
     let local = match desired.local {
         IpAddr::V4(address) => InfoVxlan::Local(address),
         IpAddr::V6(address) => InfoVxlan::Local6(address),
@@ -104,17 +105,17 @@ async fn create(kernel: &mut Kernel, desired: &VxlanDevice, parent: u32) -> Resu
         "making {} (VNI {}, port {}; another device with both makes it fail)",
         desired.name, desired.vni, desired.port
     );
-    kernel
+    netlink
         .change(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
         .await
         .map_err(ApplyError::netlink(doing))
 }
 
 /// Removes a device; one that is gone already counts as removed.
-pub(crate) async fn delete(kernel: &mut Kernel, name: &str, index: u32) -> Result<(), ApplyError> {
+pub(crate) async fn delete(netlink: &mut Netlink, name: &str, index: u32) -> Result<(), ApplyError> {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    match kernel.change(RouteNetlinkMessage::DelLink(message), 0).await {
+    match netlink.change(RouteNetlinkMessage::DelLink(message), 0).await {
         Err(error) if error.raw_os_error() != Some(rustix::io::Errno::NODEV.raw_os_error()) => {
             Err(ApplyError::netlink(format!("removing {name}"))(error))
         }
@@ -135,7 +136,7 @@ pub(crate) fn index_of(name: &str) -> io::Result<u32> {
 
 /// Leaves exactly the tunnel address on the device, besides the link-local one of IPv6.
 async fn addresses(
-    kernel: &mut Kernel,
+    netlink: &mut Netlink,
     desired: &VxlanDevice,
     link: &Link,
     report: &mut Report,
@@ -144,7 +145,7 @@ async fn addresses(
     let wanted = (desired.address, full);
     if !link.addresses.contains(&wanted) {
         let message = RouteNetlinkMessage::NewAddress(address_message(link.index, desired.address, full));
-        kernel.change(message, NLM_F_CREATE | NLM_F_REPLACE).await.map_err(ApplyError::netlink(format!(
+        netlink.change(message, NLM_F_CREATE | NLM_F_REPLACE).await.map_err(ApplyError::netlink(format!(
             "giving {} its address {}",
             desired.name, desired.address
         )))?;
@@ -156,7 +157,7 @@ async fn addresses(
             continue;
         }
         let message = RouteNetlinkMessage::DelAddress(address_message(link.index, *address, *prefix));
-        kernel
+        netlink
             .change(message, 0)
             .await
             .map_err(ApplyError::netlink(format!("taking address {address} from {}", desired.name)))?;
@@ -253,12 +254,12 @@ pub(crate) fn diff(listed: &BTreeSet<Entry>, wanted: &BTreeSet<Entry>) -> (Vec<E
 }
 
 /// Reads the permanent entries of all devices, by device index.
-pub(crate) async fn read(kernel: &mut Kernel) -> Result<BTreeMap<u32, BTreeSet<Entry>>, ApplyError> {
+pub(crate) async fn read(netlink: &mut Netlink) -> Result<BTreeMap<u32, BTreeSet<Entry>>, ApplyError> {
     let mut found: BTreeMap<u32, BTreeSet<Entry>> = BTreeMap::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Bridge] {
         let mut request = NeighbourMessage::default();
         request.header.family = family;
-        let listed = match kernel.dump(&RouteNetlinkMessage::GetNeighbour(request)).await {
+        let listed = match netlink.dump(&RouteNetlinkMessage::GetNeighbour(request)).await {
             Ok(listed) => listed,
             Err(error)
                 if family == AddressFamily::Inet6
@@ -315,14 +316,14 @@ fn ip(address: NeighbourAddress) -> Option<IpAddr> {
 }
 
 /// Sets one entry.
-pub(crate) async fn set(kernel: &mut Kernel, index: u32, entry: Entry) -> io::Result<()> {
+pub(crate) async fn set(netlink: &mut Netlink, index: u32, entry: Entry) -> io::Result<()> {
     let message = RouteNetlinkMessage::NewNeighbour(entry.message(index));
-    kernel.change(message, NLM_F_CREATE | NLM_F_REPLACE).await
+    netlink.change(message, NLM_F_CREATE | NLM_F_REPLACE).await
 }
 
 /// Removes one entry; one that is gone already counts as removed.
-pub(crate) async fn remove(kernel: &mut Kernel, index: u32, entry: Entry) -> io::Result<()> {
-    match kernel.change(RouteNetlinkMessage::DelNeighbour(entry.message(index)), 0).await {
+pub(crate) async fn remove(netlink: &mut Netlink, index: u32, entry: Entry) -> io::Result<()> {
+    match netlink.change(RouteNetlinkMessage::DelNeighbour(entry.message(index)), 0).await {
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOENT.raw_os_error()) => Ok(()),
         done => done,
     }
