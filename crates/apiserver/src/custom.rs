@@ -2,7 +2,7 @@
 
 use crate::error::{FieldError, Status};
 use crate::objects::{meta, now};
-use crate::registry::{Resource, Style};
+use crate::resource::{CustomResource, Resource, ScalePaths, Style};
 use crate::schema::Schema;
 use crate::table::Columns;
 use serde_json::{Value, json};
@@ -10,36 +10,6 @@ use std::sync::Arc;
 
 /// Finalizer under which a definition waits for its instances to go.
 pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
-
-/// Where a custom kind keeps what the `scale` subresource shows. Paths of fields, without the leading dot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScalePaths {
-    /// Wanted replicas.
-    pub spec_replicas: Vec<String>,
-    /// Present replicas.
-    pub status_replicas: Vec<String>,
-    /// Selector as text, if there is one.
-    pub selector: Option<Vec<String>>,
-}
-
-/// What a definition says about one version.
-#[derive(Debug)]
-pub struct CustomResource {
-    /// Name of the definition.
-    pub definition: String,
-    /// Shape of the objects; none accepts all.
-    pub schema: Option<Schema>,
-    /// The schema as it was written, for the OpenAPI documents.
-    pub open_api: Value,
-    /// Columns of its table.
-    pub columns: Columns,
-    /// The `scale` subresource, if there is one.
-    pub scale: Option<ScalePaths>,
-    /// Fields besides name and namespace that selectors may use, without the leading dot.
-    pub selectable: Vec<String>,
-    /// Whether other versions of the kind are served too, so that stored objects may show another one.
-    pub has_siblings: bool,
-}
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_default()

@@ -1,6 +1,7 @@
 //! The fields of the built-in kinds, from one table that the protobuf decoder, strict validation, strategic merge,
 //! server-side apply and the OpenAPI documents all read.
 
+use serde_json::Value;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
@@ -116,6 +117,39 @@ impl Message {
             true => field.message()?.field(name),
             false => (field.name == name).then_some(field),
         })
+    }
+
+    /// Removes nulls, and the fields of `value` that this has not; adds the paths of the latter to `removed`.
+    pub(crate) fn prune(&'static self, value: &mut Value, path: &str, removed: &mut Vec<String>) {
+        let Value::Object(map) = value else { return };
+        map.retain(|name, value| {
+            let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            let Some(field) = self.field(name) else {
+                removed.push(below);
+                return false;
+            };
+            // A null says no more than absence, and not every client sends it.
+            if value.is_null() {
+                return false;
+            }
+            if let Some(message) = field.message().filter(|message| message.list_of.is_none()) {
+                match (field.shape, value) {
+                    (Shape::One, value) => message.prune(value, &below, removed),
+                    (Shape::List, Value::Array(list)) => {
+                        for (at, item) in list.iter_mut().enumerate() {
+                            message.prune(item, &format!("{below}[{at}]"), removed);
+                        }
+                    }
+                    (Shape::Map, Value::Object(map)) => {
+                        for (key, value) in map {
+                            message.prune(value, &format!("{below}.{key}"), removed);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            true
+        });
     }
 }
 

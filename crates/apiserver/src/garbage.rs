@@ -7,8 +7,8 @@
 use crate::delete::{DeleteOptions, Deleted, FOREGROUND, ORPHAN};
 use crate::error::Status;
 use crate::objects::{self, Head, OwnerReference};
-use crate::registry::Resource;
 use crate::request::WriteOptions;
+use crate::resource::Resource;
 use crate::server::Server;
 use crate::write::{Aspect, replace};
 use serde_json::Value;

@@ -6,7 +6,8 @@
 mod schemas;
 mod v2;
 
-use crate::registry::{Registry, Resource, Style};
+use crate::registry::Registry;
+use crate::resource::{Resource, Style};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;

@@ -1,83 +1,9 @@
 //! Which kinds are served: the table of built-in ones, and those that CustomResourceDefinitions add.
 
-use crate::custom::CustomResource;
+use crate::discovery::Documents;
+use crate::resource::{Resource, Style};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
-
-/// How the objects of a kind can be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// Stored objects with all verbs.
-    Stored,
-    /// Answered from the request and forgotten: reviews, bindings.
-    CreateOnly,
-}
-
-/// One kind in one version.
-#[derive(Debug)]
-pub struct Resource {
-    /// Empty for the core group.
-    pub group: String,
-    /// As `v1`.
-    pub version: String,
-    /// As `Pod`.
-    pub kind: String,
-    /// As `PodList`.
-    pub list_kind: String,
-    /// As `pods`.
-    pub plural: String,
-    /// As `pod`.
-    pub singular: String,
-    /// Whether objects live in namespaces.
-    pub namespaced: bool,
-    /// As `po`.
-    pub short_names: Vec<String>,
-    /// As `all`.
-    pub categories: Vec<String>,
-    /// How it is served.
-    pub style: Style,
-    /// Whether `status` is written apart from the rest.
-    pub has_status: bool,
-    /// Other subresources, as `log`.
-    pub subresources: Vec<&'static str>,
-    /// What its definition says, for custom resources.
-    pub custom: Option<Arc<CustomResource>>,
-    /// Begins all keys of its objects; versions of a kind share it.
-    pub prefix: String,
-}
-
-/// Verbs of stored kinds, in the order that discovery shows.
-pub const STORED_VERBS: [&str; 8] =
-    ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
-
-impl Resource {
-    /// `group/version`, or only the version in the core group.
-    pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
-    }
-
-    /// The store's key of an object.
-    pub fn key(&self, namespace: &str, name: &str) -> String {
-        if self.namespaced {
-            format!("{}{namespace}/{name}", self.prefix)
-        } else {
-            format!("{}{name}", self.prefix)
-        }
-    }
-
-    /// Begins the keys of all objects in a namespace, or everywhere.
-    pub fn scope(&self, namespace: Option<&str>) -> String {
-        match namespace {
-            Some(namespace) if self.namespaced => format!("{}{namespace}/", self.prefix),
-            _ => self.prefix.clone(),
-        }
-    }
-
-    /// Whether it is this built-in kind.
-    pub fn is(&self, group: &str, plural: &str) -> bool {
-        self.group == group && self.plural == plural
-    }
-}
 
 /// A row of the table of built-in kinds.
 struct Row {
@@ -227,7 +153,7 @@ pub struct Registry {
     resources: Vec<Arc<Resource>>,
     by_path: HashMap<(String, String, String), Arc<Resource>>,
     /// Discovery documents made of it, by name; made when first asked for.
-    pub(crate) discovery: OnceLock<crate::discovery::Documents>,
+    pub(crate) discovery: OnceLock<Documents>,
     /// The OpenAPI document of the second version; made when first asked for.
     pub(crate) openapi: OnceLock<bytes::Bytes>,
 }

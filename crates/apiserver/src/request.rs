@@ -4,7 +4,7 @@ use crate::error::Status;
 use crate::form::Form;
 use crate::identity::User;
 use crate::path::Query;
-use crate::registry::Resource;
+use crate::resource::Resource;
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, Request, header};

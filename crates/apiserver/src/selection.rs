@@ -2,7 +2,7 @@
 
 use crate::error::Status;
 use crate::path::Query;
-use crate::registry::Resource;
+use crate::resource::Resource;
 use crate::selector::{FieldSelector, LabelSelector};
 use serde_json::Value;
 

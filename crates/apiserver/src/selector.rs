@@ -1,6 +1,7 @@
 //! Selectors of lists and watches: by labels, and by the few fields that each kind offers.
 
-use crate::registry::Resource;
+use crate::names::{is_label_key, is_label_value};
+use crate::resource::Resource;
 use serde_json::Value;
 
 /// Longest selector that is read, in bytes.
@@ -229,25 +230,6 @@ impl<'a> Scanner<'a> {
             }
         }
     }
-}
-
-/// Whether `key` is `name` or `prefix/name`, the prefix a DNS subdomain and the name of up to 63 characters.
-pub fn is_label_key(key: &str) -> bool {
-    let (prefix, name) = match key.split_once('/') {
-        Some((prefix, name)) => (Some(prefix), name),
-        None => (None, key),
-    };
-    !name.is_empty() && is_label_value(name) && prefix.is_none_or(crate::validate::is_dns1123_subdomain)
-}
-
-/// Whether `value` is empty or up to 63 letters, digits, `-`, `_` and `.`, with letters or digits at both ends.
-pub fn is_label_value(value: &str) -> bool {
-    let bytes = value.as_bytes();
-    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return true };
-    value.len() <= 63
-        && first.is_ascii_alphanumeric()
-        && last.is_ascii_alphanumeric()
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
 }
 
 /// A field selector: all its terms must hold. The empty one selects everything.

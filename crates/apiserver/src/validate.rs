@@ -1,12 +1,9 @@
 //! Rules of built-in kinds: names, types, unknown fields, required fields, and what must not change.
 
 mod metadata;
-mod names;
 mod pod;
 mod service;
 mod workload;
-
-pub use self::names::{is_dns1035_label, is_dns1123_label, is_dns1123_subdomain, name_errors};
 
 use crate::error::FieldError;
 use crate::fields::{self, Field, Message, Shape, Type};
@@ -24,56 +21,18 @@ pub fn unknown_fields(api_version: &str, kind: &str, object: &mut Value) -> Vec<
         Some(message) => {
             let fixed = ["apiVersion", "kind"]
                 .map(|name| (name, object.as_object_mut().and_then(|map| map.remove(name))));
-            prune_message(message, object, "", &mut removed);
+            message.prune(object, "", &mut removed);
             if let Some(map) = object.as_object_mut() {
                 map.extend(fixed.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
             }
         }
         None => {
             if let Some(metadata) = object.get_mut("metadata") {
-                prune_message(fields::object_meta(), metadata, "metadata", &mut removed);
+                fields::object_meta().prune(metadata, "metadata", &mut removed);
             }
         }
     }
     removed
-}
-
-/// Removes the fields of `value` that `message` does not have; adds their paths to `removed`.
-pub(crate) fn prune_message(
-    message: &'static Message,
-    value: &mut Value,
-    path: &str,
-    removed: &mut Vec<String>,
-) {
-    let Value::Object(map) = value else { return };
-    map.retain(|name, value| {
-        let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        let Some(field) = message.field(name) else {
-            removed.push(below);
-            return false;
-        };
-        // A null says no more than absence, and not every client sends it.
-        if value.is_null() {
-            return false;
-        }
-        if let Some(message) = field.message().filter(|message| message.list_of.is_none()) {
-            match (field.shape, value) {
-                (Shape::One, value) => prune_message(message, value, &below, removed),
-                (Shape::List, Value::Array(list)) => {
-                    for (at, item) in list.iter_mut().enumerate() {
-                        prune_message(message, item, &format!("{below}[{at}]"), removed);
-                    }
-                }
-                (Shape::Map, Value::Object(map)) => {
-                    for (key, value) in map {
-                        prune_message(message, value, &format!("{below}.{key}"), removed);
-                    }
-                }
-                _ => {}
-            }
-        }
-        true
-    });
 }
 
 /// What is wrong with an object of a built-in kind, after its defaults were filled. `old` is what it replaces.

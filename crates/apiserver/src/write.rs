@@ -5,10 +5,10 @@ use crate::error::Status;
 use crate::events;
 use crate::identity::User;
 use crate::objects::{self, finalizers, is_terminating, meta, metadata_mut};
-use crate::registry::Resource;
 use crate::request::{FieldValidation, WriteOptions};
+use crate::resource::Resource;
 use crate::server::{Server, unwritten};
-use crate::{defaults, validate};
+use crate::{defaults, names, validate};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use storage::{Check, Commit, CommitError, Entry, Write};
@@ -247,7 +247,7 @@ impl Server {
         if resource.group == "events.k8s.io" {
             object = events::to_core(object);
         }
-        let name_faults = validate::name_errors(&resource.group, &resource.plural, &name);
+        let name_faults = names::name_errors(&resource.group, &resource.plural, &name);
         if !name_faults.is_empty() {
             return Err(Status::invalid(&resource.group, &resource.kind, &name, &name_faults));
         }

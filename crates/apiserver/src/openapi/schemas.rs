@@ -2,7 +2,7 @@
 
 use super::COMPONENTS;
 use crate::fields::{self, Field, Message, Shape, Type};
-use crate::registry::Resource;
+use crate::resource::Resource;
 use serde_json::{Map, Value, json};
 
 /// The schemas of one document, each once.

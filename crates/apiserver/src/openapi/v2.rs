@@ -7,7 +7,8 @@
 use super::schemas::Schemas;
 use super::{COMPONENTS, path_of, write_parameters};
 use crate::fields;
-use crate::registry::{Registry, Style};
+use crate::registry::Registry;
+use crate::resource::Style;
 use serde_json::{Map, Value, json};
 
 /// The numbers of the fields that are written, by message.

@@ -14,7 +14,7 @@ pub(super) fn is(format: &str, text: &str) -> bool {
         "mac" => is_mac(text),
         "uuid" | "uuid3" | "uuid4" | "uuid5" => uuid::Uuid::try_parse(text).is_ok(),
         "byte" => base64::engine::general_purpose::STANDARD.decode(text).is_ok(),
-        "hostname" => crate::validate::is_dns1123_subdomain(&text.to_ascii_lowercase()),
+        "hostname" => crate::names::is_dns1123_subdomain(&text.to_ascii_lowercase()),
         "uri" => text.split_once(':').is_some_and(|(scheme, rest)| !scheme.is_empty() && !rest.is_empty()),
         _ => true,
     }

@@ -2,7 +2,6 @@
 
 use super::{Additional, Node, below};
 use crate::fields;
-use crate::validate::prune_message;
 use serde_json::{Map, Value};
 
 /// Removes unknown fields of a whole object; its metadata has the shape of every object's.
@@ -27,7 +26,7 @@ fn resource(node: &Node, map: &mut Map<String, Value>, path: &str, removed: &mut
     for (name, value) in fixed {
         let Some(mut value) = value else { continue };
         if name == "metadata" {
-            prune_message(fields::object_meta(), &mut value, &below(path, name), removed);
+            fields::object_meta().prune(&mut value, &below(path, name), removed);
         }
         map.insert(name.to_owned(), value);
     }

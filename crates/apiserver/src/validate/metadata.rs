@@ -1,7 +1,7 @@
 //! Rules of the metadata that all kinds share.
 
 use crate::error::FieldError;
-use crate::selector::{is_label_key, is_label_value};
+use crate::names::{is_label_key, is_label_value};
 use serde_json::{Value, json};
 
 /// Bytes of all annotations together, at most.

@@ -1,7 +1,7 @@
 //! Rules of pods and pod templates.
 
-use super::names::is_dns1123_label;
 use crate::error::FieldError;
+use crate::names::is_dns1123_label;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! Names of objects.
+//! What names may look like: of objects, and the keys and values of their labels.
 
 use crate::error::FieldError;
 use serde_json::json;
@@ -35,6 +35,25 @@ pub fn is_dns1123_subdomain(text: &str) -> bool {
             && bytes.iter().all(|b| is_lower_or_digit(b) || *b == b'-')
     };
     text.len() <= 253 && text.split('.').all(is_part)
+}
+
+/// Whether `key` is `name` or `prefix/name`, the prefix a DNS subdomain and the name of up to 63 characters.
+pub fn is_label_key(key: &str) -> bool {
+    let (prefix, name) = match key.split_once('/') {
+        Some((prefix, name)) => (Some(prefix), name),
+        None => (None, key),
+    };
+    !name.is_empty() && is_label_value(name) && prefix.is_none_or(is_dns1123_subdomain)
+}
+
+/// Whether `value` is empty or up to 63 letters, digits, `-`, `_` and `.`, with letters or digits at both ends.
+pub fn is_label_value(value: &str) -> bool {
+    let bytes = value.as_bytes();
+    let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else { return true };
+    value.len() <= 63
+        && first.is_ascii_alphanumeric()
+        && last.is_ascii_alphanumeric()
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(b))
 }
 
 /// What is wrong with the name of an object.
