@@ -368,7 +368,7 @@ fn service(server: &Server, service: &mut Value) -> Result<Held, Status> {
         }
         complete_service(service);
     }
-    if let Err(status) = node_ports(server, service, &mut held, &name) {
+    if let Err(status) = node_ports(server, &Value::Null, service, &mut held, &name) {
         server.addresses.release(&held);
         return Err(status);
     }
@@ -384,32 +384,6 @@ fn complete_service(service: &mut Value) {
             spec[field] = value;
         }
     }
-}
-
-fn node_ports(server: &Server, service: &mut Value, held: &mut Value, name: &str) -> Result<(), Status> {
-    let wants = matches!(service["spec"]["type"].as_str(), Some("NodePort" | "LoadBalancer"));
-    for (at, port) in service["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
-        let given =
-            port["nodePort"].as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
-        let number = match given {
-            Some(given) if server.addresses.take_port(given) => given,
-            Some(given) => {
-                let field = format!("spec.ports[{at}].nodePort");
-                let error = FieldError::invalid(field, &given.into(), "provided port is already allocated");
-                return Err(Status::invalid("", "Service", name, &[error]));
-            }
-            None if wants => server
-                .addresses
-                .allocate_port()
-                .ok_or_else(|| Status::internal("no node port is left: delete a service of type NodePort"))?,
-            None => continue,
-        };
-        port["nodePort"] = number.into();
-        if let Some(list) = held["spec"]["ports"].as_array_mut() {
-            list.push(json!({"nodePort": number}));
-        }
-    }
-    Ok(())
 }
 
 fn service_update(server: &Server, current: &Value, new: &mut Value) -> Result<Held, Status> {
@@ -433,16 +407,16 @@ fn service_update(server: &Server, current: &Value, new: &mut Value) -> Result<H
             complete_service(new);
         }
     }
-    let outcome = keep_node_ports(server, current, new, &mut held, &name);
-    if let Err(status) = outcome {
+    if let Err(status) = node_ports(server, current, new, &mut held, &name) {
         server.addresses.release(&held);
         return Err(status);
     }
     Ok(Held(Some(held)))
 }
 
-/// Ports that stay keep their node port, by number and protocol; new ones take one if the type wants it.
-fn keep_node_ports(
+/// Ports that `current`, null for a new service, has too keep their node port, by number and protocol; new ones take one
+/// if the type wants it.
+fn node_ports(
     server: &Server,
     current: &Value,
     new: &mut Value,

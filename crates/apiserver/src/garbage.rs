@@ -251,59 +251,57 @@ async fn judge(server: &Arc<Server>, graph: &Graph, key: &str) -> Result<(), Sta
     Ok(())
 }
 
+/// Removes the references to owners that are gone.
 async fn strip(
     server: &Server,
     resource: &Arc<Resource>,
     head: &Head,
     is_gone: impl Fn(&str) -> bool,
 ) -> Result<(), Status> {
-    let metadata = &head.metadata;
-    server
-        .modify(
-            resource,
-            &metadata.namespace,
-            &metadata.name,
-            Aspect::Server,
-            &WriteOptions::default(),
-            |current| {
-                let mut next = current.clone();
-                let kept: Vec<Value> = current["metadata"]["ownerReferences"]
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter(|owner| !owner["uid"].as_str().is_some_and(&is_gone))
-                    .cloned()
-                    .collect();
-                replace(&mut next["metadata"], "ownerReferences", &kept.into());
-                Ok(next)
-            },
-        )
-        .await
-        .map(drop)
+    change(server, resource, head, |object| {
+        let kept: Vec<Value> = object["metadata"]["ownerReferences"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|owner| !owner["uid"].as_str().is_some_and(&is_gone))
+            .cloned()
+            .collect();
+        replace(&mut object["metadata"], "ownerReferences", &kept.into());
+    })
+    .await
 }
 
+/// Removes a finalizer, unless the name is another object's by now.
 async fn release(
     server: &Server,
     resource: &Arc<Resource>,
     head: &Head,
     finalizer: &str,
 ) -> Result<(), Status> {
+    change(server, resource, head, |object| {
+        if objects::meta(object, "uid") == head.metadata.uid {
+            objects::without_finalizer(object, finalizer);
+        }
+    })
+    .await
+}
+
+/// Writes what the server itself changes on an object.
+async fn change(
+    server: &Server,
+    resource: &Arc<Resource>,
+    head: &Head,
+    edit: impl Fn(&mut Value),
+) -> Result<(), Status> {
     let metadata = &head.metadata;
+    let edited = |current: &Value| {
+        let mut next = current.clone();
+        edit(&mut next);
+        Ok(next)
+    };
+    let options = WriteOptions::default();
     server
-        .modify(
-            resource,
-            &metadata.namespace,
-            &metadata.name,
-            Aspect::Server,
-            &WriteOptions::default(),
-            |current| {
-                let mut next = current.clone();
-                if objects::meta(current, "uid") == metadata.uid {
-                    objects::without_finalizer(&mut next, finalizer);
-                }
-                Ok(next)
-            },
-        )
+        .modify(resource, &metadata.namespace, &metadata.name, Aspect::Server, &options, edited)
         .await
         .map(drop)
 }
