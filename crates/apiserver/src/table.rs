@@ -77,7 +77,7 @@ impl Columns {
             .or_else(|| workload::printer(group, resource))
             .or_else(|| storage::printer(group, resource))
             .or_else(|| pod::printer(group, resource))
-            .unwrap_or((const { const { &[shown("Name"), shown("Created At")] } }, created_at));
+            .unwrap_or((const { &[shown("Name"), shown("Created At")] }, created_at));
         Self { inner: Inner::Builtin(heads, cells) }
     }
 

@@ -27,131 +27,110 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
     Some(match (group, resource) {
         ("", "nodes") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Status"),
-                        shown("Roles"),
-                        shown("Age"),
-                        shown("Version"),
-                        wide("Internal-IP"),
-                        wide("External-IP"),
-                        wide("OS-Image"),
-                        wide("Kernel-Version"),
-                        wide("Container-Runtime"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Status"),
+                    shown("Roles"),
+                    shown("Age"),
+                    shown("Version"),
+                    wide("Internal-IP"),
+                    wide("External-IP"),
+                    wide("OS-Image"),
+                    wide("Kernel-Version"),
+                    wide("Container-Runtime"),
+                ]
             },
             node,
         ),
-        ("", "namespaces") => {
-            (const { const { &[shown("Name"), shown("Status"), shown("Age")] } }, namespace)
-        }
+        ("", "namespaces") => (const { &[shown("Name"), shown("Status"), shown("Age")] }, namespace),
         ("", "services") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Type"),
-                        shown("Cluster-IP"),
-                        shown("External-IP"),
-                        shown("Port(s)"),
-                        shown("Age"),
-                        wide("Selector"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Type"),
+                    shown("Cluster-IP"),
+                    shown("External-IP"),
+                    shown("Port(s)"),
+                    shown("Age"),
+                    wide("Selector"),
+                ]
             },
             service,
         ),
-        ("", "endpoints") => {
-            (const { const { &[shown("Name"), shown("Endpoints"), shown("Age")] } }, endpoints)
-        }
+        ("", "endpoints") => (const { &[shown("Name"), shown("Endpoints"), shown("Age")] }, endpoints),
         ("discovery.k8s.io", "endpointslices") => (
-            const {
-                const { &[shown("Name"), shown("AddressType"), shown("Ports"), shown("Endpoints"), shown("Age")] }
-            },
+            const { &[shown("Name"), shown("AddressType"), shown("Ports"), shown("Endpoints"), shown("Age")] },
             endpoint_slice,
         ),
-        ("", "configmaps") => {
-            (const { const { &[shown("Name"), number("Data"), shown("Age")] } }, config_map)
-        }
-        ("", "secrets") => {
-            (const { const { &[shown("Name"), shown("Type"), number("Data"), shown("Age")] } }, secret)
-        }
+        ("", "configmaps") => (const { &[shown("Name"), number("Data"), shown("Age")] }, config_map),
+        ("", "secrets") => (const { &[shown("Name"), shown("Type"), number("Data"), shown("Age")] }, secret),
         ("", "serviceaccounts") => {
-            (const { const { &[shown("Name"), number("Secrets"), shown("Age")] } }, service_account)
+            (const { &[shown("Name"), number("Secrets"), shown("Age")] }, service_account)
         }
         ("" | "events.k8s.io", "events") => (EVENT, event),
         ("", "resourcequotas") => {
-            (const { const { &[shown("Name"), shown("Age"), shown("Request"), shown("Limit")] } }, quota)
+            (const { &[shown("Name"), shown("Age"), shown("Request"), shown("Limit")] }, quota)
         }
         ("coordination.k8s.io", "leases") => {
-            (const { const { &[shown("Name"), shown("Holder"), shown("Age")] } }, lease)
+            (const { &[shown("Name"), shown("Holder"), shown("Age")] }, lease)
         }
         ("rbac.authorization.k8s.io", "rolebindings" | "clusterrolebindings") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Role"),
-                        shown("Age"),
-                        wide("Users"),
-                        wide("Groups"),
-                        wide("ServiceAccounts"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Role"),
+                    shown("Age"),
+                    wide("Users"),
+                    wide("Groups"),
+                    wide("ServiceAccounts"),
+                ]
             },
             role_binding,
         ),
-        ("apiregistration.k8s.io", "apiservices") => (
-            const { const { &[shown("Name"), shown("Service"), shown("Available"), shown("Age")] } },
-            api_service,
-        ),
+        ("apiregistration.k8s.io", "apiservices") => {
+            (const { &[shown("Name"), shown("Service"), shown("Available"), shown("Age")] }, api_service)
+        }
         ("networking.k8s.io", "networkpolicies") => {
-            (const { const { &[shown("Name"), shown("Pod-Selector"), shown("Age")] } }, network_policy)
+            (const { &[shown("Name"), shown("Pod-Selector"), shown("Age")] }, network_policy)
         }
         ("networking.k8s.io", "ingresses") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Class"),
-                        shown("Hosts"),
-                        shown("Address"),
-                        shown("Ports"),
-                        shown("Age"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Class"),
+                    shown("Hosts"),
+                    shown("Address"),
+                    shown("Ports"),
+                    shown("Age"),
+                ]
             },
             ingress,
         ),
         ("networking.k8s.io", "ingressclasses") => (
-            const { const { &[shown("Name"), shown("Controller"), shown("Parameters"), shown("Age")] } },
+            const { &[shown("Name"), shown("Controller"), shown("Parameters"), shown("Age")] },
             ingress_class,
         ),
         ("scheduling.k8s.io", "priorityclasses") => (
-            const { const { &[shown("Name"), number("Value"), shown("Global-Default"), shown("Age")] } },
+            const { &[shown("Name"), number("Value"), shown("Global-Default"), shown("Age")] },
             priority_class,
         ),
         ("certificates.k8s.io", "certificatesigningrequests") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Age"),
-                        shown("SignerName"),
-                        shown("Requestor"),
-                        shown("RequestedDuration"),
-                        shown("Condition"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Age"),
+                    shown("SignerName"),
+                    shown("Requestor"),
+                    shown("RequestedDuration"),
+                    shown("Condition"),
+                ]
             },
             signing_request,
         ),
         (
             "admissionregistration.k8s.io",
             "validatingwebhookconfigurations" | "mutatingwebhookconfigurations",
-        ) => (const { const { &[shown("Name"), number("Webhooks"), shown("Age")] } }, webhooks),
+        ) => (const { &[shown("Name"), number("Webhooks"), shown("Age")] }, webhooks),
         _ => return None,
     })
 }

@@ -9,87 +9,77 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
     Some(match (group, resource) {
         ("storage.k8s.io", "storageclasses") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Provisioner"),
-                        shown("ReclaimPolicy"),
-                        shown("VolumeBindingMode"),
-                        shown("AllowVolumeExpansion"),
-                        shown("Age"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Provisioner"),
+                    shown("ReclaimPolicy"),
+                    shown("VolumeBindingMode"),
+                    shown("AllowVolumeExpansion"),
+                    shown("Age"),
+                ]
             },
             class,
         ),
         ("storage.k8s.io", "csidrivers") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("AttachRequired"),
-                        shown("PodInfoOnMount"),
-                        shown("StorageCapacity"),
-                        shown("TokenRequests"),
-                        shown("RequiresRepublish"),
-                        shown("Modes"),
-                        shown("Age"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("AttachRequired"),
+                    shown("PodInfoOnMount"),
+                    shown("StorageCapacity"),
+                    shown("TokenRequests"),
+                    shown("RequiresRepublish"),
+                    shown("Modes"),
+                    shown("Age"),
+                ]
             },
             driver,
         ),
         ("storage.k8s.io", "csinodes") => {
-            (const { const { &[shown("Name"), number("Drivers"), shown("Age")] } }, csi_node)
+            (const { &[shown("Name"), number("Drivers"), shown("Age")] }, csi_node)
         }
         ("storage.k8s.io", "volumeattachments") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Attacher"),
-                        shown("PV"),
-                        shown("Node"),
-                        shown("Attached"),
-                        shown("Age"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Attacher"),
+                    shown("PV"),
+                    shown("Node"),
+                    shown("Attached"),
+                    shown("Age"),
+                ]
             },
             attachment,
         ),
         ("", "persistentvolumes") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Capacity"),
-                        shown("Access Modes"),
-                        shown("Reclaim Policy"),
-                        shown("Status"),
-                        shown("Claim"),
-                        shown("StorageClass"),
-                        shown("Reason"),
-                        shown("Age"),
-                        wide("VolumeMode"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Capacity"),
+                    shown("Access Modes"),
+                    shown("Reclaim Policy"),
+                    shown("Status"),
+                    shown("Claim"),
+                    shown("StorageClass"),
+                    shown("Reason"),
+                    shown("Age"),
+                    wide("VolumeMode"),
+                ]
             },
             volume,
         ),
         ("", "persistentvolumeclaims") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Status"),
-                        shown("Volume"),
-                        shown("Capacity"),
-                        shown("Access Modes"),
-                        shown("StorageClass"),
-                        shown("Age"),
-                        wide("VolumeMode"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Status"),
+                    shown("Volume"),
+                    shown("Capacity"),
+                    shown("Access Modes"),
+                    shown("StorageClass"),
+                    shown("Age"),
+                    wide("VolumeMode"),
+                ]
             },
             claim,
         ),

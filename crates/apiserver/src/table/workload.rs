@@ -10,115 +10,103 @@ pub(super) fn printer(group: &str, resource: &str) -> Option<(&'static [Head], C
     Some(match (group, resource) {
         ("apps", "deployments") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Ready"),
-                        number("Up-to-date"),
-                        number("Available"),
-                        shown("Age"),
-                        wide("Containers"),
-                        wide("Images"),
-                        wide("Selector"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Ready"),
+                    number("Up-to-date"),
+                    number("Available"),
+                    shown("Age"),
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
             },
             deployment,
         ),
         ("apps", "replicasets") | ("", "replicationcontrollers") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        number("Desired"),
-                        number("Current"),
-                        number("Ready"),
-                        shown("Age"),
-                        wide("Containers"),
-                        wide("Images"),
-                        wide("Selector"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    number("Desired"),
+                    number("Current"),
+                    number("Ready"),
+                    shown("Age"),
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
             },
             replica_set,
         ),
         ("apps", "daemonsets") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        number("Desired"),
-                        number("Current"),
-                        number("Ready"),
-                        number("Up-to-date"),
-                        number("Available"),
-                        shown("Node Selector"),
-                        shown("Age"),
-                        wide("Containers"),
-                        wide("Images"),
-                        wide("Selector"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    number("Desired"),
+                    number("Current"),
+                    number("Ready"),
+                    number("Up-to-date"),
+                    number("Available"),
+                    shown("Node Selector"),
+                    shown("Age"),
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
             },
             daemon_set,
         ),
         ("apps", "statefulsets") => (
-            const { const { &[shown("Name"), shown("Ready"), shown("Age"), wide("Containers"), wide("Images")] } },
+            const { &[shown("Name"), shown("Ready"), shown("Age"), wide("Containers"), wide("Images")] },
             stateful_set,
         ),
         ("apps", "controllerrevisions") => (
-            const { const { &[shown("Name"), shown("Controller"), number("Revision"), shown("Age")] } },
+            const { &[shown("Name"), shown("Controller"), number("Revision"), shown("Age")] },
             controller_revision,
         ),
         ("batch", "jobs") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Completions"),
-                        shown("Duration"),
-                        shown("Age"),
-                        wide("Containers"),
-                        wide("Images"),
-                        wide("Selector"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Completions"),
+                    shown("Duration"),
+                    shown("Age"),
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
             },
             job,
         ),
         ("batch", "cronjobs") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Schedule"),
-                        shown("Suspend"),
-                        number("Active"),
-                        shown("Last Schedule"),
-                        shown("Age"),
-                        wide("Containers"),
-                        wide("Images"),
-                        wide("Selector"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Schedule"),
+                    shown("Suspend"),
+                    number("Active"),
+                    shown("Last Schedule"),
+                    shown("Age"),
+                    wide("Containers"),
+                    wide("Images"),
+                    wide("Selector"),
+                ]
             },
             cron_job,
         ),
         ("", "podtemplates") => (
-            const { const { &[shown("Name"), shown("Containers"), shown("Images"), shown("Pod Labels")] } },
+            const { &[shown("Name"), shown("Containers"), shown("Images"), shown("Pod Labels")] },
             pod_template,
         ),
         ("policy", "poddisruptionbudgets") => (
             const {
-                const {
-                    &[
-                        shown("Name"),
-                        shown("Min Available"),
-                        shown("Max Unavailable"),
-                        number("Allowed Disruptions"),
-                        shown("Age"),
-                    ]
-                }
+                &[
+                    shown("Name"),
+                    shown("Min Available"),
+                    shown("Max Unavailable"),
+                    number("Allowed Disruptions"),
+                    shown("Age"),
+                ]
             },
             disruption_budget,
         ),
