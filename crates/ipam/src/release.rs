@@ -144,11 +144,12 @@ async fn release_in_block<D: Datastore>(
 /// Addresses of disabled and deleted pools too. One block's failure does not stop the others; within a block it is all
 /// or nothing.
 ///
-/// Datastore calls: 2 reads (pools, configuration), 1 more if an address lies in no pool; per block 1 read, 1 read per
-/// handle, and 1 commit.
+/// Datastore calls: 2 reads (pools, configuration), 1 more if an address lies in no pool or in no block of its pool's
+/// size; per block 1 read, 1 read per handle, and 1 commit.
 ///
 /// # Errors
-/// [`StoreError`] if the pools, configuration or blocks could not be read; nothing is released then.
+/// [`StoreError`] if the pools or the configuration could not be read: nothing is released then; or the blocks: only
+/// addresses in blocks of their pools' sizes may be released then. The call may be repeated.
 pub async fn release_addresses<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
@@ -166,44 +167,74 @@ pub async fn release_addresses<D: Datastore>(
             None => homeless.push(release.clone()),
         }
     }
-    if !homeless.is_empty() {
-        let blocks = seen::blocks(store).await?;
-        for release in homeless {
-            match blocks.iter().find(|seen| seen.value.cidr.contains(release.address)) {
-                Some(seen) => by_block.entry(seen.value.cidr).or_default().push(release),
-                None => outcome.not_allocated.push(release.address),
-            }
+    for (cidr, releases) in by_block {
+        if !release_of_block(store, clock, cidr, &releases, config.ip_cooldown_seconds, &mut outcome).await {
+            homeless.extend(releases);
+        }
+    }
+    if homeless.is_empty() {
+        return Ok(outcome);
+    }
+    // No pool, or one that was made anew with another block size: the blocks themselves know.
+    let blocks = seen::blocks(store).await?;
+    let mut by_block: BTreeMap<Cidr, Vec<Release>> = BTreeMap::new();
+    for release in homeless {
+        match blocks.iter().find(|seen| seen.value.cidr.contains(release.address)) {
+            Some(seen) => by_block.entry(seen.value.cidr).or_default().push(release),
+            None => outcome.not_allocated.push(release.address),
         }
     }
     for (cidr, releases) in by_block {
-        let done = release_of_block(store, clock, cidr, &releases, config.ip_cooldown_seconds).await;
-        match done {
-            Ok(done) => {
-                outcome.released.extend(done.released);
-                outcome.not_allocated.extend(done.not_allocated);
-            }
-            Err(failure) => outcome.failed.push((cidr, failure)),
+        if !release_of_block(store, clock, cidr, &releases, config.ip_cooldown_seconds, &mut outcome).await {
+            outcome.not_allocated.extend(releases.iter().map(|release| release.address));
         }
     }
     Ok(outcome)
 }
 
+/// Gives back what is named in one block and notes it in `outcome`. `false`: there is no such block.
 async fn release_of_block<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
     cidr: Cidr,
     releases: &[Release],
     cooldown_seconds: u32,
-) -> Result<ReleasedAddresses, ReleaseFailure> {
+    outcome: &mut ReleasedAddresses,
+) -> bool {
+    match release_in(store, clock, cidr, releases, cooldown_seconds).await {
+        Ok(Some(done)) => {
+            outcome.released.extend(done.released);
+            outcome.not_allocated.extend(done.not_allocated);
+            true
+        }
+        Ok(None) => false,
+        Err(failure) => {
+            outcome.failed.push((cidr, failure));
+            true
+        }
+    }
+}
+
+/// `None`: there is no such block.
+async fn release_in<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    cidr: Cidr,
+    releases: &[Release],
+    cooldown_seconds: u32,
+) -> Result<Option<ReleasedAddresses>, ReleaseFailure> {
     // After a lost answer the addresses may be free because this call freed them.
     let mut maybe_done: BTreeSet<IpAddr> = BTreeSet::new();
     for _ in 0..ATTEMPTS {
         let Some(mut block) = seen::block(store, cidr).await.map_err(StoreError::from)? else {
+            if maybe_done.is_empty() {
+                return Ok(None);
+            }
             let (released, not_allocated) = releases
                 .iter()
                 .map(|release| release.address)
                 .partition(|address| maybe_done.contains(address));
-            return Ok(ReleasedAddresses { released, not_allocated, failed: Vec::new() });
+            return Ok(Some(ReleasedAddresses { released, not_allocated, failed: Vec::new() }));
         };
         let now = clock.now();
         block::collect(&mut block.value, cooldown_seconds, now);
@@ -224,11 +255,11 @@ async fn release_of_block<D: Datastore>(
         let mut freed: BTreeSet<IpAddr> =
             outcome.ordinals.iter().filter_map(|ordinal| cidr.address(*ordinal)).collect();
         if plan.writes.is_empty() {
-            return Ok(ReleasedAddresses {
+            return Ok(Some(ReleasedAddresses {
                 released: maybe_done.into_iter().collect(),
                 not_allocated: outcome.not_allocated,
                 failed: Vec::new(),
-            });
+            }));
         }
         match store.commit(&[], &plan.writes).await {
             Ok(_) => {
@@ -236,11 +267,11 @@ async fn release_of_block<D: Datastore>(
                     give_up_if_deselected(store, clock, block).await?;
                 }
                 freed.append(&mut maybe_done);
-                return Ok(ReleasedAddresses {
+                return Ok(Some(ReleasedAddresses {
                     released: freed.into_iter().collect(),
                     not_allocated: outcome.not_allocated,
                     failed: Vec::new(),
-                });
+                }));
             }
             Err(CommitError::Conflict { .. }) => {}
             Err(CommitError::Unknown { .. }) => maybe_done.extend(freed),

@@ -253,6 +253,24 @@ fn a_release_frees_only_what_it_named() -> Outcome {
 }
 
 #[test]
+fn an_address_of_a_pool_made_anew_with_another_block_size_is_released() -> Outcome {
+    block_on(async {
+        let store = lab("10.0.0.0/24", 28, &["a"]).await?;
+        let held = ask(&store, "a", "h", 1).await?;
+        let pool = seen::pools(&store).await?.remove(0);
+        store.commit(&[], &[Write::Delete(Record::Pool(pool.value.clone()), pool.version)]).await?;
+        create(&store, Record::Pool(Pool { block_size: 26, ..pool.value })).await?;
+        let address = held.taken[0].address;
+        let named = Release { address, handle: Some("h".to_owned()), sequence: Some(held.taken[0].sequence) };
+        let outcome = release_addresses(&store, &CLOCK, &[named.clone()]).await?;
+        assert_eq!(outcome.released, [address]);
+        let again = release_addresses(&store, &CLOCK, &[named]).await?;
+        assert_eq!((again.released, again.not_allocated), (Vec::new(), vec![address]));
+        check(&store).await
+    })
+}
+
+#[test]
 fn an_address_in_cooldown_is_not_handed_out() -> Outcome {
     block_on(async {
         let store = lab("10.0.0.0/31", 31, &["a"]).await?;
