@@ -154,6 +154,15 @@ pub(crate) fn after_change(server: &Server, resource: &Resource, old: &Value, ne
     after_write(server, resource, new);
 }
 
+/// What comes before an object is removed: whoever is told that a definition is gone must not find its kinds served.
+///
+/// If the removal does not happen, [`after_write`] takes it back.
+pub(crate) fn before_removal(server: &Server, resource: &Resource, object: &Value) {
+    if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
+        server.withdraw_definition(meta(object, "name"));
+    }
+}
+
 /// What follows from a removed object at once.
 pub(crate) fn after_removal(server: &Server, resource: &Resource, object: &Value) {
     match (resource.group.as_str(), resource.plural.as_str()) {

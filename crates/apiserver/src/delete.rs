@@ -135,7 +135,14 @@ impl Server {
                     Commit::update(&key, entry.revision, value)
                 }
             };
-            match self.store.commit(commit).await {
+            if next.is_none() {
+                admission::before_removal(self, resource, &object);
+            }
+            let outcome = self.store.commit(commit).await;
+            if outcome.is_err() && next.is_none() {
+                admission::after_write(self, resource, &object);
+            }
+            match outcome {
                 Ok(revisions) => {
                     let revision = revisions.first().copied().unwrap_or_default();
                     let Some(next) = next else {

@@ -122,7 +122,18 @@ impl Server {
         } else {
             definitions.insert(name.to_owned(), kinds);
         }
-        let registry = Arc::new(Registry::new(&definitions));
+        self.serve_only(&definitions);
+    }
+
+    /// Stops serving the kinds of a definition that is about to be removed.
+    pub(crate) fn withdraw_definition(&self, name: &str) {
+        let mut definitions = self.definitions.lock().unwrap_or_else(PoisonError::into_inner);
+        definitions.remove(name);
+        self.serve_only(&definitions);
+    }
+
+    fn serve_only(&self, definitions: &BTreeMap<String, Vec<Arc<Resource>>>) {
+        let registry = Arc::new(Registry::new(definitions));
         *self.registry.write().unwrap_or_else(PoisonError::into_inner) = registry;
     }
 

@@ -352,7 +352,14 @@ impl Server {
             } else {
                 Commit::update(&key, entry.revision, value.clone())
             };
-            match self.store.commit(commit).await {
+            if removes {
+                admission::before_removal(self, resource, &new);
+            }
+            let outcome = self.store.commit(commit).await;
+            if removes && outcome.is_err() {
+                admission::after_write(self, resource, &new);
+            }
+            match outcome {
                 Ok(revisions) => {
                     let revision = revisions.first().copied().unwrap_or_default();
                     let entry = Entry { revision, created: entry.created, value };
