@@ -565,6 +565,19 @@ pub enum AssignAddressError {
         /// The use.
         intended_use: &'static str,
     },
+    /// Its block would overlap one of another size, made when the pool had another block size.
+    #[error(
+        "address {address} would need block {block}, which overlaps block {other} of an earlier block size: release what \
+         block {other} holds first"
+    )]
+    Overlap {
+        /// The address.
+        address: IpAddr,
+        /// The block that would be made.
+        block: Cidr,
+        /// The block that is there.
+        other: Cidr,
+    },
     /// It is assigned, or its block is another's under strict affinity.
     #[error(transparent)]
     Refused(#[from] TakeError),
@@ -577,7 +590,8 @@ pub enum AssignAddressError {
 ///
 /// An address that the same handle holds already is answered with success.
 ///
-/// Datastore calls: 4 reads (pools, configuration, block, handle) and 1 commit; where the block does not exist 2 commits more.
+/// Datastore calls: 4 reads (pools, configuration, block, handle) and 1 commit; where the block does not exist 1 list of
+/// blocks and 2 commits more.
 ///
 /// # Errors
 /// See [`AssignAddressError`].
@@ -597,11 +611,21 @@ pub async fn assign_address<D: Datastore>(
         return Err(AssignAddressError::WrongUse { address, pool, intended_use: wrong.as_str() });
     }
     let config = seen::config(store).await.map_err(StoreError::from)?;
-    let cidr =
+    let mut cidr =
         Cidr::containing(address, pool.value.block_size).ok_or(AssignAddressError::NoPool { address })?;
     let only_owner = config.strict_affinity.then_some(&request.owner);
     for _ in 0..ATTEMPTS {
         let Some(block) = seen::block(store, cidr).await.map_err(StoreError::from)? else {
+            // Listed after the pool was read, so that only a changed pool, which the claim notices, has other blocks.
+            let blocks = seen::blocks(store).await.map_err(StoreError::from)?;
+            let others: Vec<Cidr> = blocks.iter().map(|seen| seen.value.cidr).collect();
+            if let Some(around) = others.iter().find(|other| other.contains(address)) {
+                cidr = *around;
+                continue;
+            }
+            if let Some(other) = others.iter().copied().find(|other| other.overlaps(cidr)) {
+                return Err(AssignAddressError::Overlap { address, block: cidr, other });
+            }
             let reserved = ReservationSet::default();
             let claim = Claim { owner: &request.owner, cidr, pool, want: None, reserved: &reserved };
             match affinity::claim(store, clock, &claim, Known::Unread).await {

@@ -49,7 +49,8 @@ pub enum Holder {
 
 /// Who holds an address, whether its pool is enabled or even there.
 ///
-/// Datastore calls: 3 reads (pools, configuration, block), and a list of blocks if it lies in no pool.
+/// Datastore calls: 3 reads (pools, configuration, block), and a list of blocks if it lies in no pool or in no block of
+/// its pool's size.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -62,6 +63,10 @@ pub async fn holder_of<D: Datastore>(
     let pool = pools.iter().map(|seen| &seen.value).find(|pool| pool.cidr.contains(address));
     let found = match pool.and_then(|pool| Cidr::containing(address, pool.block_size)) {
         Some(cidr) => seen::block(store, cidr).await?,
+        None => None,
+    };
+    let found = match found {
+        Some(found) => Some(found),
         None => seen::blocks(store).await?.into_iter().find(|seen| seen.value.cidr.contains(address)),
     };
     let Some(seen) = found else { return Ok(Holder::Nobody) };

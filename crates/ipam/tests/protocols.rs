@@ -4,7 +4,7 @@ use api::{Affinity, AffinityNaming, Cidr, IpVersion, IpamConfig, Node, Owner, Po
 use datastore::memory::Memory;
 use datastore::{Datastore, Kind, Record, Scope, Write};
 use futures::executor::block_on;
-use ipam::assign::{AssignError, AssignRequest, Assigned, assign, assign_address};
+use ipam::assign::{AssignAddressError, AssignError, AssignRequest, Assigned, assign, assign_address};
 use ipam::block::{self, Release};
 use ipam::clock::FixedClock;
 use ipam::explain::Shortage;
@@ -262,11 +262,35 @@ fn an_address_of_a_pool_made_anew_with_another_block_size_is_released() -> Outco
         create(&store, Record::Pool(Pool { block_size: 26, ..pool.value })).await?;
         let address = held.taken[0].address;
         let named = Release { address, handle: Some("h".to_owned()), sequence: Some(held.taken[0].sequence) };
+        assert!(matches!(holder_of(&store, &CLOCK, address).await?, Holder::Allocated { .. }));
         let outcome = release_addresses(&store, &CLOCK, &[named.clone()]).await?;
         assert_eq!(outcome.released, [address]);
         let again = release_addresses(&store, &CLOCK, &[named]).await?;
         assert_eq!((again.released, again.not_allocated), (Vec::new(), vec![address]));
         check(&store).await
+    })
+}
+
+#[test]
+fn an_address_asked_for_makes_no_block_across_those_of_another_size() -> Outcome {
+    block_on(async {
+        let store = lab("10.0.0.0/26", 26, &["a"]).await?;
+        let small = block::new_block("10.0.0.0/28".parse()?, &Owner::host("a"), CLOCK.0);
+        create(&store, Record::Block(small)).await?;
+        let wanted = |address: &str| -> Result<AddressRequest, std::net::AddrParseError> {
+            Ok(AddressRequest {
+                owner: Owner::host("a"),
+                address: address.parse()?,
+                handle: Some("h".to_owned()),
+                attributes: BTreeMap::new(),
+                intended_use: None,
+            })
+        };
+        let taken = assign_address(&store, &CLOCK, &wanted("10.0.0.5")?).await?;
+        assert_eq!(taken.with_block_prefix(), "10.0.0.5/28");
+        let refused = assign_address(&store, &CLOCK, &wanted("10.0.0.40")?).await;
+        assert!(matches!(refused, Err(AssignAddressError::Overlap { .. })), "{refused:?}");
+        Ok(())
     })
 }
 

@@ -247,6 +247,15 @@ impl Agent {
             let pool = self.view.pools().find(|pool| {
                 pool.is_enabled() && pool.block_size == cidr.prefix() && pool.cidr.contains_cidr(cidr)
             });
+            // The pool may have changed since the block was chosen: what it was made of before is to be known.
+            if let Some(pool) = pool.cloned()
+                && !self.view.covers(&[pool])
+            {
+                self.list_blocks();
+                return true;
+            }
+            let overlaps = self.view.index().keys().any(|other| other.overlaps(cidr));
+            let pool = pool.filter(|_| !overlaps);
             let Some(pool) = pool.and_then(|pool| self.view.pool(&pool.name)) else {
                 let write = Write::Delete(Record::Affinity(affinity.value), affinity.version);
                 self.commit_claim(claim, write, Step::Dropping);

@@ -35,9 +35,30 @@ impl Agent {
                 ),
             );
         }
-        let Some(cidr) = Cidr::containing(address, pool.block_size) else { return Next::Wait };
+        let Some(sized) = Cidr::containing(address, pool.block_size) else { return Next::Wait };
+        // A block of an earlier pool with another block size has it, if there is one.
+        let pool = pool.clone();
+        let index = self.view.index();
+        let around = index.contains_key(&sized).then_some(sized);
+        let around = around.or_else(|| index.keys().copied().find(|block| block.contains(address)));
+        let cidr = around.unwrap_or(sized);
         let config = self.view.config();
-        if !self.view.index().contains_key(&cidr) || (self.view.owns(cidr) && !self.view.is_in_hand(cidr)) {
+        if around.is_none() {
+            if !self.view.covers(&[pool]) {
+                self.list_blocks();
+                return Next::Wait;
+            }
+            if let Some(other) = self.view.index().keys().find(|block| block.overlaps(cidr)) {
+                return refusal(
+                    NOT_SERVED,
+                    format!(
+                        "address {address} would need block {cidr}, which overlaps block {other} of an earlier block \
+                         size; release what block {other} holds first"
+                    ),
+                );
+            }
+        }
+        if around.is_none() || (self.view.owns(cidr) && !self.view.is_in_hand(cidr)) {
             if self.claim.is_none() {
                 self.start_claim(cidr);
             }

@@ -589,6 +589,25 @@ fn requested_address_is_assigned_or_refused_by_name() {
 }
 
 #[test]
+fn requested_address_makes_no_block_across_those_of_another_size() {
+    let store = store();
+    let small: Cidr = "10.0.0.16/30".parse().unwrap();
+    put(&store, Record::Block(block::new_block(small, &Owner::host("n2"), Timestamp::UNIX_EPOCH)));
+    let mut bench = bench_on(&store, "n1");
+    let mut ask = |container: &str, address: &str| {
+        let demand = AddRequest { requested: Some(address.parse().unwrap()), ..request(container) };
+        bench.requests += 1;
+        let id = bench.requests;
+        let demand = Demand::pod(&demand, "n1", bench.now).unwrap();
+        bench.run(vec![Event::Add(RequestId(id), demand)]);
+        bench.replies[&id].clone()
+    };
+    assert!(refusal(ask("a", "10.0.0.21")).message.contains("overlaps block 10.0.0.16/30"));
+    let Reply::Added(taken) = ask("b", "10.0.0.18") else { panic!() };
+    assert_eq!(taken[0].with_block_prefix(), "10.0.0.18/30");
+}
+
+#[test]
 fn requests_wait_for_the_first_sight_of_the_store_and_not_for_ever() {
     let store = store();
     let mut bench = bench_on(&store, "n1");
