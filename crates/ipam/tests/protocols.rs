@@ -263,7 +263,7 @@ fn an_address_of_a_pool_made_anew_with_another_block_size_is_released() -> Outco
         let address = held.taken[0].address;
         let named = Release { address, handle: Some("h".to_owned()), sequence: Some(held.taken[0].sequence) };
         assert!(matches!(holder_of(&store, &CLOCK, address).await?, Holder::Allocated { .. }));
-        let outcome = release_addresses(&store, &CLOCK, &[named.clone()]).await?;
+        let outcome = release_addresses(&store, &CLOCK, std::slice::from_ref(&named)).await?;
         assert_eq!(outcome.released, [address]);
         let again = release_addresses(&store, &CLOCK, &[named]).await?;
         assert_eq!((again.released, again.not_allocated), (Vec::new(), vec![address]));
