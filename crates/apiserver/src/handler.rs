@@ -69,7 +69,7 @@ impl Server {
             Some(authorization) if user.is_anonymous() => Arc::new(token::authenticate(self, authorization)?),
             _ => Arc::clone(user),
         };
-        let user = if request.headers().contains_key("impersonate-user") {
+        let user = if User::is_to_be_impersonated(request.headers()) {
             Arc::new((*user).clone().impersonate(request.headers())?)
         } else {
             user

@@ -61,13 +61,26 @@ impl User {
         Some(Self { name, groups, uid: None })
     }
 
+    /// Whether a request says that it is to be made as somebody else.
+    pub fn is_to_be_impersonated(headers: &HeaderMap) -> bool {
+        headers.keys().any(|name| name.as_str().starts_with("impersonate-"))
+    }
+
     /// Who the request is to be made as, when it says so.
     ///
     /// # Errors
-    /// 403 for those who may not impersonate.
+    /// 403 for those who may not impersonate; 400 when it is not said whom. Taken for its sender's own, a request that
+    /// asks to be allowed less would be allowed everything.
     pub fn impersonate(self, headers: &HeaderMap) -> Result<Self, Status> {
+        if !Self::is_to_be_impersonated(headers) {
+            return Ok(self);
+        }
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let Some(name) = text("impersonate-user") else { return Ok(self) };
+        let Some(name) = text("impersonate-user").filter(|name| !name.is_empty()) else {
+            let message =
+                "the request has headers Impersonate-…, but none that names a user: add Impersonate-User";
+            return Err(Status::bad_request(message));
+        };
         if !self.is_almighty() {
             let why = format!(
                 "User {:?} cannot impersonate resource \"users\" in API group \"\" at the cluster scope",

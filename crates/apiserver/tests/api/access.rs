@@ -51,6 +51,11 @@ async fn others_do_what_their_roles_say() {
     assert_eq!(asked.code, 403, "only the almighty impersonate");
     let as_ann = admin.send(Method::GET, "/api/v1/pods", &[("impersonate-user", "ann")], Bytes::new()).await;
     assert_eq!(as_ann.code, 403);
+    for header in [("impersonate-group", "team"), ("impersonate-user", "\u{e4}nn"), ("impersonate-user", "")]
+    {
+        let asked = admin.send(Method::GET, "/api/v1/pods", &[header], Bytes::new()).await;
+        assert_eq!(asked.code, 400, "{header:?} is not the sender's own request");
+    }
 }
 
 #[tokio::test]
