@@ -5,7 +5,7 @@ use crate::private_file;
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value, json};
 use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -135,7 +135,17 @@ fn read(file: &Path) -> Result<Map<String, Value>> {
 
 fn write(file: &Path, config: &Map<String, Value>) -> Result<()> {
     let text = serde_saphyr::to_string(config).context("writing YAML")?;
-    private_file::write(file, text.as_bytes())
+    // A link that the user made stays one, and the file stays its owner's, also when root writes it.
+    let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    let owner = std::fs::metadata(&file).ok().map(|meta| (meta.uid(), meta.gid()));
+    private_file::write(&file, text.as_bytes())?;
+    if let Some((user, group)) = owner
+        && rustix::process::geteuid().is_root()
+    {
+        std::os::unix::fs::chown(&file, Some(user), Some(group))
+            .with_context(|| format!("giving {} back to its owner", file.display()))?;
+    }
+    Ok(())
 }
 
 /// The lock file that kubectl and client-go use: `<file>.lock`, there or not there.
@@ -199,6 +209,25 @@ mod tests {
         assert_eq!(config["clusters"].as_array().unwrap().len(), 1);
         assert_eq!(config["current-context"], "");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_to_the_users_file_stays_a_link_and_the_file_its_owners() {
+        let directory = tempfile::tempdir().unwrap();
+        let (kept, file) = (directory.path().join("kept"), directory.path().join("config"));
+        std::fs::write(&kept, entry().replace("kind-a", "other")).unwrap();
+        std::os::unix::fs::symlink(&kept, &file).unwrap();
+        let is_root = rustix::process::geteuid().is_root();
+        if is_root {
+            std::os::unix::fs::chown(&kept, Some(12345), None).unwrap();
+        }
+        merge(&file, &entry()).unwrap();
+        assert!(file.is_symlink());
+        assert_eq!(read(&kept).unwrap()["clusters"].as_array().unwrap().len(), 2);
+        remove(&file, "kind-a", &[]).unwrap();
+        assert!(file.is_symlink());
+        assert_eq!(read(&kept).unwrap()["clusters"].as_array().unwrap().len(), 1);
+        assert!(!is_root || std::fs::metadata(&kept).unwrap().uid() == 12345);
     }
 
     #[test]

@@ -13,10 +13,12 @@ use std::path::Path;
 pub fn write(path: &Path, content: &[u8]) -> Result<()> {
     let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
     let beside = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
+    // Left by a process of the same number that was killed, or put there by somebody who wants to read or lead astray
+    // what is written: never opened, only replaced.
+    let _ = std::fs::remove_file(&beside);
     let written = OpenOptions::new()
-        .create(true)
+        .create_new(true)
         .write(true)
-        .truncate(true)
         .mode(0o600)
         .open(&beside)
         .and_then(|mut file| file.write_all(content))
@@ -37,4 +39,23 @@ pub fn create_directory(path: &Path) -> Result<()> {
         .mode(0o700)
         .create(path)
         .with_context(|| format!("making the directory {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_file_that_waits_where_the_new_one_is_written_is_not_written_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let (theirs, file) = (directory.path().join("theirs"), directory.path().join("key"));
+        std::fs::write(&theirs, "theirs").unwrap();
+        let beside = directory.path().join(format!(".key.{}", std::process::id()));
+        std::os::unix::fs::symlink(&theirs, &beside).unwrap();
+        write(&file, b"secret").unwrap();
+        assert_eq!(std::fs::read_to_string(&theirs).unwrap(), "theirs");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "secret");
+        assert_eq!(file.symlink_metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    }
 }
