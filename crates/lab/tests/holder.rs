@@ -30,6 +30,9 @@ fn main() {
         return;
     }
     let directory = tempfile::tempdir().unwrap();
+    // Open for whatever this process starts, as a shell's own descriptors are.
+    let open = std::fs::File::create(directory.path().join("open")).unwrap();
+    rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
     let running = match lab::holder::start(&std::env::current_exe().unwrap(), directory.path(), None) {
         Ok(running) => running,
         Err(error) => {
@@ -53,6 +56,7 @@ async fn holds(directory: &Path) {
     let client = Client::connect(directory).await.unwrap();
     networks_are_wired(&client).await;
     pods_cannot_write_to_the_host(&client, directory).await;
+    pods_cannot_reach_the_lab_through_its_processes(&client, directory).await;
     streams_and_exit_codes_come_back(&client).await;
     listeners_are_handed_over(&client).await;
     ends_are_told_to_watchers(&client).await;
@@ -146,6 +150,40 @@ async fn pods_cannot_write_to_the_host(client: &Client, directory: &Path) {
     .await;
     assert_eq!(code(&state), Some(0), "{output}");
     client.delete_namespaces("pod/0-1-2").await.unwrap();
+}
+
+async fn pods_cannot_reach_the_lab_through_its_processes(client: &Client, directory: &Path) {
+    let spec = NamespaceSpec {
+        name: "pod/3-4-5".into(),
+        hostname: "web".into(),
+        network: Network::Empty,
+        files: BTreeMap::new(),
+        confined: true,
+        hide: vec![directory.to_owned()],
+    };
+    client.create_namespaces(spec).await.unwrap();
+    for forbidden in ["ls /proc/1/root/", "readlink /proc/1/fd/0", "cat /proc/1/environ", "ls /proc/1/cwd/"] {
+        let (state, output) = run(client, shell("pod/3-4-5", forbidden)).await;
+        assert_ne!(code(&state), Some(0), "{forbidden}: {output}");
+    }
+    let (_, output) = run(client, shell("pod/3-4-5", "for f in /proc/$$/fd/*; do readlink $f; done")).await;
+    assert!(!output.contains(&*directory.to_string_lossy()), "a descriptor of the caller's: {output}");
+    // The first process of the lab is not the pod's.
+    run(client, shell("pod/3-4-5", "kill -TERM 1")).await;
+    client.list("").await.unwrap();
+
+    // A program that the pod does not see runs, and cannot be changed by who runs it.
+    let program = directory.join("program");
+    std::fs::copy("/bin/sh", &program).unwrap();
+    let before = std::fs::read(&program).unwrap();
+    let attack = "exec sh -c 'echo changed >/proc/self/fd/9'";
+    let mut spec = shell("pod/3-4-5", &format!("exec 9</proc/$$/exe; {attack}"));
+    spec.argv[0] = program.display().to_string();
+    let (state, output) = run(client, spec).await;
+    assert_ne!(code(&state), Some(0), "{output}");
+    assert!(output.contains("/proc/self/fd/9"), "the program itself did run: {output}");
+    assert!(std::fs::read(&program).unwrap() == before, "a pod changed a file of the host");
+    client.delete_namespaces("pod/3-4-5").await.unwrap();
 }
 
 async fn streams_and_exit_codes_come_back(client: &Client) {

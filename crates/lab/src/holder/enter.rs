@@ -1,9 +1,10 @@
 //! The way into the lab: the namespaces that the holder, and so everything else, lives in.
 
 use anyhow::{Context as _, Result, bail};
-use rustix::io::Errno;
+use rustix::io::{Errno, FdFlags};
 use rustix::thread::UnshareFlags;
 use std::io::Write as _;
+use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -60,6 +61,7 @@ fn enter(options: &Options) -> Result<()> {
         }
         Err(error) => bail!("{}", explain(error)),
     }
+    keep_descriptors_out().context("closing what the caller had open")?;
     // The unsharing process itself stays outside of the new process namespace; its first child is inside.
     let program = std::env::current_exe().context("finding the program itself")?;
     let mut command = Command::new(program);
@@ -71,6 +73,27 @@ fn enter(options: &Options) -> Result<()> {
     let child =
         command.process_group(0).stdin(Stdio::null()).spawn().context("starting the holder inside")?;
     say(&format!("{SAYS_PID}{}", child.id()));
+    Ok(())
+}
+
+/// What the caller had open besides the standard streams does not come into the lab: a pod could write to it, and a
+/// pipe would stay open for as long as the lab runs.
+#[expect(unsafe_code, reason = "descriptors that were inherited are known by their numbers only")]
+fn keep_descriptors_out() -> std::io::Result<()> {
+    let numbers: Vec<i32> = std::fs::read_dir("/proc/self/fd")?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|number| *number > 2)
+        .collect();
+    for number in numbers {
+        // SAFETY: borrowed for this one call, which neither closes nor uses what it refers to; the process has one
+        // thread, so that the number does not come to mean another file meanwhile.
+        let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+        match rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC) {
+            // The directory's own is closed by now.
+            Ok(()) | Err(Errno::BADF) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
     Ok(())
 }
 

@@ -2,19 +2,21 @@
 
 use super::namespaces::Set;
 use super::protocol::{ProcessSpec, Refusal, RefusalKind, Streams};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::FdFlags;
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::io::{Errno, FdFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Descriptor of the first listener, by the protocol of socket activation.
 const FIRST_LISTENER: RawFd = 3;
@@ -70,12 +72,11 @@ pub(super) fn start(
         message: format!("{} names no program", spec.id),
     })?;
     let mounts = if spec.network_only { None } else { set };
-    // A program that the set does not see is opened here and run by its descriptor.
+    // A program that the set does not see is run by a descriptor of a copy.
     let hidden = mounts
         .is_some_and(|set| set.hidden.iter().any(|directory| Path::new(program).starts_with(directory)));
     let opened = if hidden {
-        let file = rustix::fs::open(program, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-        Some(file.map_err(|error| not_runnable(spec, &error.into()))?)
+        Some(copy(Path::new(program)).map_err(|error| not_runnable(spec, &error))?)
     } else {
         None
     };
@@ -135,6 +136,50 @@ pub(super) fn start(
     })?;
     let pid = i32::try_from(child.id()).map_err(|error| failed("reading its id", &error))?;
     Ok((pid, plumbing.ours))
+}
+
+/// A copy of a program and which file it was made of.
+struct Copied {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+    length: u64,
+    copy: Arc<OwnedFd>,
+}
+
+/// A copy in memory of `program` that nobody can change.
+///
+/// What runs can open its own file by `/proc/self/exe`, and through the mount that it was opened by. The program's
+/// own file, opened out here where mounts are writable, would so be handed to a pod for writing.
+fn copy(program: &Path) -> io::Result<Arc<OwnedFd>> {
+    /// One copy serves all pods: it is their pause program in nearly every case.
+    static COPIES: Mutex<BTreeMap<PathBuf, Copied>> = Mutex::new(BTreeMap::new());
+    let mut file = File::open(program)?;
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.mode() & 0o111 == 0 {
+        return Err(Errno::ACCESS.into());
+    }
+    let modified = (meta.mtime(), meta.mtime_nsec());
+    let mut copies = COPIES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = copies.get(program).filter(|known| {
+        (known.device, known.inode, known.modified, known.length)
+            == (meta.dev(), meta.ino(), modified, meta.len())
+    }) {
+        return Ok(Arc::clone(&known.copy));
+    }
+    let name = program.file_name().unwrap_or_default();
+    let mut copy: File =
+        rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?.into();
+    io::copy(&mut file, &mut copy)?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    // Opened anew without the right to write: the kernel runs no file that somebody may write to.
+    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    let copy = Arc::new(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
+    let (device, inode, length) = (meta.dev(), meta.ino(), meta.len());
+    let known = Copied { device, inode, modified, length, copy: Arc::clone(&copy) };
+    copies.insert(program.to_owned(), known);
+    Ok(copy)
 }
 
 fn not_runnable(spec: &ProcessSpec, error: &io::Error) -> Refusal {

@@ -77,7 +77,8 @@ pub(super) fn run(options: &Options) -> Result<()> {
 
 async fn serve(options: &Options) -> Result<()> {
     let mut children = signal(SignalKind::child()).context("watching children")?;
-    let mut terminate = signal(SignalKind::terminate()).context("watching for the end")?;
+    // No other signal is listened to: what the first process of the lab does not listen to, the kernel keeps from it,
+    // and a pod's `kill 1` would end the lab. It ends by a request, or by SIGKILL from outside.
     let confined = namespaces::on_own_thread(namespaces::confined_mounts);
     let confined = confined.await.context("preparing the pods' mounts")??;
 
@@ -111,7 +112,6 @@ async fn serve(options: &Options) -> Result<()> {
                 Err(error) => warn!(%error, "did not accept a connection"),
             },
             _ = children.recv() => holder.reap(),
-            _ = terminate.recv() => break,
             () = holder.stop.notified() => break,
         }
     }
