@@ -5,7 +5,7 @@ use crate::console::{self, Level};
 use crate::holder::{self, Client, Endpoint, ListenSpec, NamespaceSpec, Network, RefusalKind};
 use crate::known::{self, Known, Lock};
 use crate::supervisor::{AGENT_SOCKETS, API_ID, KUBELET_SOCKETS, OWN_ID};
-use crate::{api_client, bootstrap, destroy, kubeconfig, pki, private_file, supervisor};
+use crate::{bootstrap, destroy, kubeconfig, pki, private_file, supervisor};
 use anyhow::{Context as _, Result, bail};
 use futures::future::try_join_all;
 use ipnet::IpNet;
@@ -240,7 +240,7 @@ async fn create(
 
     progress.begin(Step::StartingControlPlane);
     start_supervisor(&client, cluster).await?;
-    let api = api_client::connect(&cluster.kubeconfig_of("admin")).await?;
+    let api = datastore::kubernetes::client(Some(&cluster.kubeconfig_of("admin"))).await?;
     wait_for_api(&api, &client, cluster).await?;
     progress.done();
 
@@ -365,7 +365,7 @@ async fn complete(cluster: &Cluster) -> Result<()> {
     let client = Client::connect(&cluster.directory).await?;
     prepare_nodes(&client, cluster).await?;
     start_supervisor(&client, cluster).await?;
-    let api = api_client::connect(&cluster.kubeconfig_of("admin")).await?;
+    let api = datastore::kubernetes::client(Some(&cluster.kubeconfig_of("admin"))).await?;
     wait_for_api(&api, &client, cluster).await?;
     // One that was killed just before this deployment may still have counted as running above.
     start_supervisor(&client, cluster).await?;

@@ -1,6 +1,5 @@
 //! The lab: a cluster described by a ContainerLab topology and a kind configuration, its nodes network namespaces.
 
-pub mod api_client;
 pub mod bootstrap;
 pub mod cluster;
 pub mod console;

@@ -43,7 +43,7 @@ enum Delivery {
 /// # Errors
 /// When the kubeconfig cannot be used. A lost API server is waited for, not reported as an error.
 pub async fn run(options: Options) -> Result<()> {
-    let client = crate::api_client::connect(&options.kubeconfig).await?;
+    let client = datastore::kubernetes::client(Some(&options.kubeconfig)).await?;
     let (sender, mut deliveries) = mpsc::channel(4096);
     for kind in Kind::WATCHED {
         tokio::spawn(follow(client.clone(), kind, sender.clone()));

@@ -49,7 +49,7 @@ pub async fn run(options: Options) -> Result<()> {
     let node = node.with_context(|| {
         format!("{} has no node {}; see containerlab inspect", options.lab_config.display(), options.node)
     })?;
-    let api = Api::new(crate::api_client::connect(&options.kubeconfig).await?);
+    let api = Api::new(datastore::kubernetes::client(Some(&options.kubeconfig)).await?);
     let holder = holder::Client::connect(&cluster.directory).await?;
     options.listener.set_nonblocking(true).context("listening without blocking")?;
     let listener = UnixListener::from_std(options.listener).context("listening")?;
