@@ -1,29 +1,12 @@
 //! The way into the lab: the namespaces that the holder, and so everything else, lives in.
 
+use super::startup::{Options, SAYS_ERROR, SAYS_PID, say};
 use anyhow::{Context as _, Result, bail};
 use rustix::io::{Errno, FdFlags};
 use rustix::thread::UnshareFlags;
-use std::io::Write as _;
 use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
-
-/// How the holder is started.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The lab directory: the control socket is made there.
-    pub directory: PathBuf,
-    /// Whether this process is already in the lab's namespaces (the holder starts itself a second time there).
-    pub inside: bool,
-    /// Owner of the control socket (user, group) when it is somebody else than the user who runs the holder.
-    pub owner: Option<(u32, u32)>,
-}
-
-/// What the holder says on its standard output while it starts, one line each.
-pub(super) const SAYS_PID: &str = "pid ";
-pub(super) const SAYS_READY: &str = "ready";
-pub(super) const SAYS_ERROR: &str = "error ";
 
 /// Runs the holder: makes the namespaces, starts itself in them as their first process, and there serves until the
 /// lab ends. To be called before the process has a second thread.
@@ -37,13 +20,6 @@ pub fn run(options: Options) -> Result<()> {
         say(&format!("{SAYS_ERROR}{}", format!("{error:#}").replace('\n', " ")));
     }
     result
-}
-
-/// Tells whoever started the holder.
-pub(super) fn say(line: &str) {
-    let mut output = std::io::stdout().lock();
-    // Nobody may be listening any more: then it does not matter.
-    let _ = writeln!(output, "{line}").and_then(|()| output.flush());
 }
 
 fn enter(options: &Options) -> Result<()> {

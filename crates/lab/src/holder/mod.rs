@@ -13,13 +13,15 @@ mod process;
 mod protocol;
 mod serve;
 mod start;
+mod startup;
 
 pub use client::{Attached, Client, ClientError, Watch};
-pub use enter::{Options, run};
+pub use enter::run;
 pub use protocol::{
     Endpoint, Exit, ListenSpec, NamespaceSpec, Network, ProcessSpec, ProcessState, RefusalKind, Streams,
 };
 pub use start::{Running, start};
+pub use startup::Options;
 
 /// Name of the control socket in the lab directory.
 pub const SOCKET: &str = "holder.sock";

@@ -1,11 +1,11 @@
 //! The holder inside: takes requests one at a time, reaps, and tells the watchers.
 
-use super::enter::{Options, SAYS_READY, say};
 use super::namespaces::{self, Neighbours, Set};
 use super::protocol::{
     Answer, Call, Endpoint, Exit, LINE_LIMIT, ListenSpec, NamespaceSpec, Network, ProcessSpec, ProcessState,
     Refusal, RefusalKind, Request, Streams,
 };
+use super::startup::{Options, SAYS_READY, say};
 use super::{SOCKET, mounts, passing, process};
 use anyhow::{Context as _, Result};
 use futures::{SinkExt as _, StreamExt as _};

@@ -1,6 +1,6 @@
 //! Starting the holder from outside, finding it again, and ending it.
 
-use super::enter::{SAYS_ERROR, SAYS_PID, SAYS_READY};
+use super::startup::{SAYS_ERROR, SAYS_PID, SAYS_READY};
 use crate::private_file;
 use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
