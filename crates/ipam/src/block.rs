@@ -125,11 +125,14 @@ pub fn allocated(block: &Block) -> impl Iterator<Item = (Ordinal, &Attribute)> {
     })
 }
 
-/// The ordinals held by `handle`, ascending.
+/// The ordinals held by `handle`, ascending. What cools down is held by nobody, whatever else its attribute says.
 pub fn held_by<'a>(block: &'a Block, handle: &str) -> impl Iterator<Item = Ordinal> + 'a {
     let handle = sanitized(handle).to_owned();
     allocated(block)
-        .filter(move |(_, attribute)| attribute.handle_id.as_deref().map(sanitized) == Some(handle.as_str()))
+        .filter(move |(_, attribute)| {
+            attribute.released_at.is_none()
+                && attribute.handle_id.as_deref().map(sanitized) == Some(handle.as_str())
+        })
         .map(|(ordinal, _)| ordinal)
 }
 

@@ -605,7 +605,7 @@ pub(super) fn in_pools(cidr: Cidr, pools: &[Pool]) -> bool {
     pools.iter().any(|pool| pool.cidr.contains_cidr(cidr))
 }
 
-/// Ordinals that a handle holds for an interface, those that name no interface included.
+/// Ordinals that a handle holds for an interface, those that name no interface included; none that cool down.
 pub(super) fn held<'a>(
     block: &'a Block,
     handle: &'a str,
@@ -614,7 +614,8 @@ pub(super) fn held<'a>(
     block::allocated(block)
         .filter(move |(_, attribute)| {
             let named = attribute.secondary.get(super::INTERFACE).map(String::as_str);
-            attribute.handle_id.as_deref().map(block::sanitized) == Some(handle)
+            attribute.released_at.is_none()
+                && attribute.handle_id.as_deref().map(block::sanitized) == Some(handle)
                 && interface.is_none_or(|wanted| named.is_none_or(|named| named == wanted))
         })
         .map(|(ordinal, _)| ordinal)

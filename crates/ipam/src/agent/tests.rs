@@ -321,6 +321,23 @@ fn del_gives_the_address_back_in_one_commit_and_again_is_no_error() {
 }
 
 #[test]
+fn an_address_that_cools_down_is_not_its_former_handles() {
+    let store = store();
+    put(&store, Record::Config(IpamConfig { ip_cooldown_seconds: 3600, ..IpamConfig::default() }));
+    let mut bench = bench_on(&store, "n1");
+    let first = bench.address("a");
+    // Written by somebody who left the handle in.
+    let mut edited = bench.blocks().remove(0);
+    for attribute in &mut edited.attributes {
+        attribute.released_at = Some(bench.now);
+    }
+    put(&store, Record::Block(edited));
+    bench.run(Vec::new());
+    assert_ne!(bench.address("a"), first);
+    assert_eq!(bench.del("a"), Reply::Deleted);
+}
+
+#[test]
 fn del_by_a_new_agent_reads_the_handle_and_releases() {
     let mut bench = bench_on(&store(), "n1");
     bench.address("a");
