@@ -116,15 +116,20 @@ async fn networks_are_wired(client: &Client) {
 }
 
 async fn pods_cannot_write_to_the_host(client: &Client, directory: &Path) {
+    // Outside of /tmp, which a pod has to itself anyway.
+    let secret = tempfile::Builder::new().tempfile_in("/var/tmp").unwrap();
+    std::fs::write(secret.path(), "secret").unwrap();
     let spec = NamespaceSpec {
         name: "pod/0-1-2".into(),
         hostname: "web".into(),
         network: Network::Empty,
         files: BTreeMap::from([(PathBuf::from("/etc/resolv.conf"), "nameserver 10.96.0.10\n".into())]),
         confined: true,
-        hide: vec![directory.to_owned()],
+        hide: vec![directory.to_owned(), secret.path().to_owned()],
     };
     client.create_namespaces(spec).await.unwrap();
+    let (state, output) = run(client, shell("pod/0-1-2", &format!("cat {}", secret.path().display()))).await;
+    assert_eq!((code(&state), output.as_str()), (Some(0), ""));
     let (_, output) =
         run(client, shell("pod/0-1-2", "hostname; cat /etc/resolv.conf; ls /run/tortie /sys/class/net"))
             .await;

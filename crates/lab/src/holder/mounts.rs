@@ -132,10 +132,16 @@ pub(super) fn finish_confined(hide: &[PathBuf]) -> Result<()> {
     mount_memory(Path::new("/run"), c"mode=0755,size=16m")?;
     std::fs::create_dir_all("/run/tortie/files").context("making room for a pod's files")?;
     mount_memory(Path::new("/dev/shm"), c"mode=1777,size=16m")?;
-    for directory in hide {
+    for path in hide {
         // Those below /tmp vanish with it.
-        if directory.is_dir() && !directory.starts_with("/tmp") {
-            mount_memory(directory, c"mode=0000,size=4k")?;
+        if path.starts_with("/tmp") {
+            continue;
+        }
+        if path.is_dir() {
+            mount_memory(path, c"mode=0000,size=4k")?;
+        } else if path.is_file() {
+            rustix::mount::mount_bind("/dev/null", path)
+                .with_context(|| format!("hiding {}", path.display()))?;
         }
     }
     mount_memory(Path::new("/tmp"), c"mode=1777,size=64m")

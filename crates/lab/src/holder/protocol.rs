@@ -124,7 +124,8 @@ pub struct NamespaceSpec {
     pub files: BTreeMap<PathBuf, String>,
     /// For pods: the whole tree read-only, own empty `/tmp`, `/run`, `/dev/shm`, a minimal `/dev`, few capabilities.
     pub confined: bool,
-    /// Directories that are seen empty (the lab directory, above all). Missing ones are passed over.
+    /// Directories that are seen empty (the lab directory, above all), and for pods files too. Missing ones are passed
+    /// over.
     pub hide: Vec<PathBuf>,
 }
 

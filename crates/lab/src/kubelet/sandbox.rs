@@ -4,6 +4,7 @@
 use super::cni::{self, Attachment, Network};
 use super::pod::{Pod, namespaces};
 use super::shared::Shared;
+use crate::cluster::{Cluster, FILE};
 use crate::holder::{self, NETNS_DIRECTORY, NamespaceSpec, RefusalKind};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
@@ -163,13 +164,16 @@ fn namespace_spec(shared: &Shared, pod: &Pod) -> NamespaceSpec {
         (pod.hostname.clone(), holder::Network::Empty)
     };
     files.insert(PathBuf::from("/etc/hostname"), format!("{hostname}\n"));
+    // The lab directory has the keys, and so has the user's kubeconfig, which is written after this process started.
+    let described = Cluster::read(&cluster.directory.join(FILE)).ok();
+    let kubeconfig = described.and_then(|cluster| cluster.kubeconfig);
     NamespaceSpec {
         name: pod.namespaces(),
         hostname,
         network,
         files,
         confined: true,
-        hide: vec![cluster.directory.clone()],
+        hide: std::iter::once(cluster.directory.clone()).chain(kubeconfig).collect(),
     }
 }
 
