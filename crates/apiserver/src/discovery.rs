@@ -1,9 +1,8 @@
 //! Discovery: which groups, versions and resources there are, aggregated and in the older pieces.
 
-mod documents;
+pub mod documents;
 
-pub use self::documents::{Document, Documents};
-
+use self::documents::{Document, Documents};
 use crate::negotiation::Discovery;
 use crate::registry::Registry;
 use crate::resource::{Resource, STORED_VERBS, Style};

@@ -1,6 +1,6 @@
 //! Which kinds are served: the table of built-in ones, and those that CustomResourceDefinitions add.
 
-use crate::discovery::Documents;
+use crate::discovery::documents::Documents;
 use crate::resource::{Resource, Style};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};

@@ -1,8 +1,8 @@
 //! kubeconfig files: a component's own, and the entry in the user's.
 
-use crate::pki::encode;
 use crate::private_file;
 use anyhow::{Context as _, Result};
+use base64::Engine as _;
 use serde_json::{Map, Value, json};
 use std::fs::OpenOptions;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -15,7 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A kubeconfig with one cluster, one user and one context, all of them called `name`, with its keys in order.
 #[must_use]
 pub fn render(name: &str, server: &str, authority: &str, certificate: &str, key: &str) -> String {
-    let (authority, certificate, key) = (encode(authority), encode(certificate), encode(key));
+    let [authority, certificate, key] =
+        [authority, certificate, key].map(|pem| base64::engine::general_purpose::STANDARD.encode(pem));
     format!(
         "apiVersion: v1\n\
          clusters:\n\

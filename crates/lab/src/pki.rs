@@ -3,7 +3,6 @@
 use crate::cluster::{Cluster, Role};
 use crate::private_file;
 use anyhow::{Context as _, Result};
-use base64::Engine as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose,
@@ -141,10 +140,4 @@ fn issue(params: CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<(Str
     let key = KeyPair::generate().context("making a key")?;
     let certificate = params.signed_by(&key, issuer).context("signing a certificate")?;
     Ok((certificate.pem(), key.serialize_pem()))
-}
-
-/// As certificates and keys stand in kubeconfig files.
-#[must_use]
-pub fn encode(pem: &str) -> String {
-    base64::engine::general_purpose::STANDARD.encode(pem)
 }
