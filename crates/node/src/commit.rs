@@ -13,7 +13,7 @@ const SIDE_BY_SIDE: usize = 8;
 /// Makes a commit as [`Datastore::commit`] does, with its handles several at a time.
 ///
 /// # Errors
-/// [`CommitError`]; `written` counts what was written before.
+/// [`CommitError`]; `written` counts what was written, or may have been.
 ///
 /// # Cancellation
 /// As [`Datastore::commit`].
@@ -48,7 +48,9 @@ async fn side_by_side<D: Datastore>(
         .buffered(SIDE_BY_SIDE)
         .collect()
         .await;
-    let written = before + results.iter().filter(|result| result.is_ok()).count();
+    // One whose answer was lost may be written too: then all of them are to be read again.
+    let may_be_written = |result: &&Result<_, _>| matches!(result, Ok(_) | Err(CommitError::Unknown { .. }));
+    let written = before + results.iter().filter(may_be_written).count();
     let mut versions = Vec::with_capacity(writes.len());
     for result in results {
         versions.extend(result.map_err(|error| after_writes(error, written))?);
@@ -82,6 +84,8 @@ mod tests {
     struct Ordered {
         memory: Memory,
         commits: Mutex<Vec<Vec<Key>>>,
+        /// The answer to its write is lost.
+        lost: Option<Key>,
     }
 
     impl Datastore for Ordered {
@@ -99,7 +103,13 @@ mod tests {
 
         async fn commit(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
             self.commits.lock().unwrap().push(writes.iter().map(Write::key).collect());
-            self.memory.commit(checks, writes).await
+            let answer = self.memory.commit(checks, writes).await;
+            match &self.lost {
+                Some(key) if writes.iter().any(|write| write.key() == *key) => {
+                    Err(CommitError::Unknown { key: key.clone(), reason: "lost".to_owned() })
+                }
+                _ => answer,
+            }
         }
 
         async fn watch(
@@ -112,7 +122,7 @@ mod tests {
     }
 
     fn ordered() -> Ordered {
-        Ordered { memory: Memory::new(), commits: Mutex::default() }
+        Ordered { memory: Memory::new(), commits: Mutex::default(), lost: None }
     }
 
     fn handle(id: &str) -> Record {
@@ -149,6 +159,20 @@ mod tests {
         let error = commit(&store, &[], &writes).await.unwrap_err();
         assert_eq!(error, CommitError::Conflict { key: Key::Handle("b".to_owned()), written: 1 });
         assert_eq!(store.get(&Key::Config).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn handle_whose_answer_was_lost_counts_as_written_beside_a_conflict() {
+        let lost = Key::Handle("b".to_owned());
+        let store = Ordered { lost: Some(lost), ..ordered() };
+        store.commit(&[], &[Write::Create(handle("a"))]).await.unwrap();
+        let writes = [
+            Write::Create(handle("a")),
+            Write::Create(handle("b")),
+            Write::Create(Record::Config(IpamConfig::default())),
+        ];
+        let error = commit(&store, &[], &writes).await.unwrap_err();
+        assert_eq!(error, CommitError::Conflict { key: Key::Handle("a".to_owned()), written: 1 });
     }
 
     #[tokio::test]
