@@ -17,10 +17,9 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     shell(&folder, "./deploy.sh")?;
     let written = rewrite(&text, |commands| {
         // Pods that were just asked for are shown when they run.
-        let settled = commands.replace(
-            "\nkubectl get pods",
-            "\nkubectl rollout status deployment/web >/dev/null\nkubectl get pods",
-        );
+        let settle = "kubectl create deployment web --image=nginx --replicas=6";
+        let settled =
+            commands.replace(settle, &format!("{settle}\nkubectl rollout status deployment/web >/dev/null"));
         shell(&folder, &format!("eval \"$(../../target/release/tortie lab env)\"\n{settled}"))
     });
     shell(&folder, "./destroy.sh")?;
