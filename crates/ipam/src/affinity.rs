@@ -34,6 +34,14 @@ pub struct Claim<'a> {
     pub reserved: &'a ReservationSet,
 }
 
+impl<'a> Claim<'a> {
+    /// The claim of a block without addresses to put into it.
+    pub fn of(owner: &'a Owner, cidr: Cidr, pool: &'a Seen<Pool>) -> Self {
+        static NOTHING: ReservationSet = ReservationSet::none();
+        Self { owner, cidr, pool, want: None, reserved: &NOTHING }
+    }
+}
+
 /// A block that is ours, its affinity confirmed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimed {

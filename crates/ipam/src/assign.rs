@@ -42,6 +42,24 @@ pub struct AssignRequest {
     pub namespace_labels: BTreeMap<String, String>,
     /// Blocks the owner may have; 0: as configured.
     pub max_blocks: u32,
+    /// Addresses of this family that the handle may hold; 0: any number.
+    pub max_per_handle: u32,
+}
+
+impl AssignRequest {
+    /// A request without special wishes: any eligible pool, limits as configured.
+    pub fn new(owner: Owner, version: IpVersion, intended_use: Use, want: Want) -> Self {
+        Self {
+            owner,
+            version,
+            intended_use,
+            want,
+            pools: Vec::new(),
+            namespace_labels: BTreeMap::new(),
+            max_blocks: 0,
+            max_per_handle: 0,
+        }
+    }
 }
 
 /// What was handed out, perhaps less than wanted.
@@ -626,8 +644,7 @@ pub async fn assign_address<D: Datastore>(
             if let Some(other) = others.iter().copied().find(|other| other.overlaps(cidr)) {
                 return Err(AssignAddressError::Overlap { address, block: cidr, other });
             }
-            let reserved = ReservationSet::default();
-            let claim = Claim { owner: &request.owner, cidr, pool, want: None, reserved: &reserved };
+            let claim = Claim::of(&request.owner, cidr, pool);
             match affinity::claim(store, clock, &claim, Known::Unread).await {
                 // Lost to another node: its block is there now (quirk Q6).
                 Ok(_) | Err(ClaimError::Taken { .. }) => continue,

@@ -16,6 +16,11 @@ pub struct ReservationSet {
 }
 
 impl ReservationSet {
+    /// Nothing reserved.
+    pub const fn none() -> Self {
+        Self { v4: Vec::new(), v6: Vec::new() }
+    }
+
     /// The union of these reservations.
     pub fn new<'a>(reservations: impl IntoIterator<Item = &'a Reservation>) -> Self {
         let mut set = Self::default();

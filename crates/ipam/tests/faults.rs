@@ -151,15 +151,8 @@ async fn until_answered_or_dead<T>(client: impl Future<Output = T>) -> Option<T>
 }
 
 fn request(node: &str, handle: &str, count: usize) -> AssignRequest {
-    AssignRequest {
-        owner: Owner::host(node),
-        version: IpVersion::V4,
-        intended_use: Use::Workload,
-        want: Want { count, handle: Some(handle.to_owned()), attributes: BTreeMap::new() },
-        pools: Vec::new(),
-        namespace_labels: BTreeMap::new(),
-        max_blocks: 0,
-    }
+    let want = Want { count, handle: Some(handle.to_owned()), attributes: BTreeMap::new() };
+    AssignRequest::new(Owner::host(node), IpVersion::V4, Use::Workload, want)
 }
 
 /// Two blocks of four addresses, two nodes; node `b` owns one block with one address, `a` what `held` says.

@@ -37,19 +37,12 @@ fn lab() -> (Fake, Kubernetes) {
 }
 
 async fn ask(store: &Kubernetes, handle: &str) -> Assigned {
-    let request = AssignRequest {
-        owner: Owner::host(NODE),
-        version: IpVersion::V4,
-        intended_use: Use::Workload,
-        want: Want {
-            count: 1,
-            handle: Some(handle.to_owned()),
-            attributes: [("node".to_owned(), NODE.to_owned())].into(),
-        },
-        pools: Vec::new(),
-        namespace_labels: std::collections::BTreeMap::new(),
-        max_blocks: 0,
+    let want = Want {
+        count: 1,
+        handle: Some(handle.to_owned()),
+        attributes: [("node".to_owned(), NODE.to_owned())].into(),
     };
+    let request = AssignRequest::new(Owner::host(NODE), IpVersion::V4, Use::Workload, want);
     assign(store, &CLOCK, &request).await.unwrap()
 }
 

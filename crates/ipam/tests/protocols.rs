@@ -38,19 +38,12 @@ async fn lab(cidr: &str, block_size: u8, nodes: &[&str]) -> Result<Memory, Box<d
 }
 
 fn request(node: &str, handle: &str, count: usize) -> AssignRequest {
-    AssignRequest {
-        owner: Owner::host(node),
-        version: IpVersion::V4,
-        intended_use: Use::Workload,
-        want: Want {
-            count,
-            handle: Some(handle.to_owned()),
-            attributes: BTreeMap::from([("node".to_owned(), node.to_owned())]),
-        },
-        pools: Vec::new(),
-        namespace_labels: BTreeMap::new(),
-        max_blocks: 0,
-    }
+    let want = Want {
+        count,
+        handle: Some(handle.to_owned()),
+        attributes: BTreeMap::from([("node".to_owned(), node.to_owned())]),
+    };
+    AssignRequest::new(Owner::host(node), IpVersion::V4, Use::Workload, want)
 }
 
 async fn ask(store: &Memory, node: &str, handle: &str, count: usize) -> Result<Assigned, AssignError> {

@@ -321,15 +321,7 @@ fn add(store: SimStore, clock: Arc<SimClock>, owner: Owner, handle: String) -> T
             ("pod".to_owned(), handle.clone()),
         ]),
     };
-    let request = AssignRequest {
-        owner,
-        version: IpVersion::V4,
-        intended_use: Use::Workload,
-        want,
-        pools: Vec::new(),
-        namespace_labels: BTreeMap::new(),
-        max_blocks: 0,
-    };
+    let request = AssignRequest::new(owner, IpVersion::V4, Use::Workload, want);
     let future = Box::pin(async move {
         match assign(&store, clock.as_ref(), &request).await {
             Ok(assigned) => Outcome::Assigned(assigned.taken.iter().map(|taken| taken.address).collect()),
