@@ -29,6 +29,7 @@ pub async fn run<D: Datastore>(store: &D) -> Result<(), String> {
         writes_of_one_commit_are_all_there,
         refused_write_leaves_nothing_where_commits_are_atomic,
         failed_check_leaves_nothing,
+        passing_record_ends_as_its_last_and_is_undone_by_a_failed_check,
         listing_is_in_key_order,
         affinities_are_listed_by_owner,
         watch_tells_every_change_after_its_revision,
@@ -100,6 +101,36 @@ async fn remove<D: Datastore>(store: &D, key: &Key) -> Result<(), String> {
 
 fn is_conflict(result: &Result<Vec<Version>, CommitError>, on: &Key) -> bool {
     matches!(result, Err(CommitError::Conflict { key, .. }) if key == on)
+}
+
+/// A record that passes through a state is answered and read as its last one, and is not left in either by a check that
+/// fails.
+pub async fn passing_record_ends_as_its_last_and_is_undone_by_a_failed_check<D: Datastore>(
+    store: &D,
+) -> Result<(), String> {
+    let last = affinity("n1", "192.0.2.0/30", AffinityState::Confirmed)?;
+    let pass = |seen| {
+        let passing = Box::new(affinity("n1", "192.0.2.0/30", AffinityState::Pending)?);
+        Ok::<_, String>(Write::Pass { passing, last: last.clone(), seen })
+    };
+    let key = last.key();
+    let (absent, other) = (handle("conformance.Absent", 1)?, handle("conformance.Pass", 1)?);
+    let untrue = [Check::Unchanged(absent.key(), crate::Revision(1))];
+    let refused = store.commit(&untrue, &[pass(None)?, Write::Create(other.clone())]).await;
+    expect(is_conflict(&refused, &absent.key()), "a conflict on the check", &refused)?;
+    let left = (read(store, &key).await?, read(store, &other.key()).await?);
+    expect(left == (None, None), "neither record", &left)?;
+    let truth = [Check::Absent(absent.key())];
+    let made = store.commit(&truth, &[pass(None)?, Write::Create(other.clone())]).await;
+    let versions = made.map_err(|error| error.to_string())?;
+    let stored = must_read(store, &key).await?;
+    expect(stored.record == last, "the last state", &stored.record)?;
+    expect(Some(&stored.version) == versions.first(), "the version that the commit answered", &versions)?;
+    let again = write(store, pass(Some(stored.version.clone()))?).await?;
+    let stale = store.commit(&[], &[pass(Some(stored.version))?]).await;
+    expect(is_conflict(&stale, &key), "a conflict on the version that it replaces", &stale)?;
+    write(store, Write::Delete(last.clone(), again)).await?;
+    remove(store, &other.key()).await
 }
 
 /// What was created is read back whole, under the version that the commit answered.

@@ -9,7 +9,7 @@ mod object;
 
 use crate::{
     Capabilities, Check, CommitError, Datastore, Event, Key, Kind, Listing, ReadError, Revision, Scope,
-    Stored, Version, Write,
+    Stored, Version, Write, ordered,
 };
 use api::{AffinityNaming, Owner};
 use failure::Failure;
@@ -88,8 +88,10 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
     Client::try_from(config).map_err(|error| ConnectError::Client { path, reason: error.to_string() })
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    /// When the driver was made.
+    started: Instant,
     /// How affinities are named, and when that was found out.
     naming: Mutex<Option<(AffinityNaming, Instant, bool)>>,
     /// Metadata of other writers by object, for the few objects that have any: an update must not lose it.
@@ -121,7 +123,8 @@ impl Kubernetes {
 
     /// A driver over `client`, which must not repeat writes by itself (see [`client`]).
     pub fn with_client(client: Client) -> Self {
-        Self { client, deadline: DEADLINE, shared: Arc::default() }
+        let shared = Shared { started: Instant::now(), naming: Mutex::default(), kept: Mutex::default() };
+        Self { client, deadline: DEADLINE, shared: Arc::new(shared) }
     }
 
     /// The same driver with another deadline for each call.
@@ -348,7 +351,7 @@ impl Datastore for Kubernetes {
     }
 
     async fn commit(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
-        self.commit_in_order(checks, writes).await
+        ordered::commit(self, checks, writes).await
     }
 
     async fn watch(

@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod follow;
 pub mod kubernetes;
 pub mod memory;
+pub mod ordered;
 
 use api::{Affinity, Block, Cidr, ClusterInformation, Handle, IpamConfig, Node, Owner, Pool, Reservation};
 use futures::stream::BoxStream;
@@ -241,14 +242,35 @@ pub enum Write {
     ///
     /// Carries the record because a Kubernetes delete first writes it with `deleted` set (data model §3.3).
     Delete(Record, Version),
+    /// A record that is to be seen as `passing` while the other writes of the commit are made, and ends as `last`.
+    ///
+    /// Where commits are atomic only `last` is written. Elsewhere `passing` is written in its turn and `last` once
+    /// the other writes are made and the checks held again: an affinity that is pending until its block stands
+    /// (architecture D5). Both name the same record.
+    Pass {
+        /// What others see meanwhile.
+        passing: Box<Record>,
+        /// What it ends as.
+        last: Record,
+        /// The state it was last seen in; `None` to create it.
+        seen: Option<Version>,
+    },
 }
 
 impl Write {
+    /// The record that it leaves, or takes away.
+    pub fn record(&self) -> &Record {
+        match self {
+            Self::Create(record)
+            | Self::Update(record, _)
+            | Self::Delete(record, _)
+            | Self::Pass { last: record, .. } => record,
+        }
+    }
+
     /// The key it changes.
     pub fn key(&self) -> Key {
-        match self {
-            Self::Create(record) | Self::Update(record, _) | Self::Delete(record, _) => record.key(),
-        }
+        self.record().key()
     }
 }
 
@@ -372,9 +394,8 @@ pub trait Datastore: Send + Sync {
     /// All or nothing where [`Capabilities::atomic_commit`]. Elsewhere in order, stopping at the first refusal, checks
     /// read again after the last write and, where one fails, the writes undone.
     ///
-    /// Datastore calls: 1 where atomic. Otherwise one per write (two per delete of a block, affinity or handle, and per
-    /// write of a node) and one per check of a record that the commit does not write; with such checks one more per
-    /// update, to be able to undo it.
+    /// Datastore calls: 1 where atomic. Otherwise as [`ordered::commit`] says (two per delete of a block, affinity or
+    /// handle, and per write of a node).
     ///
     /// # Errors
     /// See [`CommitError`].

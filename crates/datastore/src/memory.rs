@@ -218,8 +218,10 @@ impl Datastore for Memory {
             let slot = self.slot(&key);
             let found = state.records.get(&slot).map(|stored| &stored.version);
             let holds = match write {
-                Write::Create(_) => found.is_none(),
-                Write::Update(_, version) | Write::Delete(_, version) => found.is_some_and(|found| {
+                Write::Create(_) | Write::Pass { seen: None, .. } => found.is_none(),
+                Write::Update(_, version)
+                | Write::Delete(_, version)
+                | Write::Pass { seen: Some(version), .. } => found.is_some_and(|found| {
                     found.revision == version.revision && (version.uid.is_none() || found.uid == version.uid)
                 }),
             };
@@ -233,7 +235,7 @@ impl Datastore for Memory {
             let slot = self.slot(&write.key());
             let before = state.records.get(&slot).cloned();
             versions.push(match write {
-                Write::Create(record) | Write::Update(record, _) => {
+                Write::Create(record) | Write::Update(record, _) | Write::Pass { last: record, .. } => {
                     state.put(slot, record.clone(), before, created)
                 }
                 Write::Delete(_, version) => {

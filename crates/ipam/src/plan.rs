@@ -71,13 +71,7 @@ pub struct BlockPlan {
 impl BlockPlan {
     /// Position in `writes` of the block's own write.
     pub fn block_write(&self) -> Option<usize> {
-        self.writes.iter().position(|write| matches!(record_of(write), Record::Block(_)))
-    }
-}
-
-fn record_of(write: &Write) -> &Record {
-    match write {
-        Write::Create(record) | Write::Update(record, _) | Write::Delete(record, _) => record,
+        self.writes.iter().position(|write| matches!(write.record(), Record::Block(_)))
     }
 }
 

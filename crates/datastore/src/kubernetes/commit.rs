@@ -1,76 +1,47 @@
-//! A commit without transactions: writes in order, checks read again after the last one, undone where one fails.
+//! One write at a time under its condition, and what undoing one needs; [`crate::ordered`] makes commits of them.
 
 use super::failure::Failure;
 use super::{Kubernetes, delete_options, object};
-use crate::{Check, CommitError, Key, Kind, ReadError, Record, Version, Write};
+use crate::ordered::Single;
+use crate::{CommitError, Key, Kind, ReadError, Record, Version, Write};
 use api::AffinityNaming;
 use serde_json::{Value, json};
+use std::time::Duration;
 
-/// What takes a write back that was made.
-enum Undo {
-    Remove(Record, Version),
-    Restore(Key, Value, Version),
-    Recreate(Record),
+impl Single for Kubernetes {
+    type Before = Value;
+
+    async fn write_one(&self, write: &Write) -> Result<Version, CommitError> {
+        let creating = matches!(write, Write::Create(_));
+        self.write(write).await.map_err(|failure| failure.writing(write.key(), 0, creating))
+    }
+
+    async fn version_of(&self, key: &Key) -> Result<Option<Version>, ReadError> {
+        let Some(object) = self.object(key).await? else { return Ok(None) };
+        let malformed = |reason| ReadError::Malformed { what: key.to_string(), reason };
+        let stored = object::from_object(key.kind(), &object).map_err(malformed)?;
+        Ok(stored.filter(|stored| !stored.record.is_deleted()).map(|stored| stored.version))
+    }
+
+    async fn before(&self, key: &Key, version: &Version) -> Result<Option<Value>, ReadError> {
+        let found = self.object(key).await?;
+        Ok(found
+            .filter(|object| object::version(object).is_ok_and(|found| found.revision == version.revision)))
+    }
+
+    async fn restore(&self, key: &Key, mut before: Value, version: &Version) -> Result<(), CommitError> {
+        object::condition(&mut before, key.kind(), version);
+        let path = format!("{}/{}", object::collection(key.kind()), object::object_name(&before));
+        let put = self.call("PUT", &path, Some(&before)).await;
+        put.map(drop).map_err(|failure| failure.writing(key.clone(), 0, false))
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.shared.started.elapsed()
+    }
 }
 
 impl Kubernetes {
-    pub(super) async fn commit_in_order(
-        &self,
-        checks: &[Check],
-        writes: &[Write],
-    ) -> Result<Vec<Version>, CommitError> {
-        let foreign = checks_of_others(checks, writes)?;
-        let guarded = !foreign.is_empty();
-        let mut versions = Vec::with_capacity(writes.len());
-        let mut undos = Vec::new();
-        for (written, write) in writes.iter().enumerate() {
-            // Only a commit that may have to be undone pays for looking at what it replaces.
-            let before = match write {
-                Write::Update(record, version) if guarded => {
-                    Some(self.before(record, version, written).await?)
-                }
-                _ => None,
-            };
-            let version = self.write(write).await.map_err(|failure| {
-                failure.writing(write.key(), written, matches!(write, Write::Create(_)))
-            })?;
-            if guarded {
-                undos.push(match (write, before) {
-                    (Write::Create(record), _) => Undo::Remove(record.clone(), version.clone()),
-                    (Write::Update(_, _), Some(before)) => {
-                        Undo::Restore(write.key(), before, version.clone())
-                    }
-                    (Write::Update(record, _) | Write::Delete(record, _), _) => {
-                        Undo::Recreate(record.clone())
-                    }
-                });
-            }
-            versions.push(version);
-        }
-        for check in foreign {
-            let key = match check {
-                Check::Unchanged(key, _) | Check::Absent(key) => key,
-            };
-            let holds = match (self.state(key).await, check) {
-                (Ok(found), Check::Unchanged(_, revision)) => {
-                    found.is_some_and(|found| found.revision == *revision)
-                }
-                (Ok(found), Check::Absent(_)) => found.is_none(),
-                (Err(error), _) => {
-                    // Nobody is answered on a check that could not be read: take everything back.
-                    self.undo(undos).await;
-                    return Err(unknown(key, error));
-                }
-            };
-            if !holds {
-                let left = self.undo(undos).await;
-                tracing::info!(record = %key, left, "check failed, commit undone");
-                return Err(CommitError::Conflict { key: key.clone(), written: left });
-            }
-        }
-        Ok(versions)
-    }
-
     /// Makes one write under its condition.
     async fn write(&self, write: &Write) -> Result<Version, Failure> {
         let key = write.key();
@@ -95,6 +66,10 @@ impl Kubernetes {
                 self.call("PUT", &format!("{collection}/{name}"), Some(&body)).await?
             }
             Write::Delete(record, version) => return self.delete(record, version, naming, &name).await,
+            Write::Pass { .. } => {
+                let message = "a record that passes through a state is two writes".to_owned();
+                return Err(Failure::Answered { code: 400, reason: "BadRequest".to_owned(), message });
+            }
         };
         self.note(kind, &answer);
         object::version(&answer).map_err(Failure::Unreadable)
@@ -180,73 +155,6 @@ impl Kubernetes {
         let answer = self.call("PATCH", &path, Some(&patch)).await?;
         object::version(&answer).map_err(Failure::Unreadable)
     }
-
-    /// The object that an update is about to replace, if it still is what was seen.
-    async fn before(&self, record: &Record, version: &Version, written: usize) -> Result<Value, CommitError> {
-        let key = record.key();
-        let found = self.object(&key).await.map_err(|error| match (error, written) {
-            (ReadError::Unavailable { reason, .. }, 0) => {
-                CommitError::Unavailable { key: key.clone(), reason }
-            }
-            (error, _) => unknown(&key, error),
-        })?;
-        found
-            .filter(|object| object::version(object).is_ok_and(|found| found.revision == version.revision))
-            .ok_or(CommitError::Conflict { key, written })
-    }
-
-    /// State of the record of `key`, `None` where there is none or it is deleted.
-    async fn state(&self, key: &Key) -> Result<Option<Version>, ReadError> {
-        let Some(object) = self.object(key).await? else { return Ok(None) };
-        let malformed = |reason| ReadError::Malformed { what: key.to_string(), reason };
-        let stored = object::from_object(key.kind(), &object).map_err(malformed)?;
-        Ok(stored.filter(|stored| !stored.record.is_deleted()).map(|stored| stored.version))
-    }
-
-    /// Takes writes back, the last one first, and answers how many could not be.
-    async fn undo(&self, undos: Vec<Undo>) -> usize {
-        let mut left = undos.len();
-        for undo in undos.into_iter().rev() {
-            let result = match undo {
-                Undo::Remove(record, version) => self.write(&Write::Delete(record, version)).await.map(drop),
-                Undo::Recreate(record) => self.write(&Write::Create(record)).await.map(drop),
-                Undo::Restore(key, before, version) => self.restore(&key, before, &version).await,
-            };
-            if let Err(failure) = result {
-                tracing::warn!(?failure, left, "could not undo a write");
-                break;
-            }
-            left -= 1;
-        }
-        left
-    }
-
-    async fn restore(&self, key: &Key, mut before: Value, version: &Version) -> Result<(), Failure> {
-        object::condition(&mut before, key.kind(), version);
-        let path = format!("{}/{}", object::collection(key.kind()), object::object_name(&before));
-        self.call("PUT", &path, Some(&before)).await.map(drop)
-    }
-}
-
-/// The checks that no write of the same commit makes by itself. A check that contradicts a write is a conflict now.
-fn checks_of_others<'a>(checks: &'a [Check], writes: &[Write]) -> Result<Vec<&'a Check>, CommitError> {
-    let mut others = Vec::new();
-    for check in checks {
-        let (Check::Unchanged(key, _) | Check::Absent(key)) = check;
-        let agrees = writes.iter().find(|write| write.key() == *key).map(|write| match (check, write) {
-            (Check::Absent(_), Write::Create(_)) => true,
-            (Check::Unchanged(_, at), Write::Update(_, seen) | Write::Delete(_, seen)) => {
-                *at == seen.revision
-            }
-            _ => false,
-        });
-        match agrees {
-            None => others.push(check),
-            Some(true) => {}
-            Some(false) => return Err(CommitError::Conflict { key: key.clone(), written: 0 }),
-        }
-    }
-    Ok(others)
 }
 
 /// A write that cannot be made because something had to be read first.
@@ -256,27 +164,5 @@ fn not_read(error: ReadError) -> Failure {
             Failure::Answered { code: 403, reason: "Forbidden".to_owned(), message: reason }
         }
         error => Failure::NotConnected(error.to_string()),
-    }
-}
-
-fn unknown(key: &Key, error: ReadError) -> CommitError {
-    CommitError::Unknown { key: key.clone(), reason: error.to_string() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Revision;
-    use api::IpamConfig;
-
-    #[test]
-    fn check_of_a_written_record_is_the_writes_own_condition() {
-        let write = Write::Create(Record::Config(IpamConfig::default()));
-        let checks = [Check::Absent(Key::Config), Check::Absent(Key::ClusterInformation)];
-        let others = checks_of_others(&checks, std::slice::from_ref(&write)).unwrap();
-        assert_eq!(others, [&Check::Absent(Key::ClusterInformation)]);
-        let contradiction = [Check::Unchanged(Key::Config, Revision(1))];
-        let result = checks_of_others(&contradiction, &[write]);
-        assert!(matches!(result, Err(CommitError::Conflict { key: Key::Config, written: 0 })));
     }
 }

@@ -412,7 +412,7 @@ impl Agent {
         let Some(write) = claim.write.take() else { return };
         match (result, step) {
             (Ok(versions), Step::Pending | Step::Confirming) => {
-                let (Write::Create(record) | Write::Update(record, _) | Write::Delete(record, _)) = write;
+                let record = write.record().clone();
                 let Some(version) = versions.into_iter().next() else { return };
                 let stored = Stored { record, version, created: None };
                 claim.affinity = Seen::from_stored(stored.clone());

@@ -96,7 +96,7 @@ impl Agent {
                 Write::Delete(Record::Handle(handle), _) => {
                     self.handles.insert(handle.id, Known::Absent);
                 }
-                Write::Create(record) | Write::Update(record, _) => {
+                Write::Create(record) | Write::Update(record, _) | Write::Pass { last: record, .. } => {
                     self.view.keep(Stored { record, version, created: None });
                 }
                 Write::Delete(record, _) => self.view.absent(&record.key()),
