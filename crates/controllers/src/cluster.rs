@@ -8,7 +8,7 @@ use api::Cidr;
 use datastore::kubernetes::Kubernetes;
 use futures::StreamExt;
 use futures::stream;
-use ipam::affinity::release_affinities_in;
+use ipam::administration::release_affinities_in;
 use kube::Client;
 use kube::core::WatchEvent;
 use serde_json::{Value, json};

@@ -17,7 +17,7 @@ use crate::plan::{self, Handles, PendingPlan, Want};
 use crate::reservations::ReservationSet;
 use crate::seen::{self, Seen};
 use api::{Affinity, AffinityState, Block, Cidr, Owner, Pool};
-use datastore::{Check, CommitError, Datastore, Key, Kind, Record, Scope, Write};
+use datastore::{Check, CommitError, Datastore, Key, Record, Write};
 
 /// A block to be made ours, or to be found ours.
 #[derive(Clone, Copy, Debug)]
@@ -430,77 +430,10 @@ fn conflict_or(error: CommitError, block: Cidr) -> ReleaseAffinityError {
     }
 }
 
-/// Gives up all blocks of an owner. Works after the pools are gone.
-///
-/// Returns how many were given up. A block that is another's by now, or gone, counts as done.
-///
-/// Datastore calls: 1 list, and those of [`release_affinity`] per block.
-///
-/// # Errors
-/// The last block's error, after all were tried.
-pub async fn release_affinities_of<D: Datastore>(
-    store: &D,
-    clock: &dyn Clock,
-    owner: &Owner,
-    terms: ReleaseTerms,
-) -> Result<usize, ReleaseAffinityError> {
-    let found: Vec<Seen<Affinity>> =
-        seen::list(store, &Scope::AffinitiesOf(owner.clone())).await.map_err(StoreError::from)?;
-    let found = found.into_iter().map(|seen| seen.value.cidr);
-    release_each(store, clock, found.map(|cidr| (owner.clone(), cidr)).collect(), terms).await
-}
-
-/// Gives up all blocks of a pool, whoever owns them: what precedes the deletion of the pool.
-///
-/// Addresses in use stay in use in blocks without owner. Returns how many were given up.
-///
-/// Datastore calls: 1 list, and those of [`release_affinity`] per block.
-///
-/// # Errors
-/// The last block's error, after all were tried.
-pub async fn release_affinities_in<D: Datastore>(
-    store: &D,
-    clock: &dyn Clock,
-    pool: Cidr,
-) -> Result<usize, ReleaseAffinityError> {
-    let found: Vec<Seen<Affinity>> =
-        seen::list(store, &Scope::All(Kind::Affinity)).await.map_err(StoreError::from)?;
-    let inside = found
-        .into_iter()
-        .filter(|seen| pool.contains_cidr(seen.value.cidr))
-        .map(|seen| (seen.value.owner, seen.value.cidr))
-        .collect();
-    release_each(store, clock, inside, ReleaseTerms::default()).await
-}
-
-async fn release_each<D: Datastore>(
-    store: &D,
-    clock: &dyn Clock,
-    claims: Vec<(Owner, Cidr)>,
-    terms: ReleaseTerms,
-) -> Result<usize, ReleaseAffinityError> {
-    let mut given_up = 0;
-    let mut failure = None;
-    for (owner, cidr) in claims {
-        let mut outcome = Err(ReleaseAffinityError::Changed { block: cidr });
-        for _ in 0..ATTEMPTS {
-            outcome = release_affinity(store, clock, &owner, cidr, terms).await;
-            if !matches!(outcome, Err(ReleaseAffinityError::Changed { .. })) {
-                break;
-            }
-        }
-        match outcome {
-            Ok(()) => given_up += 1,
-            Err(ReleaseAffinityError::Missing { .. } | ReleaseAffinityError::Taken { .. }) => {}
-            Err(error) => failure = Some(error),
-        }
-    }
-    failure.map_or(Ok(given_up), Err)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::administration::{release_affinities_in, release_affinities_of};
     use crate::clock::FixedClock;
     use datastore::memory::Memory;
     use futures::executor::block_on;

@@ -3,14 +3,18 @@
 //! Pure functions decide ([`block`], [`candidate`], [`pools`], [`plan`]); async functions over the trait carry the decisions
 //! out. No runtime and no clock: time is handed in as a [`Clock`].
 
+pub mod administration;
 pub mod affinity;
 pub mod agent;
 pub mod assign;
 pub mod block;
 pub mod candidate;
+pub mod cap;
 pub mod clock;
 pub mod explain;
 pub mod failure;
+pub mod host_reserved;
+pub mod owner_attributes;
 pub mod plan;
 pub mod pools;
 pub mod query;

@@ -6,7 +6,7 @@ use crate::failure::StoreError;
 use crate::reservations::ReservationSet;
 use crate::seen::{self, Seen};
 use crate::utilization::{Utilization, utilization};
-use api::{Cidr, IpVersion, Reservation};
+use api::{Block, Cidr, IpVersion, Pool, Reservation};
 use datastore::{Datastore, Kind, Scope};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -47,6 +47,31 @@ pub enum Holder {
     },
 }
 
+/// The first enabled pool that has this address.
+pub(crate) fn enabled_pool<'a>(
+    pools: impl IntoIterator<Item = &'a Pool>,
+    address: IpAddr,
+) -> Option<&'a Pool> {
+    pools.into_iter().find(|pool| pool.is_enabled() && pool.cidr.contains(address))
+}
+
+/// The block that has this address: looked for under its pool's block size, and among all blocks if it is not there, because
+/// blocks keep their size when a pool is made anew with another one (quirk Q20).
+///
+/// Datastore calls: 1 read, or 1 list, or both.
+pub(crate) async fn block_of<D: Datastore>(
+    store: &D,
+    address: IpAddr,
+    block_size: Option<u8>,
+) -> Result<Option<Seen<Block>>, StoreError> {
+    if let Some(cidr) = block_size.and_then(|size| Cidr::containing(address, size))
+        && let Some(found) = seen::block(store, cidr).await?
+    {
+        return Ok(Some(found));
+    }
+    Ok(seen::blocks(store).await?.into_iter().find(|seen| seen.value.cidr.contains(address)))
+}
+
 /// Who holds an address, whether its pool is enabled or even there.
 ///
 /// Datastore calls: 3 reads (pools, configuration, block), and a list of blocks if it lies in no pool or in no block of
@@ -61,14 +86,7 @@ pub async fn holder_of<D: Datastore>(
 ) -> Result<Holder, StoreError> {
     let pools = seen::pools(store).await?;
     let pool = pools.iter().map(|seen| &seen.value).find(|pool| pool.cidr.contains(address));
-    let found = match pool.and_then(|pool| Cidr::containing(address, pool.block_size)) {
-        Some(cidr) => seen::block(store, cidr).await?,
-        None => None,
-    };
-    let found = match found {
-        Some(found) => Some(found),
-        None => seen::blocks(store).await?.into_iter().find(|seen| seen.value.cidr.contains(address)),
-    };
+    let found = block_of(store, address, pool.map(|pool| pool.block_size)).await?;
     let Some(seen) = found else { return Ok(Holder::Nobody) };
     let config = seen::config(store).await?;
     let mut block = seen.value;

@@ -10,7 +10,8 @@ use datastore::{
 use futures::executor::block_on;
 use futures::future::{Either, select};
 use futures::stream::BoxStream;
-use ipam::affinity::{ReleaseTerms, release_affinities_of};
+use ipam::administration::release_affinities_of;
+use ipam::affinity::ReleaseTerms;
 use ipam::assign::{AssignRequest, assign};
 use ipam::block::{self, Release};
 use ipam::clock::FixedClock;

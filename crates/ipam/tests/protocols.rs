@@ -322,7 +322,7 @@ fn the_last_address_of_a_block_without_owner_takes_the_block_along() -> Outcome 
     block_on(async {
         let store = lab("10.0.0.0/30", 30, &["a"]).await?;
         ask(&store, "a", "h", 1).await?;
-        ipam::affinity::release_affinities_in(&store, &CLOCK, "10.0.0.0/30".parse()?).await?;
+        ipam::administration::release_affinities_in(&store, &CLOCK, "10.0.0.0/30".parse()?).await?;
         assert_eq!(seen::blocks(&store).await?.len(), 1);
         assert_eq!(release_by_handle(&store, &CLOCK, "h").await?, 1);
         assert!(seen::blocks(&store).await?.is_empty());

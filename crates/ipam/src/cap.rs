@@ -1,0 +1,148 @@
+//! How many addresses one handle may hold per IP version, and what an over-cap request is answered (algorithm §4.1, §10.2).
+//!
+//! The cap is what makes a virtual machine keep its one address: its pods ask by one handle with a cap of 1.
+
+use crate::block;
+use api::{Block, Cidr, Handle, IpVersion};
+use std::net::IpAddr;
+
+/// A handle that would hold more than it may.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "handle {handle} holds {held} {version} addresses and may hold {cap}: release one of them, or ask by another handle"
+)]
+pub struct CapReached {
+    /// The handle.
+    pub handle: String,
+    /// Family.
+    pub version: IpVersion,
+    /// How many it holds.
+    pub held: u64,
+    /// How many it may hold.
+    pub cap: u32,
+}
+
+/// How many addresses of the family a handle's record counts, in blocks other than `except`.
+pub fn counted(handle: &Handle, version: IpVersion, except: Option<Cidr>) -> u64 {
+    handle
+        .blocks
+        .iter()
+        .filter(|(cidr, _)| cidr.version() == version && Some(**cidr) != except)
+        .map(|(_, count)| u64::from(*count))
+        .sum()
+}
+
+/// How many more addresses `id` may take from this block as read; `None`: as many as it likes.
+///
+/// What it holds in this block is counted in the block, which is read after the handle: a count that a crash left too high
+/// (quirk Q3) does not lock the handle out of its own block.
+pub fn room(id: &str, handle: Option<&Handle>, block: &Block, cap: u32) -> Option<u64> {
+    if cap == 0 {
+        return None;
+    }
+    let elsewhere = handle.map_or(0, |handle| counted(handle, block.cidr.version(), Some(block.cidr)));
+    let held = elsewhere.saturating_add(u64::from(block::count_of(block, id)));
+    Some(u64::from(cap).saturating_sub(held))
+}
+
+/// Refuses `count` more addresses of this block if `id` would then hold more than `cap`; a cap of 0 is none.
+///
+/// # Errors
+/// [`CapReached`]: answer with [`instead`], or wait for whoever is taking at the same time.
+pub fn check(
+    id: &str,
+    handle: Option<&Handle>,
+    block: &Block,
+    count: usize,
+    cap: u32,
+) -> Result<(), CapReached> {
+    match room(id, handle, block, cap) {
+        Some(room) if u64::try_from(count).unwrap_or(u64::MAX) > room => Err(CapReached {
+            handle: block::sanitized(id).to_owned(),
+            version: block.cidr.version(),
+            held: u64::from(cap) - room,
+            cap,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The answer to a request whose handle is at its cap: what it holds already, as single addresses.
+///
+/// `None`: it holds fewer than wanted. Somebody else is taking with the same handle just now, or a crash left its count too
+/// high; read again.
+pub fn instead(held: &[IpAddr], version: IpVersion, wanted: usize) -> Option<Vec<Cidr>> {
+    let of_version: Vec<Cidr> = held
+        .iter()
+        .filter(|address| IpVersion::of(**address) == version)
+        .take(wanted)
+        .map(|address| Cidr::from(*address))
+        .collect();
+    (of_version.len() == wanted).then_some(of_version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::{Take, new_block, take};
+    use api::Owner;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn block(cidr: &str, held: usize) -> Block {
+        let mut block = new_block(cidr.parse().unwrap(), &Owner::host("n"), jiff::Timestamp::UNIX_EPOCH);
+        let request = Take {
+            count: held,
+            handle: Some("vm"),
+            attributes: &BTreeMap::new(),
+            reserved: &crate::ReservationSet::default(),
+            avoid: &BTreeSet::new(),
+            only_owner: None,
+        };
+        take(&mut block, &request).unwrap();
+        block
+    }
+
+    fn handle(blocks: &[(&str, u32)]) -> Handle {
+        let blocks = blocks.iter().map(|(cidr, count)| (cidr.parse().unwrap(), *count)).collect();
+        Handle { id: "vm".to_owned(), blocks, deleted: false }
+    }
+
+    #[test]
+    fn each_family_counts_by_itself() {
+        let handle = handle(&[("10.0.0.0/30", 2), ("10.0.1.0/30", 1), ("fd00::/126", 5)]);
+        assert_eq!(counted(&handle, IpVersion::V4, None), 3);
+        assert_eq!(counted(&handle, IpVersion::V6, None), 5);
+        assert_eq!(counted(&handle, IpVersion::V4, Some("10.0.0.0/30".parse().unwrap())), 1);
+        assert_eq!(room("vm", Some(&handle), &block("10.0.2.0/30", 0), 4), Some(1));
+        assert_eq!(room("vm", Some(&handle), &block("fd00::4/126", 0), 4), Some(0));
+    }
+
+    #[test]
+    fn what_the_block_holds_counts_and_not_what_the_handle_says_of_it() {
+        let handle = handle(&[("10.0.0.0/30", 7)]);
+        assert_eq!(check("vm", Some(&handle), &block("10.0.0.0/30", 0), 1, 1), Ok(()));
+        let refused = check("vm\rold", Some(&handle), &block("10.0.0.0/30", 1), 1, 1).unwrap_err();
+        assert_eq!((refused.held, refused.handle.as_str()), (1, "vm"));
+        assert_eq!(check("vm", None, &block("10.0.0.0/30", 1), 3, 0), Ok(()));
+        assert!(check("vm", None, &block("10.0.0.0/30", 1), usize::MAX, 5).is_err());
+        assert_eq!(check("vm", None, &block("10.0.0.0/30", 1), 4, 5), Ok(()));
+    }
+
+    #[test]
+    fn a_count_beyond_every_cap_leaves_no_room_and_does_not_overflow() {
+        let handle = handle(&[("10.0.0.0/30", u32::MAX), ("10.0.1.0/30", u32::MAX)]);
+        assert_eq!(room("vm", Some(&handle), &block("10.0.2.0/30", 1), 1), Some(0));
+    }
+
+    #[test]
+    fn an_over_cap_request_is_answered_with_what_the_handle_holds_or_not_at_all() {
+        let held: Vec<IpAddr> = ["10.0.0.1", "fd00::1", "10.0.0.2"].map(|text| text.parse().unwrap()).into();
+        let texts = |found: Option<Vec<Cidr>>| {
+            found.map(|found| found.iter().map(Cidr::to_string).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(texts(instead(&held, IpVersion::V4, 1)).as_deref(), Some("10.0.0.1/32"));
+        assert_eq!(texts(instead(&held, IpVersion::V4, 2)).as_deref(), Some("10.0.0.1/32 10.0.0.2/32"));
+        assert_eq!(texts(instead(&held, IpVersion::V6, 1)).as_deref(), Some("fd00::1/128"));
+        assert_eq!(instead(&held, IpVersion::V6, 2), None);
+    }
+}
