@@ -7,7 +7,7 @@ use crate::affinity::{self, Claim, ClaimError, Claimed, Known, ReleaseAffinityEr
 use crate::block::{self, TakeError, Taken};
 use crate::candidate;
 use crate::clock::Clock;
-use crate::explain::{BlockOutcome, Explain, PoolFill, Shortage};
+use crate::explain::{BlockOutcome, Explain, Few, PoolFill, Shortage};
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::plan::{self, AddressRequest, BlockPlan, Handles, TakeRules, Want};
 use crate::pools::{self, PoolRequest, SelectError, Selection};
@@ -170,7 +170,7 @@ impl<D: Datastore> Run<'_, D> {
 
     async fn once(&mut self) -> Result<(), Stop> {
         let mut setting = self.setting().await?;
-        self.explain.pools.clone_from(&setting.selection.considered);
+        self.explain.considered(setting.selection.considered.clone());
         let limit = block_limit(self.request.max_blocks, setting.config.max_blocks_per_host);
         let mut owned = u32::try_from(setting.affine.len()).unwrap_or(u32::MAX);
         while !self.satisfied() {
@@ -467,7 +467,7 @@ fn deselected(
 
 /// Why no block can be claimed for `owner` and nothing is left to take, given all blocks.
 fn shortage(setting: &Setting, owner: &Owner, blocks: &[Block]) -> Shortage {
-    let pools: Vec<PoolFill> = usable(setting)
+    let pools: Few<PoolFill> = usable(setting)
         .map(|pool| {
             PoolFill::of(
                 &pool.value,
@@ -479,8 +479,8 @@ fn shortage(setting: &Setting, owner: &Owner, blocks: &[Block]) -> Shortage {
         .iter()
         .filter(|block| usable(setting).any(|pool| pool.value.cidr.contains_cidr(block.cidr)))
         .any(|block| !block.unallocated.is_empty());
-    let reserved =
-        !setting.reserved.is_empty() && (queued || pools.iter().any(|fill| fill.claimed < fill.blocks));
+    let reserved = !setting.reserved.is_empty()
+        && (queued || pools.listed().iter().any(|fill| fill.claimed < fill.blocks));
     if setting.config.strict_affinity {
         Shortage::StrictAffinity { pools }
     } else if reserved {

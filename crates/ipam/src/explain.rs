@@ -2,13 +2,67 @@
 //!
 //! Pure code does not log. It returns an [`Explain`], which the caller logs, puts into an event, or shows.
 
-use crate::pools::Considered;
+use crate::pools::{Considered, Verdict};
 use api::{Cidr, IpVersion, Pool};
 use serde::{Serialize, Serializer};
 use std::fmt;
 
-/// Longest one-line text: what a Kubernetes event holds, with room for the caller's own words.
+/// Longest one-line text in bytes: what a Kubernetes event holds, with room for the caller's own words.
 const MAX_LINE: usize = 900;
+
+/// The first few of a list and how many more there were, so that no account grows with the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Few<T> {
+    /// The first of them, at most [`Few::MOST`].
+    listed: Vec<T>,
+    /// How many are left out.
+    left_out: usize,
+}
+
+impl<T> Few<T> {
+    /// How many are listed at most.
+    pub const MOST: usize = 6;
+
+    /// Adds one, or counts it where enough are listed.
+    pub fn push(&mut self, item: T) {
+        if self.listed.len() < Self::MOST {
+            self.listed.push(item);
+        } else {
+            self.left_out = self.left_out.saturating_add(1);
+        }
+    }
+
+    /// Those that are listed.
+    pub fn listed(&self) -> &[T] {
+        &self.listed
+    }
+
+    /// How many there were in all.
+    pub fn total(&self) -> usize {
+        self.listed.len().saturating_add(self.left_out)
+    }
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self { listed: Vec::new(), left_out: 0 }
+    }
+}
+
+impl<T> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        let mut few = Self::default();
+        items.into_iter().for_each(|item| few.push(item));
+        few
+    }
+}
+
+impl<T> From<Vec<T>> for Few<T> {
+    fn from(items: Vec<T>) -> Self {
+        items.into_iter().collect()
+    }
+}
 
 /// Writes anything as its text.
 pub(crate) fn as_text<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
@@ -31,6 +85,25 @@ pub enum BlockOutcome {
     LostRace,
     /// It could not be read or written.
     Failed,
+    /// It is another owner's, or nobody's, and only own blocks may be used.
+    NotOurs,
+    /// It does not exist any more.
+    Gone,
+}
+
+impl fmt::Display for BlockOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Took => "gave addresses",
+            Self::Claimed => "was claimed",
+            Self::Borrowed => "was borrowed from",
+            Self::Full => "is full",
+            Self::LostRace => "went to another node",
+            Self::Failed => "could not be read or written",
+            Self::NotOurs => "is another's",
+            Self::Gone => "is gone",
+        })
+    }
 }
 
 /// One block that was tried.
@@ -80,12 +153,12 @@ pub enum Shortage {
     /// No address is free in any usable pool.
     PoolsFull {
         /// The pools.
-        pools: Vec<PoolFill>,
+        pools: Few<PoolFill>,
     },
     /// Every block exists, the node's own are full, and strict affinity forbids the others.
     StrictAffinity {
         /// The pools.
-        pools: Vec<PoolFill>,
+        pools: Few<PoolFill>,
     },
     /// The node has as many blocks as it may.
     BlockLimit {
@@ -99,8 +172,46 @@ pub enum Shortage {
     /// Everything that is free is reserved.
     Reserved {
         /// The pools.
-        pools: Vec<PoolFill>,
+        pools: Few<PoolFill>,
     },
+    /// The handle may not hold that many, and holds fewer than are wanted.
+    HandleLimit {
+        /// Addresses of the family that it may hold.
+        limit: u32,
+        /// Addresses that it holds.
+        held: usize,
+    },
+}
+
+/// Addresses of the usable pools that are neither free nor held, and what keeps them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Relief {
+    /// Released, and cooling down: free again by themselves.
+    pub cooling: u64,
+    /// Free in existing blocks, and reserved.
+    pub reserved: u64,
+    /// Free in blocks of other owners, which strict affinity or the block limit keeps from this node.
+    pub elsewhere: u64,
+    /// Empty blocks of other nodes, which may be had a minute after they were claimed.
+    pub empty_blocks: u64,
+}
+
+impl fmt::Display for Relief {
+    /// Empty, or clauses that each begin with a semicolon.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (count, what) in [
+            (self.cooling, "released addresses are cooling down and will be free by themselves"),
+            (self.reserved, "free addresses are reserved"),
+            (self.elsewhere, "addresses are free in blocks of other owners"),
+            (self.empty_blocks, "empty blocks of other nodes may be had a minute after they were claimed"),
+        ] {
+            if count > 0 {
+                write!(f, "; {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Display for Shortage {
@@ -133,14 +244,19 @@ impl fmt::Display for Shortage {
                 write!(f, "every free address in {} is reserved", fills(pools))?;
                 f.write_str("; narrow an IPReservation, delete pods, or add a pool")
             }
+            Self::HandleLimit { limit, held } => write!(
+                f,
+                "the handle holds {held} addresses and may hold {limit}; ask for fewer, or release what the handle holds"
+            ),
         }
     }
 }
 
-fn fills(pools: &[PoolFill]) -> String {
+fn fills(pools: &Few<PoolFill>) -> String {
     /// More would not fit an event.
     const SHOWN: usize = 3;
     let mut parts: Vec<String> = pools
+        .listed()
         .iter()
         .take(SHOWN)
         .map(|fill| {
@@ -150,14 +266,18 @@ fn fills(pools: &[PoolFill]) -> String {
             )
         })
         .collect();
-    if pools.len() > SHOWN {
-        parts.push(format!("{} more pools", pools.len() - SHOWN));
+    if pools.total() > SHOWN {
+        parts.push(format!("{} more pools", pools.total() - SHOWN));
     }
     parts.join(" and ")
 }
 
 /// The account of one request for addresses of one family.
+///
+/// Its lists and the selectors in them are cut: its text fits an event, as JSON it is less than nine kilobytes however
+/// long the names are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Explain {
     /// The node that asked.
     pub node: String,
@@ -169,11 +289,15 @@ pub struct Explain {
     /// Addresses found.
     pub assigned: usize,
     /// Pools of the family and what became of each.
-    pub pools: Vec<Considered>,
+    pub pools: Few<Considered>,
     /// Blocks tried, in order.
-    pub blocks: Vec<BlockTried>,
+    pub blocks: Few<BlockTried>,
+    /// Records that somebody else changed between the reading and the writing, so that both were repeated.
+    pub conflicts: Few<String>,
     /// Why it was not enough; `None` if it was.
     pub shortage: Option<Shortage>,
+    /// What else there is in the usable pools that could come free; told where there is a shortage.
+    pub relief: Relief,
 }
 
 impl Explain {
@@ -184,9 +308,11 @@ impl Explain {
             version,
             wanted,
             assigned: 0,
-            pools: Vec::new(),
-            blocks: Vec::new(),
+            pools: Few::default(),
+            blocks: Few::default(),
+            conflicts: Few::default(),
             shortage: None,
+            relief: Relief::default(),
         }
     }
 
@@ -194,22 +320,64 @@ impl Explain {
     pub fn tried(&mut self, block: Cidr, outcome: BlockOutcome) {
         self.blocks.push(BlockTried { block, outcome });
     }
+
+    /// Notes a record that was changed by somebody else meanwhile.
+    pub fn conflict(&mut self, record: &impl fmt::Display) {
+        self.conflicts.push(record.to_string());
+    }
+
+    /// Notes what became of the pools; those that were simply not asked for come last.
+    pub fn considered(&mut self, mut pools: Vec<Considered>) {
+        /// A selector is a user's text of any length.
+        const SELECTOR: usize = 120;
+        pools.sort_by_key(|pool| matches!(pool.verdict, Verdict::NotRequested));
+        for pool in &mut pools {
+            if let Verdict::NodeSelector(selector) | Verdict::NamespaceSelector(selector) = &mut pool.verdict
+            {
+                *selector = cut(selector, SELECTOR);
+            }
+        }
+        self.pools = pools.into();
+    }
 }
 
 impl fmt::Display for Explain {
-    /// One line of at most 900 characters.
+    /// One line of at most 900 bytes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Pools and blocks named one by one: the sentence about the shortage must keep its room.
+        const SHOWN: usize = 3;
         let mut line =
             format!("Assigned {} out of {} requested {} addresses", self.assigned, self.wanted, self.version);
         if let Some(shortage) = &self.shortage {
-            line.push_str(&format!(" on node {}: {shortage}", self.node));
+            line.push_str(&format!(" on node {}: {shortage}{}", self.node, self.relief));
+            let passed_over: Vec<&Considered> =
+                self.pools.listed().iter().filter(|pool| pool.verdict != Verdict::Usable).collect();
+            for pool in passed_over.iter().take(SHOWN) {
+                line.push_str(&format!("; pool {} {} is {}", pool.pool, pool.cidr, pool.verdict));
+            }
+            let tried = self.blocks.listed().iter().take(SHOWN);
+            line.extend(tried.map(|tried| format!("; block {} {}", tried.block, tried.outcome)));
+            let more = self.blocks.total().saturating_sub(SHOWN);
+            if more > 0 {
+                line.push_str(&format!("; {more} more blocks tried"));
+            }
         }
-        let line = line.replace(['\n', '\r'], " ");
-        match line.char_indices().nth(MAX_LINE - 1) {
-            Some((cut, _)) if line.chars().count() > MAX_LINE => write!(f, "{}…", &line[..cut]),
-            _ => f.write_str(&line),
+        if self.conflicts.total() > 0 {
+            line.push_str(&format!("; tried again {} times because records changed", self.conflicts.total()));
         }
+        f.write_str(&cut(&line.replace(['\n', '\r'], " "), MAX_LINE))
     }
+}
+
+/// The text, or as much of it as fits `most` bytes with an ellipsis.
+pub(crate) fn cut(text: &str, most: usize) -> String {
+    const ELLIPSIS: char = '…';
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let room = most.saturating_sub(ELLIPSIS.len_utf8());
+    let end = (0..=room).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    format!("{}{ELLIPSIS}", &text[..end])
 }
 
 #[cfg(test)]
@@ -222,7 +390,7 @@ mod tests {
         let blocks: [Cidr; 2] = ["192.168.0.0/29".parse().unwrap(), "192.168.0.8/29".parse().unwrap()];
         let fill = PoolFill::of(&pool, [(&blocks[0], true), (&blocks[1], false)]);
         let mut explain = Explain::new("n1", IpVersion::V4, 1);
-        explain.shortage = Some(Shortage::PoolsFull { pools: vec![fill; count] });
+        explain.shortage = Some(Shortage::PoolsFull { pools: vec![fill; count].into() });
         explain
     }
 
@@ -239,9 +407,50 @@ mod tests {
     #[test]
     fn the_line_fits_an_event_however_long_the_names_are() {
         let line = full(50, &"p".repeat(253)).to_string();
-        assert_eq!(line.chars().count(), 900);
+        assert_eq!(line.len(), 900);
         assert!(line.ends_with('…'));
-        assert!(full(50, "p").to_string().chars().count() < 900);
+        assert!(full(50, "p").to_string().len() < 900);
+        assert_eq!(cut("äöü", 5), "ä…");
+    }
+
+    fn crowded(name: &str) -> Explain {
+        let mut explain = full(1000, name);
+        let considered =
+            |verdict| Considered { pool: name.to_owned(), cidr: "192.168.0.0/28".parse().unwrap(), verdict };
+        explain.considered(vec![considered(Verdict::NodeSelector(name.repeat(100))); 1000]);
+        for index in 0..1000 {
+            let blocks: Cidr = "10.0.0.0/8".parse().unwrap();
+            let block = blocks.nth_block(26, index).unwrap();
+            explain.tried(block, BlockOutcome::Full);
+            explain.conflict(&format!("block {block}"));
+        }
+        explain
+    }
+
+    #[test]
+    fn the_account_does_not_grow_with_pools_and_blocks() {
+        let explain = crowded("pool");
+        assert!(explain.to_string().len() <= 900);
+        assert_eq!((explain.blocks.listed().len(), explain.blocks.total()), (6, 1000));
+        let value = serde_json::to_value(&explain).unwrap();
+        assert_eq!(value["blocks"]["leftOut"], 994);
+        assert_eq!(value["pools"]["leftOut"], 994);
+        assert_eq!(value["conflicts"]["leftOut"], 994);
+        assert!(serde_json::to_string(&explain).unwrap().len() < 3000);
+        let long = crowded(&"p".repeat(253));
+        assert_eq!(long.to_string().len(), 900);
+        assert!(serde_json::to_string(&long).unwrap().len() < 9000);
+    }
+
+    #[test]
+    fn what_would_come_free_is_said() {
+        let mut explain = full(1, "p");
+        explain.relief = Relief { cooling: 3, ..Relief::default() };
+        let line = explain.to_string();
+        assert!(
+            line.contains("; 3 released addresses are cooling down and will be free by themselves"),
+            "{line}"
+        );
     }
 
     #[test]
@@ -249,8 +458,8 @@ mod tests {
         let mut explain = full(1, "p");
         explain.tried("192.168.0.0/29".parse().unwrap(), BlockOutcome::Full);
         let value = serde_json::to_value(&explain).unwrap();
-        assert_eq!(value["blocks"][0]["block"], "192.168.0.0/29");
+        assert_eq!(value["blocks"]["listed"][0]["block"], "192.168.0.0/29");
         assert_eq!(value["shortage"]["kind"], "poolsFull");
-        assert_eq!(value["shortage"]["pools"][0]["claimed"], 2);
+        assert_eq!(value["shortage"]["pools"]["listed"][0]["claimed"], 2);
     }
 }

@@ -4,7 +4,7 @@ use super::draft::{Draft, Taker};
 use super::job::{BAD_REQUEST, Demand, Errand, Flight, Job, NOT_SERVED, Reply, Stage, TRY_AGAIN, Task};
 use super::{ATTEMPTS, Agent, Effect, Known, Note};
 use crate::block::{self, Taken};
-use crate::explain::{Explain, PoolFill, Shortage};
+use crate::explain::{Explain, Few, PoolFill, Shortage};
 use crate::plan::handle_write;
 use crate::pools::{self, PoolRequest, SelectError, Selection};
 use crate::seen::Seen;
@@ -467,7 +467,7 @@ impl Agent {
             .iter()
             .map(|pool| format!("{} {} {}", pool.pool, pool.cidr, pool.verdict))
             .collect();
-        explain.pools = selection.considered;
+        explain.considered(selection.considered);
         explain.shortage = Some(shortage);
         let details = considered.join(", ");
         Next::Refuse(ErrorReply { code: NOT_SERVED, message: explain.to_string(), details })
@@ -570,7 +570,7 @@ impl Agent {
             }
         }
         let owns = |cidr: &Cidr| self.view.owns(*cidr);
-        let pools: Vec<PoolFill> = selection
+        let pools: Few<PoolFill> = selection
             .usable
             .iter()
             .map(|pool| PoolFill::of(pool, self.view.index().keys().map(|cidr| (cidr, owns(cidr)))))
