@@ -1,6 +1,7 @@
 //! Which datastore is meant: the configuration file if there is one, else the environment (calicoctl §1.4).
 
 use crate::failure::Failure;
+use api::wire::Group;
 use datastore::kubernetes::Kubernetes;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -16,13 +17,20 @@ pub(crate) async fn connect(config: Option<&Path>) -> Result<Kubernetes, Failure
             "this calicoctl speaks to Kubernetes datastores only: set DATASTORE_TYPE=kubernetes",
         ));
     }
-    Kubernetes::connect(settings.kubeconfig.as_deref()).await.map_err(|error| Failure::new(error.to_string()))
+    let store = Kubernetes::connect(settings.kubeconfig.as_deref())
+        .await
+        .map_err(|error| Failure::new(error.to_string()))?;
+    Ok(match settings.group.as_deref().and_then(Group::configured) {
+        Some(group) => store.with_group(group),
+        None => store,
+    })
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Settings {
     datastore: Option<String>,
     kubeconfig: Option<PathBuf>,
+    group: Option<String>,
 }
 
 fn settings(config: Option<&Path>) -> Result<Settings, Failure> {
@@ -54,6 +62,7 @@ fn from_file(file: &Path, text: &str) -> Result<Settings, Failure> {
     Ok(Settings {
         datastore: text("/spec/datastoreType"),
         kubeconfig: text("/spec/kubeconfig").map(PathBuf::from),
+        group: text("/spec/calicoAPIGroup"),
     })
 }
 
@@ -65,7 +74,8 @@ fn from_environment() -> Settings {
             .find(|value| !value.is_empty())
     };
     let kubeconfig = named("KUBECONFIG").map(PathBuf::from);
-    Settings { datastore: named("DATASTORE_TYPE"), kubeconfig }
+    let group = std::env::var("CALICO_API_GROUP").ok();
+    Settings { datastore: named("DATASTORE_TYPE"), kubeconfig, group }
 }
 
 #[cfg(test)]
@@ -74,9 +84,10 @@ mod tests {
 
     #[test]
     fn a_configuration_file_names_the_kubeconfig() {
-        let text = "apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nmetadata:\nspec:\n  datastoreType: kubernetes\n  kubeconfig: /tmp/k\n";
+        let text = "apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nmetadata:\nspec:\n  datastoreType: kubernetes\n  kubeconfig: /tmp/k\n  calicoAPIGroup: projectcalico.org/v3\n";
         let settings = from_file(Path::new("f"), text).unwrap();
         assert_eq!(settings.kubeconfig, Some(PathBuf::from("/tmp/k")));
+        assert_eq!(settings.group.as_deref().and_then(Group::configured), Some(Group::V3));
         let wrong = from_file(Path::new("f"), "apiVersion: v1\nkind: CalicoAPIConfig\n").unwrap_err();
         assert_eq!(wrong.sentence(), "invalid config file: unknown APIVersion 'v1'");
         assert!(from_file(Path::new("f"), "a: [").is_err());

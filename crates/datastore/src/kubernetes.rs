@@ -11,16 +11,18 @@ use crate::{
     Capabilities, Check, CommitError, Datastore, Event, Key, Kind, Listing, ReadError, Revision, Scope,
     Stored, Version, Write, ordered,
 };
+use api::wire::Group;
 use api::{AffinityNaming, Owner};
 use failure::Failure;
 use futures::stream::{self, BoxStream, StreamExt};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::WatchEvent;
+use object::Face;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long one call may take, unless set otherwise.
@@ -92,6 +94,8 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
 struct Shared {
     /// When the driver was made.
     started: Instant,
+    /// The group that the records are in, once that is known.
+    group: OnceLock<Group>,
     /// How affinities are named, and when that was found out.
     naming: Mutex<Option<(AffinityNaming, Instant, bool)>>,
     /// Metadata of other writers by object, for the few objects that have any: an update must not lose it.
@@ -123,8 +127,20 @@ impl Kubernetes {
 
     /// A driver over `client`, which must not repeat writes by itself (see [`client`]).
     pub fn with_client(client: Client) -> Self {
-        let shared = Shared { started: Instant::now(), naming: Mutex::default(), kept: Mutex::default() };
+        let shared = Shared {
+            started: Instant::now(),
+            group: OnceLock::new(),
+            naming: Mutex::default(),
+            kept: Mutex::default(),
+        };
         Self { client, deadline: DEADLINE, shared: Arc::new(shared) }
+    }
+
+    /// The same driver for records in `group`. Without this the server is asked once which groups it serves.
+    #[must_use]
+    pub fn with_group(self, group: Group) -> Self {
+        let _ = self.shared.group.set(group);
+        self
     }
 
     /// The same driver with another deadline for each call.
@@ -171,9 +187,31 @@ impl Kubernetes {
         Ok(naming)
     }
 
-    /// The naming where `kind` needs it.
-    async fn naming_for(&self, kind: Kind) -> Result<AffinityNaming, ReadError> {
-        if kind == Kind::Affinity { self.naming().await } else { Ok(AffinityNaming::PerNode) }
+    /// How objects of `kind` look here.
+    async fn face(&self, kind: Kind) -> Result<Face, ReadError> {
+        let group = if kind == Kind::Node { Group::V1 } else { self.group().await };
+        let naming = if kind == Kind::Affinity { self.naming().await? } else { AffinityNaming::PerNode };
+        Ok(Face { group, naming })
+    }
+
+    /// The group that the records are in: as set, else as the server's list of groups says (data model §1).
+    ///
+    /// Where the list cannot be had it is `crd.projectcalico.org/v1` for this call.
+    async fn group(&self) -> Group {
+        if let Some(group) = self.shared.group.get() {
+            return *group;
+        }
+        match self.read("GET", "/apis").await {
+            Ok(list) => {
+                let groups = list.pointer("/groups").and_then(Value::as_array);
+                let names = groups.into_iter().flatten().filter_map(|group| group.get("name")?.as_str());
+                *self.shared.group.get_or_init(|| Group::served(names))
+            }
+            Err(failure) => {
+                tracing::debug!(?failure, "no list of API groups, using {}", Group::V1.api_version());
+                Group::V1
+            }
+        }
     }
 
     /// One call, once.
@@ -232,8 +270,8 @@ impl Kubernetes {
 
     /// The object of `key` as it is, deleted or not.
     async fn object(&self, key: &Key) -> Result<Option<Value>, ReadError> {
-        let naming = self.naming_for(key.kind()).await?;
-        let path = format!("{}/{}", object::collection(key.kind()), object::name(key, naming));
+        let face = self.face(key.kind()).await?;
+        let path = format!("{}/{}", face.collection(key.kind()), face.name(key));
         match self.read("GET", &path).await {
             Ok(object) => {
                 self.note(key.kind(), &object);
@@ -301,7 +339,7 @@ impl Datastore for Kubernetes {
                 return Ok(Some(stored));
             }
             let name = object::object_name(&object).to_owned();
-            self.finish_delete(kind, &name, &stored.version)
+            self.finish_delete(self.face(kind).await?, kind, &name, &stored.version)
                 .await
                 .map_err(|failure| failure.reading(key.to_string()))?;
         }
@@ -310,7 +348,8 @@ impl Datastore for Kubernetes {
 
     async fn list(&self, scope: &Scope) -> Result<Listing, ReadError> {
         let kind = scope.kind();
-        let base = format!("{}?limit={PAGE}{}", object::collection(kind), selector(scope));
+        let collection = self.face(kind).await?.collection(kind);
+        let base = format!("{collection}?limit={PAGE}{}", selector(scope));
         let mut starts = 0;
         'again: loop {
             starts += 1;
@@ -362,7 +401,7 @@ impl Datastore for Kubernetes {
         let kind = scope.kind();
         let path = format!(
             "{}?watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_SECONDS}&resourceVersion={}{}",
-            object::collection(kind),
+            self.face(kind).await?.collection(kind),
             from.0,
             selector(scope)
         );

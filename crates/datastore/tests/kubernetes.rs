@@ -4,6 +4,7 @@
 
 mod fake;
 
+use api::wire::Group;
 use api::{Affinity, AffinityNaming, AffinityState, Handle, IpamConfig, Node, Owner};
 use datastore::conformance;
 use datastore::follow::{Change, follow};
@@ -29,6 +30,11 @@ fn affinity(node: &str, state: AffinityState) -> Record {
     Record::Affinity(Affinity { owner: Owner::host(node), cidr, state, deleted: false })
 }
 
+/// A driver that does not ask for groups, so that every request is one of the operation at hand.
+fn driver(fake: &Fake) -> Kubernetes {
+    Kubernetes::with_client(fake.client()).with_group(Group::V1)
+}
+
 async fn one(store: &Kubernetes, write: Write) -> Result<Version, CommitError> {
     store.commit(&[], &[write]).await.map(|mut versions| versions.remove(0))
 }
@@ -39,21 +45,41 @@ async fn read(store: &Kubernetes, key: &Key) -> Stored {
 
 #[tokio::test]
 async fn keeps_the_contract_with_affinities_named_per_node() {
-    conformance::run(&Kubernetes::with_client(Fake::new().client())).await.unwrap();
+    conformance::run(&driver(&Fake::new())).await.unwrap();
 }
 
 #[tokio::test]
 async fn keeps_the_contract_with_affinities_named_per_block() {
     let fake = Fake::new();
     fake.put(NAMING, json!({"data": {"affinityNaming": "per-block"}}));
-    conformance::run(&Kubernetes::with_client(fake.client())).await.unwrap();
+    conformance::run(&driver(&fake)).await.unwrap();
+}
+
+#[tokio::test]
+async fn keeps_the_contract_where_only_the_newer_group_is_served_and_asks_for_it_once() {
+    let fake = Fake::new();
+    fake.put(
+        "/apis",
+        json!({"kind": "APIGroupList", "groups": [{"name": "apps"}, {"name": "projectcalico.org"}]}),
+    );
+    let store = Kubernetes::with_client(fake.client());
+    conformance::run(&store).await.unwrap();
+    one(&store, Write::Create(affinity("a", AffinityState::Pending))).await.unwrap();
+    one(&store, Write::Create(Record::Config(api::IpamConfig::default()))).await.unwrap();
+    let object = fake.object("/apis/projectcalico.org/v3/blockaffinities/a-10-0-0-64-26").unwrap();
+    assert_eq!(object["spec"]["deleted"], false);
+    let config = fake.object("/apis/projectcalico.org/v3/ipamconfigurations/default").unwrap();
+    assert_eq!(config["kind"], "IPAMConfiguration");
+    let requests = fake.requests();
+    assert_eq!(requests.iter().filter(|request| *request == "GET /apis").count(), 1);
+    assert!(!requests.iter().any(|request| request.contains("crd.projectcalico.org")), "{requests:?}");
 }
 
 #[tokio::test]
 async fn recorded_naming_names_the_affinities() {
     let fake = Fake::new();
     fake.put(NAMING, json!({"data": {"affinityNaming": "per-block"}}));
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     assert_eq!(store.naming().await, Ok(AffinityNaming::PerBlock));
     one(&store, Write::Create(affinity("a", AffinityState::Pending))).await.unwrap();
     let path = "/apis/crd.projectcalico.org/v1/blockaffinities/ipam-block-affinity-10-0-0-64-26";
@@ -66,7 +92,7 @@ async fn recorded_naming_names_the_affinities() {
 async fn naming_that_nobody_knows_is_malformed_and_not_guessed() {
     let fake = Fake::new();
     fake.put(NAMING, json!({"data": {"affinityNaming": "per-rack"}}));
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     let key = affinity("a", AffinityState::Pending).key();
     assert!(matches!(store.get(&key).await, Err(ReadError::Malformed { .. })));
 }
@@ -74,7 +100,7 @@ async fn naming_that_nobody_knows_is_malformed_and_not_guessed() {
 #[tokio::test]
 async fn warm_update_is_one_request_and_keeps_what_others_wrote_on_the_object() {
     let fake = Fake::new();
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     one(&store, Write::Create(handle(1))).await.unwrap();
     let mut object = fake.object(HANDLE).unwrap();
     object["metadata"]["labels"] = json!({"team": "x"});
@@ -89,7 +115,7 @@ async fn warm_update_is_one_request_and_keeps_what_others_wrote_on_the_object() 
 #[tokio::test]
 async fn delete_marks_the_object_before_it_removes_it() {
     let fake = Fake::new();
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     let version = one(&store, Write::Create(handle(1))).await.unwrap();
     fake.requests();
     one(&store, Write::Delete(handle(1), version)).await.unwrap();
@@ -100,7 +126,7 @@ async fn delete_marks_the_object_before_it_removes_it() {
 #[tokio::test]
 async fn reader_of_a_half_deleted_object_finishes_the_delete() {
     let fake = Fake::new();
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     let version = one(&store, Write::Create(handle(1))).await.unwrap();
     fake.fail(|method, _| (method == "DELETE").then_some(Fault::Refused(503)));
     one(&store, Write::Delete(handle(1), version)).await.unwrap();
@@ -116,7 +142,7 @@ async fn reader_of_a_half_deleted_object_finishes_the_delete() {
 #[tokio::test]
 async fn write_whose_answer_is_lost_is_unknown_and_not_repeated() {
     let fake = Fake::new();
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     fake.fail(|method, _| (method == "POST").then_some(Fault::AnswerLost));
     let result = one(&store, Write::Create(handle(1))).await;
     assert!(matches!(result, Err(CommitError::Unknown { .. })), "{result:?}");
@@ -127,7 +153,7 @@ async fn write_whose_answer_is_lost_is_unknown_and_not_repeated() {
 #[tokio::test]
 async fn read_is_repeated_where_that_may_help() {
     let fake = Fake::new();
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     one(&store, Write::Create(handle(1))).await.unwrap();
     let mut left = 2;
     fake.fail(move |_, _| {
@@ -144,7 +170,7 @@ async fn silent_server_is_given_up_after_the_deadline() {
             .await
     });
     let client = kube::Client::new(service, "default");
-    let store = Kubernetes::with_client(client).with_deadline(Duration::from_secs(1));
+    let store = Kubernetes::with_client(client).with_group(Group::V1).with_deadline(Duration::from_secs(1));
     assert!(matches!(store.get(&Key::Config).await, Err(ReadError::Unavailable { .. })));
     let write = Write::Create(Record::Config(IpamConfig::default()));
     assert!(matches!(one(&store, write).await, Err(CommitError::Unknown { .. })));
@@ -153,7 +179,7 @@ async fn silent_server_is_given_up_after_the_deadline() {
 #[tokio::test]
 async fn commit_whose_check_fails_at_its_end_is_undone() {
     let fake = Fake::new();
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     let config = Record::Config(IpamConfig::default());
     let guard = one(&store, Write::Create(config.clone())).await.unwrap();
     let version = one(&store, Write::Create(handle(1))).await.unwrap();
@@ -179,7 +205,7 @@ async fn node_write_changes_annotations_and_nothing_else() {
         path,
         json!({"metadata": {"labels": {"l": "1"}, "annotations": {"keep": "1", "drop": "1"}}, "status": {"addresses": []}}),
     );
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     let seen = read(&store, &Key::Node("n".to_owned())).await;
     let Record::Node(node) = seen.record else { panic!("a node") };
     let annotations = BTreeMap::from([("keep", "1"), ("new", "2")]);
@@ -202,7 +228,7 @@ async fn long_list_comes_in_pages_and_is_whole() {
         let object = json!({"spec": {"handleID": format!("h{index}"), "block": {}}});
         fake.put(&format!("{HANDLES}/h{index}"), object);
     }
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     let listing = store.list(&Scope::All(Kind::Handle)).await.unwrap();
     assert_eq!(listing.items.len(), 1203);
     assert!(listing.items.is_sorted_by_key(|stored| stored.record.key()));
@@ -214,7 +240,7 @@ async fn object_that_makes_no_sense_is_left_out_of_a_list_and_told_by_a_get() {
     let fake = Fake::new();
     fake.put("/apis/crd.projectcalico.org/v1/ippools/bad", json!({"spec": {"cidr": "nonsense"}}));
     fake.put("/apis/crd.projectcalico.org/v1/ippools/good", json!({"spec": {"cidr": "10.0.0.0/16"}}));
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     let listing = store.list(&Scope::All(Kind::Pool)).await.unwrap();
     assert_eq!(listing.items.len(), 1);
     let bad = store.get(&Key::Pool("bad".to_owned())).await;
@@ -225,7 +251,7 @@ async fn object_that_makes_no_sense_is_left_out_of_a_list_and_told_by_a_get() {
 async fn taken_over_affinity_leaves_the_watch_of_its_old_owner() {
     let fake = Fake::new();
     fake.put(NAMING, json!({"data": {"affinityNaming": "per-block"}}));
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     let first = affinity("a", AffinityState::Pending);
     let version = one(&store, Write::Create(first.clone())).await.unwrap();
     let scope = Scope::AffinitiesOf(Owner::host("a"));
@@ -238,7 +264,7 @@ async fn taken_over_affinity_leaves_the_watch_of_its_old_owner() {
 #[tokio::test]
 async fn follower_lists_again_when_the_history_is_gone_and_says_so_when_the_store_is() {
     let fake = Fake::new();
-    let store = Kubernetes::with_client(fake.client());
+    let store = driver(&fake);
     one(&store, Write::Create(handle(1))).await.unwrap();
     fake.fail(|_, _| Some(Fault::Refused(503)));
     let mut changes = follow(store.clone(), Scope::All(Kind::Handle));

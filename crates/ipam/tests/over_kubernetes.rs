@@ -33,7 +33,7 @@ fn lab() -> (Fake, Kubernetes) {
         &format!("/api/v1/nodes/{NODE}"),
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}),
     );
-    let store = Kubernetes::with_client(fake.client());
+    let store = Kubernetes::with_client(fake.client()).with_group(api::wire::Group::V1);
     (fake, store)
 }
 

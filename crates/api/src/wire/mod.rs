@@ -1,4 +1,5 @@
-//! Wire forms of the records: custom resources of `crd.projectcalico.org/v1`, and what is read of a core/v1 Node.
+//! Wire forms of the records: custom resources of `crd.projectcalico.org/v1` and, by [`Group::form`], of
+//! `projectcalico.org/v3`, and what is read of a core/v1 Node.
 //!
 //! A record turns into a whole object by `to_v1`, or only into its `spec` by `spec_v1` for a write that must keep the
 //! rest of an object that exists; `from_v1` reads a whole object back. Writing is strict, reading tolerates what
@@ -15,9 +16,12 @@
 mod block_v1;
 mod claim_v1;
 mod field;
+mod group;
 mod node_core;
 mod pool_v1;
 mod settings_v1;
+
+pub use group::Group;
 
 use serde_json::{Value, json};
 

@@ -1,10 +1,10 @@
 //! One write at a time under its condition, and what undoing one needs; [`crate::ordered`] makes commits of them.
 
 use super::failure::Failure;
+use super::object::Face;
 use super::{Kubernetes, delete_options, object};
 use crate::ordered::Single;
 use crate::{CommitError, Key, Kind, ReadError, Record, Version, Write};
-use api::AffinityNaming;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -30,8 +30,10 @@ impl Single for Kubernetes {
     }
 
     async fn restore(&self, key: &Key, mut before: Value, version: &Version) -> Result<(), CommitError> {
+        let face =
+            self.face(key.kind()).await.map_err(|error| not_read(error).writing(key.clone(), 0, false))?;
         object::condition(&mut before, key.kind(), version);
-        let path = format!("{}/{}", object::collection(key.kind()), object::object_name(&before));
+        let path = format!("{}/{}", face.collection(key.kind()), object::object_name(&before));
         let put = self.call("PUT", &path, Some(&before)).await;
         put.map(drop).map_err(|failure| failure.writing(key.clone(), 0, false))
     }
@@ -46,26 +48,24 @@ impl Kubernetes {
     async fn write(&self, write: &Write) -> Result<Version, Failure> {
         let key = write.key();
         let kind = key.kind();
-        let naming = self.naming_for(kind).await.map_err(not_read)?;
-        let collection = object::collection(kind);
-        let name = object::name(&key, naming);
+        let face = self.face(kind).await.map_err(not_read)?;
+        let collection = face.collection(kind);
+        let name = face.name(&key);
         let answer = match write {
             Write::Create(Record::Node(_)) | Write::Delete(Record::Node(_), _) => {
                 let message =
                     "nodes are made and deleted by the cluster, not by address management".to_owned();
                 return Err(Failure::Answered { code: 405, reason: "MethodNotAllowed".to_owned(), message });
             }
-            Write::Create(record) => {
-                self.call("POST", &collection, Some(&object::to_object(record, naming))).await?
-            }
+            Write::Create(record) => self.call("POST", &collection, Some(&face.object(record))).await?,
             Write::Update(Record::Node(node), version) => {
                 return self.annotate(&collection, node, version).await;
             }
             Write::Update(record, version) => {
-                let body = self.replacement(record, version, naming, &name);
+                let body = self.replacement(record, version, face, &name);
                 self.call("PUT", &format!("{collection}/{name}"), Some(&body)).await?
             }
-            Write::Delete(record, version) => return self.delete(record, version, naming, &name).await,
+            Write::Delete(record, version) => return self.delete(record, version, face, &name).await,
             Write::Pass { .. } => {
                 let message = "a record that passes through a state is two writes".to_owned();
                 return Err(Failure::Answered { code: 400, reason: "BadRequest".to_owned(), message });
@@ -76,9 +76,9 @@ impl Kubernetes {
     }
 
     /// The object that replaces the one of `record` last seen as `version`.
-    fn replacement(&self, record: &Record, version: &Version, naming: AffinityNaming, name: &str) -> Value {
+    fn replacement(&self, record: &Record, version: &Version, face: Face, name: &str) -> Value {
         let kind = record.key().kind();
-        let mut body = object::to_object(record, naming);
+        let mut body = face.object(record);
         object::keep_metadata(&mut body, &self.kept(kind, name));
         object::condition(&mut body, kind, version);
         body
@@ -88,23 +88,23 @@ impl Kubernetes {
         &self,
         record: &Record,
         version: &Version,
-        naming: AffinityNaming,
+        face: Face,
         name: &str,
     ) -> Result<Version, Failure> {
         let kind = record.key().kind();
-        let path = format!("{}/{name}", object::collection(kind));
+        let path = format!("{}/{name}", face.collection(kind));
         if !object::deletes_in_two_phases(kind) {
             let options = delete_options(version.uid.as_deref(), Some(version.revision));
             self.call("DELETE", &path, Some(&options)).await?;
             self.forget(kind, name);
             return Ok(version.clone());
         }
-        let mut body = self.replacement(record, version, naming, name);
-        object::mark_deleted(&mut body, kind);
+        let mut body = self.replacement(record, version, face, name);
+        face.mark_deleted(&mut body, kind);
         let marked = self.call("PUT", &path, Some(&body)).await?;
         // From here on the record is deleted: whoever reads it finishes what is left.
         let marked = object::version(&marked).map_err(Failure::Unreadable)?;
-        if let Err(failure) = self.finish_delete(kind, name, &marked).await {
+        if let Err(failure) = self.finish_delete(face, kind, name, &marked).await {
             tracing::warn!(object = name, ?failure, "left a deleted object for the next reader to remove");
         }
         Ok(version.clone())
@@ -113,11 +113,12 @@ impl Kubernetes {
     /// The second phase of a delete: removes the object that carries `deleted`, and no successor of it.
     pub(super) async fn finish_delete(
         &self,
+        face: Face,
         kind: Kind,
         name: &str,
         marked: &Version,
     ) -> Result<(), Failure> {
-        let path = format!("{}/{name}", object::collection(kind));
+        let path = format!("{}/{name}", face.collection(kind));
         let options = delete_options(marked.uid.as_deref(), None);
         match self.call("DELETE", &path, Some(&options)).await {
             Ok(_) => {}

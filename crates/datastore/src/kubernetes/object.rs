@@ -1,7 +1,7 @@
 //! Records as objects of the API: where they are, what they are called, and what of an object outlives an update.
 
 use crate::{Key, Kind, Record, Revision, Stored, Version};
-use api::wire::{Resource, SINGLETON};
+use api::wire::{Group, Resource, SINGLETON};
 use api::{
     Affinity, AffinityNaming, Block, ClusterInformation, Handle, IpamConfig, Node, Owner, Pool, Reservation,
 };
@@ -14,50 +14,67 @@ const METADATA_ANNOTATION: &str = "projectcalico.org/metadata";
 /// Metadata that other writers keep on an object and that an update must not lose.
 const KEPT: [&str; 4] = ["labels", "annotations", "finalizers", "ownerReferences"];
 
-/// REST path of the collection of `kind`.
-pub(super) fn collection(kind: Kind) -> String {
-    match kind {
-        Kind::Pool => Resource::POOL.path(),
-        Kind::Block => Resource::BLOCK.path(),
-        Kind::Affinity => Resource::AFFINITY.path(),
-        Kind::Handle => Resource::HANDLE.path(),
-        Kind::Config => Resource::CONFIG.path(),
-        Kind::Reservation => Resource::RESERVATION.path(),
-        Kind::ClusterInformation => Resource::CLUSTER_INFORMATION.path(),
-        Kind::Node => "/api/v1/nodes".to_owned(),
-    }
+/// How the objects look in this datastore.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Face {
+    /// The group that they are in.
+    pub(super) group: Group,
+    /// How affinities are named.
+    pub(super) naming: AffinityNaming,
 }
 
-/// Name of the object of `key`.
-pub(super) fn name(key: &Key, naming: AffinityNaming) -> String {
-    match key {
-        Key::Pool(name) | Key::Reservation(name) | Key::Node(name) => name.clone(),
-        Key::Block(cidr) => cidr.name(),
-        Key::Affinity(owner, cidr) => naming.object_name(owner, *cidr),
-        Key::Handle(id) => Handle::object_name(id),
-        Key::Config | Key::ClusterInformation => SINGLETON.to_owned(),
+impl Face {
+    /// REST path of the collection of `kind`.
+    pub(super) fn collection(self, kind: Kind) -> String {
+        self.group.path(match kind {
+            Kind::Pool => Resource::POOL,
+            Kind::Block => Resource::BLOCK,
+            Kind::Affinity => Resource::AFFINITY,
+            Kind::Handle => Resource::HANDLE,
+            Kind::Config => Resource::CONFIG,
+            Kind::Reservation => Resource::RESERVATION,
+            Kind::ClusterInformation => Resource::CLUSTER_INFORMATION,
+            Kind::Node => return "/api/v1/nodes".to_owned(),
+        })
+    }
+
+    /// Name of the object of `key`.
+    pub(super) fn name(self, key: &Key) -> String {
+        match key {
+            Key::Pool(name) | Key::Reservation(name) | Key::Node(name) => name.clone(),
+            Key::Block(cidr) => cidr.name(),
+            Key::Affinity(owner, cidr) => self.naming.object_name(owner, *cidr),
+            Key::Handle(id) => Handle::object_name(id),
+            Key::Config | Key::ClusterInformation => SINGLETON.to_owned(),
+        }
+    }
+
+    /// The whole object of `record`, without a version. Nodes are never written whole.
+    pub(super) fn object(self, record: &Record) -> Value {
+        self.group.form(match record {
+            Record::Pool(pool) => pool.to_v1(),
+            Record::Block(block) => block.to_v1(),
+            Record::Affinity(affinity) => affinity.to_v1(self.naming),
+            Record::Handle(handle) => handle.to_v1(),
+            Record::Config(config) => config.to_v1(),
+            Record::Reservation(reservation) => reservation.to_v1(),
+            Record::ClusterInformation(information) => information.to_v1(),
+            Record::Node(node) => {
+                return json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name, "annotations": node.annotations}});
+            }
+        })
+    }
+
+    /// Marks `object` as in the first phase of its delete. Affinities of the older group say it with a text.
+    pub(super) fn mark_deleted(self, object: &mut Value, kind: Kind) {
+        let text = kind == Kind::Affinity && self.group == Group::V1;
+        object["spec"]["deleted"] = if text { json!("true") } else { json!(true) };
     }
 }
 
 /// Whether deletes of `kind` are in two phases.
 pub(super) fn deletes_in_two_phases(kind: Kind) -> bool {
     matches!(kind, Kind::Block | Kind::Affinity | Kind::Handle)
-}
-
-/// The whole object of `record`, without a version. Nodes are never written whole.
-pub(super) fn to_object(record: &Record, naming: AffinityNaming) -> Value {
-    match record {
-        Record::Pool(pool) => pool.to_v1(),
-        Record::Block(block) => block.to_v1(),
-        Record::Affinity(affinity) => affinity.to_v1(naming),
-        Record::Handle(handle) => handle.to_v1(),
-        Record::Config(config) => config.to_v1(),
-        Record::Reservation(reservation) => reservation.to_v1(),
-        Record::ClusterInformation(information) => information.to_v1(),
-        Record::Node(node) => {
-            json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name, "annotations": node.annotations}})
-        }
-    }
 }
 
 /// The record of `object`, or what is wrong with it. `None`: an object of this kind that is no record (a singleton
@@ -174,11 +191,6 @@ pub(super) fn condition(object: &mut Value, kind: Kind, version: &Version) {
     if let (Kind::Handle, Some(uid)) = (kind, &version.uid) {
         object["metadata"]["uid"] = json!(uid);
     }
-}
-
-/// Marks `object` as in the first phase of its delete. Affinities say it with a text.
-pub(super) fn mark_deleted(object: &mut Value, kind: Kind) {
-    object["spec"]["deleted"] = if kind == Kind::Affinity { json!("true") } else { json!(true) };
 }
 
 #[cfg(test)]
