@@ -8,7 +8,6 @@ use crate::block;
 use crate::clock::Clock;
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::query;
-use crate::reservations::ReservationSet;
 use crate::seen::{self, Seen};
 use api::{Affinity, Block, Cidr, Owner, Pool};
 use datastore::{Check, CommitError, Datastore, Key, Kind, Record, Scope, Write};
@@ -145,10 +144,9 @@ async fn claim_one<D: Datastore>(
     pool: &mut Seen<Pool>,
     known: Known,
 ) -> Result<bool, Option<StoreError>> {
-    let reserved = ReservationSet::default();
     let mut known = known;
     for _ in 0..ATTEMPTS {
-        let claim = Claim { owner, cidr, pool, want: None, reserved: &reserved };
+        let claim = Claim::of(owner, cidr, pool);
         match affinity::claim(store, clock, &claim, std::mem::replace(&mut known, Known::Unread)).await {
             Ok(_) => return Ok(true),
             Err(ClaimError::Taken { .. }) => return Ok(false),

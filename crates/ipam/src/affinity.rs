@@ -13,6 +13,7 @@
 use crate::block::{self, Taken};
 use crate::clock::Clock;
 use crate::failure::{ATTEMPTS, StoreError};
+use crate::host_reserved::HostReserved;
 use crate::plan::{self, Handles, PendingPlan, Want};
 use crate::reservations::ReservationSet;
 use crate::seen::{self, Seen};
@@ -32,13 +33,15 @@ pub struct Claim<'a> {
     pub want: Option<&'a Want>,
     /// Addresses never handed out automatically.
     pub reserved: &'a ReservationSet,
+    /// Ordinals that the host keeps of the block if it is made now.
+    pub host_reserved: Option<&'a HostReserved>,
 }
 
 impl<'a> Claim<'a> {
     /// The claim of a block without addresses to put into it.
     pub fn of(owner: &'a Owner, cidr: Cidr, pool: &'a Seen<Pool>) -> Self {
         static NOTHING: ReservationSet = ReservationSet::none();
-        Self { owner, cidr, pool, want: None, reserved: &NOTHING }
+        Self { owner, cidr, pool, want: None, reserved: &NOTHING, host_reserved: None }
     }
 }
 
@@ -163,7 +166,8 @@ async fn make<D: Datastore>(
     }
     let wants = claim.want.map(std::slice::from_ref).unwrap_or_default();
     let now = clock.now();
-    let Ok(mut plan) = plan::plan_new_block(cidr, owner, now, wants, &handles, claim.reserved) else {
+    let kept = claim.host_reserved;
+    let Ok(mut plan) = plan::plan_new_block(cidr, owner, now, wants, &handles, claim.reserved, kept) else {
         return Ok(None);
     };
     let (Some(planned), Some(place)) = (plan.block.take(), plan.block_write()) else { return Ok(None) };
@@ -462,13 +466,8 @@ mod tests {
         want: Option<&Want>,
         known: Known,
     ) -> Result<Claimed, ClaimError> {
-        let claimed = Claim {
-            owner: &Owner::host(node),
-            cidr: cidr(),
-            pool,
-            want,
-            reserved: &ReservationSet::default(),
-        };
+        let owner = Owner::host(node);
+        let claimed = Claim { want, ..Claim::of(&owner, cidr(), pool) };
         claim(store, clock, &claimed, known).await
     }
 

@@ -288,8 +288,11 @@ impl<D: Datastore> Run<'_, D> {
         known: Known,
     ) -> Result<Option<Claimed>, Stop> {
         let want = self.missing();
-        let claim =
-            Claim { owner: &self.request.owner, cidr, pool, want: Some(&want), reserved: &setting.reserved };
+        let claim = Claim {
+            want: Some(&want),
+            reserved: &setting.reserved,
+            ..Claim::of(&self.request.owner, cidr, pool)
+        };
         match affinity::claim(self.store, self.clock, &claim, known).await {
             Ok(claimed) => Ok(Some(claimed)),
             Err(ClaimError::Taken { .. }) => {

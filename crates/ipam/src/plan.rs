@@ -6,6 +6,7 @@
 //! crash does not count twice (architecture D4).
 
 use crate::block::{self, ReleaseError, Released, Take, TakeError, Taken};
+use crate::host_reserved::{self, HostReserved};
 use crate::reservations::ReservationSet;
 use crate::seen::Seen;
 use api::{Affinity, AffinityState, Block, Cidr, Handle, Ordinal, Owner, Use};
@@ -130,7 +131,7 @@ pub fn plan_take(
     Ok(BlockPlan { block: Some(block), writes, taken })
 }
 
-/// Plans a block that does not exist yet, with the first addresses in it. `wants` may be empty.
+/// Plans a block that does not exist yet, with what its host keeps of it and the first addresses in it. `wants` may be empty.
 ///
 /// The affinity must be pending before this is committed, and the pool's revision be among the commit's checks.
 ///
@@ -143,8 +144,12 @@ pub fn plan_new_block(
     wants: &[Want],
     handles: &Handles,
     reserved: &ReservationSet,
+    host_reserved: Option<&HostReserved>,
 ) -> Result<BlockPlan, TakeError> {
     let mut block = block::new_block(cidr, owner, now);
+    if let Some(kept) = host_reserved {
+        host_reserved::keep(&mut block, kept);
+    }
     let rules = TakeRules { reserved, avoid: &BTreeSet::new(), only_owner: Some(owner) };
     let taken = take_all(&mut block, wants, &rules)?;
     if taken.iter().any(|taken| !taken.is_empty()) {
@@ -356,19 +361,21 @@ mod tests {
     }
 
     #[test]
-    fn a_new_block_stamps_its_first_addresses_below_its_own_number() {
+    fn a_new_block_stamps_its_first_addresses_below_its_own_number_and_behind_what_the_host_keeps() {
         let plan = plan_new_block(
-            cidr(),
+            "10.0.0.0/29".parse().unwrap(),
             &Owner::host("n"),
             now(),
             &[want("a")],
             &Handles::new(),
             &ReservationSet::default(),
+            Some(&HostReserved::windows()),
         )
         .unwrap();
         let block = plan.block.unwrap();
         assert!(plan.taken[0][0].sequence < block.sequence_number);
-        assert_eq!(plan.writes.last().unwrap().key(), Key::Block(cidr()));
+        assert_eq!(plan.taken[0][0].address.to_string(), "10.0.0.3");
+        assert_eq!(plan.writes.last().unwrap().key(), Key::Block(block.cidr));
     }
 
     #[test]
