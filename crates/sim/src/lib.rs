@@ -4,6 +4,7 @@
 //! Thin for now: one store with atomic commits, clients in direct mode. Same seed, same trace.
 
 pub mod invariants;
+pub mod peer;
 pub mod rng;
 pub mod store;
 pub mod world;
