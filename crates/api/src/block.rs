@@ -3,6 +3,7 @@
 use crate::{Cidr, Owner};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What an allocated (or cooling) ordinal refers to. Ordinals assigned together share one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,8 +31,8 @@ pub struct Block {
     pub allocations: Vec<Option<usize>>,
     /// Free ordinals in the order of use: head first, freed ordinals are appended.
     pub unallocated: Vec<u32>,
-    /// What allocations refer to.
-    pub attributes: Vec<Attribute>,
+    /// What allocations refer to. Shared, because a block is copied for every write while its attributes stay the same.
+    pub attributes: Vec<Arc<Attribute>>,
     /// Nanoseconds since the epoch at creation, +1 at every write.
     pub sequence_number: u64,
     /// Stamp per allocated ordinal: the block's sequence number before the write that allocated it.

@@ -293,10 +293,12 @@ mod tests {
 
     #[test]
     fn a_block_names_the_ordinals_of_other_nodes_only() {
-        let attribute = |node: &str, cooling: bool| api::Attribute {
-            secondary: [("node".to_owned(), node.to_owned())].into(),
-            released_at: cooling.then(|| "2026-01-01T00:00:00Z".parse().unwrap()),
-            ..api::Attribute::default()
+        let attribute = |node: &str, cooling: bool| {
+            std::sync::Arc::new(api::Attribute {
+                secondary: [("node".to_owned(), node.to_owned())].into(),
+                released_at: cooling.then(|| "2026-01-01T00:00:00Z".parse().unwrap()),
+                ..api::Attribute::default()
+            })
         };
         let block = api::Block {
             cidr: "192.168.10.0/29".parse().unwrap(),
@@ -308,7 +310,7 @@ mod tests {
                 attribute("node1", false),
                 attribute("node3", false),
                 attribute("node3", true),
-                api::Attribute::default(),
+                std::sync::Arc::default(),
             ],
             sequence_number: 0,
             sequence_for_allocation: BTreeMap::new(),

@@ -54,7 +54,7 @@ fn block(text: &str, node: &str) -> Result<Record, String> {
         claim_time: None,
         allocations: vec![Some(0), None, None, None],
         unallocated: vec![3, 1, 2],
-        attributes: vec![attribute],
+        attributes: vec![attribute.into()],
         sequence_number: 1_785_579_330_123_456_795,
         sequence_for_allocation: BTreeMap::from([(0, 1_785_579_330_123_456_789)]),
         deleted: false,

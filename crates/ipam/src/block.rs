@@ -8,6 +8,7 @@ use api::{Attribute, Block, Cidr, Ordinal, Owner};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Handle of ordinals that Windows nodes keep for themselves; a block with nothing else in it is empty.
 pub const WINDOWS_RESERVED_HANDLE: &str = "windows-reserved-ipam-handle";
@@ -51,40 +52,49 @@ pub fn advance(block: &mut Block) {
 pub fn collect(block: &mut Block, cooldown_seconds: u32, now: Timestamp) -> bool {
     let cutoff =
         now.checked_sub(SignedDuration::from_secs(i64::from(cooldown_seconds))).unwrap_or(Timestamp::MIN);
+    let over = |attribute: &Arc<Attribute>| {
+        attribute.released_at.is_some_and(|released| cooldown_seconds == 0 || released < cutoff)
+    };
     let mut changed = false;
-    for (ordinal, allocation) in (0_u32..).zip(&mut block.allocations) {
-        let Some(index) = *allocation else { continue };
-        let Some(released_at) = block.attributes.get(index).and_then(|attribute| attribute.released_at)
-        else {
-            continue;
-        };
-        if cooldown_seconds == 0 || released_at < cutoff {
-            *allocation = None;
-            block.unallocated.push(ordinal);
-            block.sequence_for_allocation.remove(&ordinal);
-            changed = true;
+    // Most blocks have nothing that cools down: then there is nothing to look up.
+    if block.attributes.iter().any(over) {
+        for (ordinal, allocation) in (0_u32..).zip(&mut block.allocations) {
+            if allocation.and_then(|index| block.attributes.get(index)).is_some_and(over) {
+                *allocation = None;
+                block.unallocated.push(ordinal);
+                block.sequence_for_allocation.remove(&ordinal);
+                changed = true;
+            }
         }
     }
     drop_unused_attributes(block) || changed
 }
 
 fn drop_unused_attributes(block: &mut Block) -> bool {
-    let used: BTreeSet<usize> = block.allocations.iter().copied().flatten().collect();
-    if used.len() == block.attributes.len() {
-        return false;
-    }
-    let mut kept = Vec::with_capacity(used.len());
-    let mut moved = BTreeMap::new();
-    for (index, attribute) in std::mem::take(&mut block.attributes).into_iter().enumerate() {
-        if used.contains(&index) {
-            moved.insert(index, kept.len());
-            kept.push(attribute);
+    let mut used = vec![false; block.attributes.len()];
+    for index in block.allocations.iter().flatten() {
+        if let Some(mark) = used.get_mut(*index) {
+            *mark = true;
         }
     }
-    block.attributes = kept;
+    if used.iter().all(|used| *used) {
+        return false;
+    }
+    // Where each attribute that stays will stand.
+    let mut kept = 0;
+    let places: Vec<usize> = used
+        .iter()
+        .map(|used| {
+            let place = kept;
+            kept += usize::from(*used);
+            place
+        })
+        .collect();
+    let mut marks = used.into_iter();
+    block.attributes.retain(|_| marks.next().unwrap_or(false));
     for allocation in block.allocations.iter_mut().flatten() {
-        if let Some(index) = moved.get(allocation) {
-            *allocation = *index;
+        if let Some(place) = places.get(*allocation) {
+            *allocation = *place;
         }
     }
     true
@@ -121,7 +131,7 @@ pub fn is_empty(block: &Block) -> bool {
 pub fn allocated(block: &Block) -> impl Iterator<Item = (Ordinal, &Attribute)> {
     (0_u32..).zip(&block.allocations).filter_map(|(ordinal, allocation)| {
         let attribute = block.attributes.get((*allocation)?)?;
-        Some((Ordinal(ordinal), attribute))
+        Some((Ordinal(ordinal), attribute.as_ref()))
     })
 }
 
@@ -144,7 +154,7 @@ pub fn count_of(block: &Block, handle: &str) -> u32 {
 /// What the ordinal of `address` refers to; `None` if it is free or no address of this block.
 pub fn attribute_of(block: &Block, address: IpAddr) -> Option<&Attribute> {
     let index = usize::try_from(block.cidr.ordinal(address)?.0).ok()?;
-    block.attributes.get((*block.allocations.get(index)?)?)
+    block.attributes.get((*block.allocations.get(index)?)?).map(Arc::as_ref)
 }
 
 /// The stamp of an ordinal's allocation; 0 where there is none.
@@ -154,14 +164,18 @@ pub fn stamp(block: &Block, ordinal: Ordinal) -> u64 {
 
 /// Index of the attribute with exactly this handle and these active attributes, appended if there is none.
 fn attribute_index(block: &mut Block, handle: Option<&str>, secondary: &BTreeMap<String, String>) -> usize {
-    let wanted = Attribute {
-        handle_id: handle.map(str::to_owned),
-        secondary: secondary.clone(),
-        alternate: BTreeMap::new(),
-        released_at: None,
+    let same = |attribute: &Arc<Attribute>| {
+        attribute.handle_id.as_deref() == handle
+            && attribute.released_at.is_none()
+            && attribute.alternate.is_empty()
+            && attribute.secondary == *secondary
     };
-    block.attributes.iter().position(|attribute| *attribute == wanted).unwrap_or_else(|| {
-        block.attributes.push(wanted);
+    block.attributes.iter().position(same).unwrap_or_else(|| {
+        block.attributes.push(Arc::new(Attribute {
+            handle_id: handle.map(str::to_owned),
+            secondary: secondary.clone(),
+            ..Attribute::default()
+        }));
         block.attributes.len() - 1
     })
 }
@@ -260,23 +274,27 @@ pub fn take(block: &mut Block, request: &Take<'_>) -> Result<Vec<Taken>, TakeErr
     check_owner(block, request.only_owner)?;
     let cidr = block.cidr;
     let touched = request.reserved.touches(cidr);
-    let mut taken = Vec::new();
-    let mut waiting = Vec::with_capacity(block.unallocated.len());
-    for number in std::mem::take(&mut block.unallocated) {
-        let ordinal = Ordinal(number);
-        let address = cidr.address(ordinal).filter(|_| {
-            taken.len() < request.count
-                && !request.avoid.contains(&ordinal)
-                && !(touched && is_reserved(cidr, number, request.reserved))
-        });
+    let (mut taken, mut passed_over, mut looked_at) = (Vec::new(), Vec::new(), 0);
+    for number in &block.unallocated {
+        if taken.len() >= request.count {
+            break;
+        }
+        looked_at += 1;
+        let ordinal = Ordinal(*number);
+        let skipped = |address: &IpAddr| {
+            request.avoid.contains(&ordinal) || (touched && request.reserved.covers_address(*address))
+        };
+        let address = cidr.address(ordinal).filter(|address| !skipped(address));
         match address {
             Some(address) => {
                 taken.push(Taken { block: cidr, ordinal, address, sequence: block.sequence_number })
             }
-            None => waiting.push(number),
+            None => passed_over.push(*number),
         }
     }
-    block.unallocated = waiting;
+    if !taken.is_empty() {
+        block.unallocated.splice(..looked_at, passed_over);
+    }
     if !taken.is_empty() {
         let index = attribute_index(block, request.handle, request.attributes);
         for address in &taken {
@@ -446,7 +464,7 @@ fn cool(block: &mut Block, ordinals: &BTreeSet<Ordinal>, cooldown_seconds: u32, 
     if ordinals.is_empty() {
         return;
     }
-    block.attributes.push(Attribute { released_at: Some(now), ..Attribute::default() });
+    block.attributes.push(Arc::new(Attribute { released_at: Some(now), ..Attribute::default() }));
     let index = block.attributes.len() - 1;
     for ordinal in ordinals {
         if let Some(slot) = usize::try_from(ordinal.0).ok().and_then(|at| block.allocations.get_mut(at)) {
@@ -469,20 +487,22 @@ pub fn fault(block: &Block) -> Option<String> {
             return Some(format!("allocation {ordinal} indexes a nonexistent attribute {index}"));
         }
     }
-    let mut seen = BTreeSet::new();
+    let mut queued = vec![false; block.allocations.len()];
     for ordinal in &block.unallocated {
-        let slot = usize::try_from(*ordinal).ok().and_then(|index| block.allocations.get(index));
-        match slot {
+        let slot = usize::try_from(*ordinal).ok();
+        match slot.and_then(|slot| block.allocations.get(slot).zip(queued.get_mut(slot))) {
             None => return Some(format!("ordinal {ordinal} is queued but out of the block")),
-            Some(Some(_)) => return Some(format!("ordinal {ordinal} is allocated but queued")),
-            Some(None) if !seen.insert(*ordinal) => {
-                return Some(format!("ordinal {ordinal} is queued more than once"));
+            Some((Some(_), _)) => return Some(format!("ordinal {ordinal} is allocated but queued")),
+            Some((None, queued)) => {
+                if std::mem::replace(queued, true) {
+                    return Some(format!("ordinal {ordinal} is queued more than once"));
+                }
             }
-            Some(None) => {}
         }
     }
     let free = block.allocations.iter().filter(|allocation| allocation.is_none()).count();
-    (free != seen.len()).then(|| format!("{free} ordinals are free but {} are queued", seen.len()))
+    let waiting = block.unallocated.len();
+    (free != waiting).then(|| format!("{free} ordinals are free but {waiting} are queued"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use super::{Resource, WireError};
 use crate::{Attribute, Block, Owner};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 
 /// Largest block that is read: /20 and /116 (data model §13).
 const MAX_BLOCK_SIZE: u128 = 4096;
@@ -50,7 +51,10 @@ impl Block {
         }
         spec.insert("allocations".into(), json!(self.allocations));
         spec.insert("unallocated".into(), json!(self.unallocated));
-        spec.insert("attributes".into(), self.attributes.iter().map(Attribute::to_value).collect());
+        spec.insert(
+            "attributes".into(),
+            self.attributes.iter().map(|attribute| attribute.to_value()).collect(),
+        );
         spec.insert("sequenceNumber".into(), json!(self.sequence_number));
         let stamps: Map<String, Value> = self
             .sequence_for_allocation
@@ -88,8 +92,8 @@ impl Block {
             "" => None,
             _ => Some(spec.parsed("affinity", "host:<node> or virtual:<name>", Owner::parse)?),
         };
-        let mut attributes: Vec<Attribute> =
-            spec.array("attributes")?.iter().map(Attribute::from_value).collect();
+        let mut attributes: Vec<Arc<Attribute>> =
+            spec.array("attributes")?.iter().map(|value| Arc::new(Attribute::from_value(value))).collect();
         let allocations = read_allocations(&spec, cidr.size(), &mut attributes)?;
         let unallocated = read_queue(&spec, &allocations)?;
         let mut sequence_for_allocation = std::collections::BTreeMap::new();
@@ -117,7 +121,7 @@ impl Block {
 fn read_allocations(
     spec: &Fields<'_>,
     size: u128,
-    attributes: &mut Vec<Attribute>,
+    attributes: &mut Vec<Arc<Attribute>>,
 ) -> Result<Vec<Option<usize>>, WireError> {
     let entries = spec.array("allocations")?;
     if u128::try_from(entries.len()) != Ok(size) {
@@ -138,7 +142,7 @@ fn read_allocations(
             entry.as_u64().and_then(|index| usize::try_from(index).ok()).filter(|index| *index < known);
         allocations.push(Some(index.unwrap_or_else(|| {
             *anonymous.get_or_insert_with(|| {
-                attributes.push(Attribute::default());
+                attributes.push(Arc::default());
                 attributes.len() - 1
             })
         })));
@@ -203,7 +207,7 @@ mod tests {
         let object = json!({"spec":{"cidr":"10.0.0.0/30","allocations":[7,0,null,-1],"unallocated":[2],"attributes":[{"handle_id":"h"}]}});
         let block = Block::from_v1(&object).unwrap();
         assert_eq!(block.allocations, [Some(1), Some(0), None, Some(1)]);
-        assert_eq!(block.attributes[1], Attribute::default());
+        assert_eq!(*block.attributes[1], Attribute::default());
     }
 
     #[test]

@@ -329,7 +329,7 @@ fn an_address_that_cools_down_is_not_its_former_handles() {
     // Written by somebody who left the handle in.
     let mut edited = bench.blocks().remove(0);
     for attribute in &mut edited.attributes {
-        attribute.released_at = Some(bench.now);
+        std::sync::Arc::make_mut(attribute).released_at = Some(bench.now);
     }
     put(&store, Record::Block(edited));
     bench.run(Vec::new());
