@@ -82,11 +82,12 @@ pub fn keep(block: &mut Block, reserved: &HostReserved) {
     }
     if any {
         block.unallocated.retain(|ordinal| !is_kept(*ordinal));
-        block.attributes.push(Attribute {
+        let attribute = Attribute {
             handle_id: Some(reserved.handle.clone()),
             secondary: BTreeMap::from([("note".to_owned(), reserved.note.clone())]),
             ..Attribute::default()
-        });
+        };
+        block.attributes.push(attribute.into());
     }
 }
 

@@ -209,14 +209,14 @@ pub fn set_owner(
         return Err(SetOwnerError::NotAllocated { address });
     };
     let shared = block.allocations.iter().filter(|allocation| **allocation == Some(index)).count() > 1;
-    if shared && block.attributes.get(index) != Some(&after) {
-        block.attributes.push(after);
+    if shared && block.attributes.get(index).is_some_and(|before| **before != after) {
+        block.attributes.push(after.into());
         let split = block.attributes.len() - 1;
         if let Some(allocation) = slot.and_then(|slot| block.allocations.get_mut(slot)) {
             *allocation = Some(split);
         }
     } else if let Some(attribute) = block.attributes.get_mut(index) {
-        *attribute = after;
+        *attribute = after.into();
     }
     Ok(())
 }
