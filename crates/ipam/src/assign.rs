@@ -13,17 +13,14 @@ use crate::plan::{self, AddressRequest, BlockPlan, Handles, TakeRules, Want};
 use crate::pools::{self, PoolRequest, SelectError, Selection};
 use crate::reservations::ReservationSet;
 use crate::seen::{self, Seen};
+use crate::vacancy::{self, Search, Vacant};
 use api::{Affinity, Block, Cidr, IpVersion, IpamConfig, Node, Owner, OwnerKind, Pool, Use};
-use datastore::{CommitError, Datastore, Key, Kind, Record, Scope, Write};
-use jiff::SignedDuration;
+use datastore::{CommitError, Datastore, Key, Kind, Scope};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
 /// Blocks that a node may own per IP version where nothing says otherwise.
 pub const DEFAULT_MAX_BLOCKS: u32 = 20;
-
-/// How long an empty block stays with its owner before another node may have it.
-pub const MIN_RECLAIM_AGE: SignedDuration = SignedDuration::from_secs(60);
 
 /// A request for any addresses of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -265,7 +262,7 @@ impl<D: Datastore> Run<'_, D> {
     async fn take_from_new(&mut self, setting: &Setting) -> Result<bool, Stop> {
         for _ in 0..ATTEMPTS {
             let blocks = seen::blocks(self.store).await?;
-            let Some((pool, cidr, known)) = self.find_usable(setting, &blocks).await? else {
+            let Some(Vacant { pool, cidr, known }) = self.find_usable(setting, &blocks).await? else {
                 let all: Vec<Block> = blocks.into_iter().map(|seen| seen.value).collect();
                 self.explain.shortage = Some(shortage(setting, &self.request.owner, &all));
                 return Ok(false);
@@ -333,76 +330,27 @@ impl<D: Datastore> Run<'_, D> {
     }
 
     /// Finds a block to claim (algorithm §8): one that does not exist, or one that its owner does not use.
-    ///
-    /// A block that overlaps an existing one of another size is never chosen, whatever the pool says (invariant 4).
     async fn find_usable<'s>(
         &self,
         setting: &'s Setting,
         blocks: &[Seen<Block>],
-    ) -> Result<Option<(&'s Seen<Pool>, Cidr, Known)>, Stop> {
-        let owner = &self.request.owner;
-        let now = self.clock.now();
-        let index: BTreeMap<Cidr, &Block> =
-            blocks.iter().map(|seen| (seen.value.cidr, &seen.value)).collect();
-        let mut reclaimable = Vec::new();
-        for pool in usable(setting) {
-            for cidr in candidate::candidates(&pool.value, &owner.name, now) {
-                if setting.reserved.covers(cidr) {
-                    continue;
-                }
-                let Some(found) = index.get(&cidr) else {
-                    if index.keys().any(|other| other.overlaps(cidr)) {
-                        continue;
-                    }
-                    return Ok(Some((pool, cidr, Known::Absent)));
-                };
-                let mut block = (*found).clone();
-                block::collect(&mut block, setting.config.ip_cooldown_seconds, now);
-                if block::free_count(&block, &setting.reserved) == 0 {
-                    continue;
-                }
-                if block.affinity.as_ref() == Some(owner) {
-                    return Ok(Some((pool, cidr, Known::Unread)));
-                }
-                if block::is_empty(&block) {
-                    reclaimable.push((pool, block));
-                }
-            }
+    ) -> Result<Option<Vacant<'s>>, Stop> {
+        let search = Search {
+            owner: &self.request.owner,
+            reserved: &setting.reserved,
+            cooldown_seconds: setting.config.ip_cooldown_seconds,
+            now: self.clock.now(),
+        };
+        let found = search.among(usable(setting), blocks);
+        if found.first.is_some() {
+            return Ok(found.first);
         }
-        for (pool, block) in reclaimable {
-            if block.claim_time.is_some_and(|claimed| now.duration_since(claimed) < MIN_RECLAIM_AGE) {
-                continue;
-            }
-            if self.reclaim(&block, blocks).await? {
-                return Ok(Some((pool, block.cidr, Known::Unread)));
+        for (pool, block) in found.reclaimable {
+            if vacancy::reclaim(self.store, self.clock, &block).await? {
+                return Ok(Some(Vacant { pool, cidr: block.value.cidr, known: Known::Unread }));
             }
         }
         Ok(None)
-    }
-
-    /// Takes an empty block from its owner, or removes it where it has none (quirk Q22). False: it is in use after all.
-    async fn reclaim(&self, block: &Block, listed: &[Seen<Block>]) -> Result<bool, Stop> {
-        let Some(owner) = &block.affinity else {
-            let Some(seen) = listed.iter().find(|seen| seen.value.cidr == block.cidr) else {
-                return Ok(false);
-            };
-            let write = Write::Delete(Record::Block(block.clone()), seen.version.clone());
-            return match self.store.commit(&[], &[write]).await {
-                Ok(_) => Ok(true),
-                Err(CommitError::Conflict { .. }) => Ok(false),
-                Err(error) => Err(error.into()),
-            };
-        };
-        let terms = ReleaseTerms {
-            must_be_empty: true,
-            required_sequence: Some(block.sequence_number),
-            owner_gone: false,
-        };
-        match affinity::release_affinity(self.store, self.clock, owner, block.cidr, terms).await {
-            Ok(()) => Ok(true),
-            Err(ReleaseAffinityError::Store(error)) => Err(error.into()),
-            Err(_) => Ok(false),
-        }
     }
 
     /// Takes from blocks of others, unless strict affinity forbids it.

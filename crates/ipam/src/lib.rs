@@ -22,6 +22,7 @@ pub mod release;
 pub mod reservations;
 pub mod seen;
 pub mod utilization;
+pub mod vacancy;
 
 pub use clock::Clock;
 pub use explain::Explain;

@@ -1,0 +1,201 @@
+//! Which block an owner may claim next, given all blocks that exist (algorithm §8).
+
+use crate::affinity::{self, Known, ReleaseAffinityError, ReleaseTerms};
+use crate::block;
+use crate::candidate;
+use crate::clock::Clock;
+use crate::failure::StoreError;
+use crate::reservations::ReservationSet;
+use crate::seen::{self, Seen};
+use api::{Block, Cidr, Owner, Pool};
+use datastore::{CommitError, Datastore, Record, Write};
+use jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
+
+/// How long an empty block stays with its owner before another node may have it.
+pub const MIN_RECLAIM_AGE: SignedDuration = SignedDuration::from_secs(60);
+
+/// For whom, and by what rules.
+#[derive(Clone, Copy, Debug)]
+pub struct Search<'a> {
+    /// Who wants a block.
+    pub owner: &'a Owner,
+    /// Addresses never handed out automatically.
+    pub reserved: &'a ReservationSet,
+    /// Seconds that a released address is not used.
+    pub cooldown_seconds: u32,
+    /// The present instant.
+    pub now: Timestamp,
+}
+
+/// A block to claim.
+#[derive(Clone, Debug)]
+pub struct Vacant<'p> {
+    /// The pool it is cut from.
+    pub pool: &'p Seen<Pool>,
+    /// The block.
+    pub cidr: Cidr,
+    /// What is known about its affinity.
+    pub known: Known,
+}
+
+/// What a search found.
+#[derive(Clone, Debug, Default)]
+pub struct Vacancies<'p> {
+    /// The first block that can be claimed at once.
+    pub first: Option<Vacant<'p>>,
+    /// Where there is none: blocks that their owners do not use, collected, in the order of the candidates.
+    pub reclaimable: Vec<(&'p Seen<Pool>, Seen<Block>)>,
+}
+
+impl Search<'_> {
+    /// Searches `pools` in order for a block that does not exist, or is the owner's and has room; notes on the way the empty
+    /// ones of others that were claimed at least [`MIN_RECLAIM_AGE`] ago.
+    ///
+    /// A block that overlaps an existing one of another size is never chosen, whatever the pool says (invariant 4).
+    pub fn among<'p>(
+        &self,
+        pools: impl IntoIterator<Item = &'p Seen<Pool>>,
+        blocks: &[Seen<Block>],
+    ) -> Vacancies<'p> {
+        let index: BTreeMap<Cidr, &Seen<Block>> = blocks.iter().map(|seen| (seen.value.cidr, seen)).collect();
+        let mut reclaimable = Vec::new();
+        for pool in pools {
+            let size = pool.value.block_size;
+            let of_other_size: Vec<Cidr> = index
+                .keys()
+                .copied()
+                .filter(|cidr| cidr.prefix() != size && cidr.overlaps(pool.value.cidr))
+                .collect();
+            for cidr in candidate::candidates(&pool.value, &self.owner.name, self.now) {
+                if self.reserved.covers(cidr) || of_other_size.iter().any(|other| other.overlaps(cidr)) {
+                    continue;
+                }
+                let Some(seen) = index.get(&cidr) else {
+                    let first = Some(Vacant { pool, cidr, known: Known::Absent });
+                    return Vacancies { first, reclaimable: Vec::new() };
+                };
+                let mut seen = (*seen).clone();
+                block::collect(&mut seen.value, self.cooldown_seconds, self.now);
+                if block::free_count(&seen.value, self.reserved) == 0 {
+                    continue;
+                }
+                if seen.value.affinity.as_ref() == Some(self.owner) {
+                    let first = Some(Vacant { pool, cidr, known: Known::Unread });
+                    return Vacancies { first, reclaimable: Vec::new() };
+                }
+                if block::is_empty(&seen.value) && self.is_old(&seen.value) {
+                    reclaimable.push((pool, seen));
+                }
+            }
+        }
+        Vacancies { first: None, reclaimable }
+    }
+
+    fn is_old(&self, block: &Block) -> bool {
+        block.claim_time.is_none_or(|claimed| self.now.duration_since(claimed) >= MIN_RECLAIM_AGE)
+    }
+}
+
+/// Takes an empty block as listed from its owner, or removes it where it has none (quirk Q22). False: it is in use after all.
+///
+/// Datastore calls: those of [`affinity::release_affinity`]; 1 commit where it has no owner; 1 read more if an answer was lost.
+///
+/// # Errors
+/// [`StoreError`].
+///
+/// # Cancellation
+/// As [`affinity::release_affinity`].
+pub async fn reclaim<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    block: &Seen<Block>,
+) -> Result<bool, StoreError> {
+    let cidr = block.value.cidr;
+    let outcome = if let Some(owner) = &block.value.affinity {
+        let terms = ReleaseTerms {
+            must_be_empty: true,
+            required_sequence: Some(block.value.sequence_number),
+            owner_gone: false,
+        };
+        match affinity::release_affinity(store, clock, owner, cidr, terms).await {
+            Ok(()) => Ok(true),
+            Err(ReleaseAffinityError::Store(error)) => Err(error),
+            Err(_) => Ok(false),
+        }
+    } else {
+        let write = Write::Delete(Record::Block(block.value.clone()), block.version.clone());
+        match store.commit(&[], &[write]).await {
+            Ok(_) => Ok(true),
+            Err(CommitError::Conflict { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    };
+    match outcome {
+        Err(StoreError::Commit(CommitError::Unknown { .. })) => Ok(seen::block(store, cidr).await?.is_none()),
+        outcome => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datastore::{Revision, Version};
+
+    fn seen<T>(value: T) -> Seen<T> {
+        let version = Version { revision: Revision(1), uid: None };
+        Seen { value, version, created: None }
+    }
+
+    fn pool(cidr: &str, block_size: u8) -> Seen<Pool> {
+        let mut pool = Pool::with_defaults("p", cidr.parse().unwrap());
+        pool.block_size = block_size;
+        seen(pool)
+    }
+
+    fn block_of(cidr: &str, owner: &str, claimed: i64) -> Seen<Block> {
+        let claimed = Timestamp::from_second(claimed).unwrap();
+        seen(block::new_block(cidr.parse().unwrap(), &Owner::host(owner), claimed))
+    }
+
+    fn found(pool: &Seen<Pool>, blocks: &[Seen<Block>]) -> (Option<String>, Vec<String>) {
+        let reserved = ReservationSet::default();
+        let owner = Owner::host("me");
+        let now = Timestamp::from_second(1000).unwrap();
+        let search = Search { owner: &owner, reserved: &reserved, cooldown_seconds: 0, now };
+        let found = search.among([pool], blocks);
+        (
+            found.first.map(|vacant| vacant.cidr.to_string()),
+            found.reclaimable.iter().map(|(_, seen)| seen.value.cidr.to_string()).collect(),
+        )
+    }
+
+    #[test]
+    fn a_block_that_does_not_exist_goes_before_the_empty_one_of_another() {
+        let pool = pool("10.0.0.0/29", 30);
+        let others = [block_of("10.0.0.0/30", "other", 0)];
+        assert_eq!(found(&pool, &others), (Some("10.0.0.4/30".to_owned()), Vec::new()));
+    }
+
+    #[test]
+    fn empty_blocks_of_others_are_left_alone_for_a_minute() {
+        let pool = pool("10.0.0.0/29", 30);
+        let blocks = [block_of("10.0.0.0/30", "other", 941), block_of("10.0.0.4/30", "other", 940)];
+        assert_eq!(found(&pool, &blocks), (None, vec!["10.0.0.4/30".to_owned()]));
+    }
+
+    #[test]
+    fn nothing_is_claimed_across_a_block_of_another_size() {
+        let larger = pool("10.0.0.0/28", 30);
+        assert_eq!(found(&larger, &[block_of("10.0.0.0/28", "other", 0)]), (None, Vec::new()));
+        let smaller = [block_of("10.0.0.0/31", "me", 0), block_of("10.0.0.12/32", "other", 0)];
+        let (first, _) = found(&pool("10.0.0.0/28", 29), &smaller);
+        assert_eq!(first, None);
+    }
+
+    #[test]
+    fn an_own_block_with_room_is_used_though_its_affinity_is_not_known() {
+        let pool = pool("10.0.0.0/30", 30);
+        assert_eq!(found(&pool, &[block_of("10.0.0.0/30", "me", 999)]).0, Some("10.0.0.0/30".to_owned()));
+    }
+}
