@@ -5,6 +5,7 @@
 //! file never shows a key newer than its `revision`.
 
 use crate::event::{Entry, Event};
+use crate::reserved::Reserved;
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition};
 use std::collections::BTreeMap;
@@ -68,7 +69,8 @@ impl Disk for PathDisk {
     fn open(&self) -> Result<Database, redb::DatabaseError> {
         use std::os::unix::fs::OpenOptionsExt;
         // The values may be secrets: nobody else is to read the file.
-        std::fs::OpenOptions::new()
+        let file = std::fs::OpenOptions::new()
+            .read(true)
             .write(true)
             .create(true)
             .truncate(false)
@@ -77,7 +79,7 @@ impl Disk for PathDisk {
             .map_err(|error| redb::DatabaseError::Storage(redb::StorageError::Io(error)))?;
         let mut builder = Database::builder();
         builder.set_cache_size(CACHE_BYTES);
-        builder.create(&self.0)
+        builder.create_with_backend(Reserved::new(file)?)
     }
 }
 

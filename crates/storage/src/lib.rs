@@ -23,6 +23,7 @@ mod commit;
 mod event;
 mod file;
 mod history;
+mod reserved;
 mod state;
 mod store;
 mod watch;
