@@ -1,28 +1,27 @@
 //! calico-kube-controllers: gives back what deleted nodes and vanished pods have left, and makes the singletons that
 //! others expect (controllers §1, §2).
 //!
-//! Verdicts are made by [`crate::collect`] from what is watched. Before anything is released on the word of a cache
-//! the API server itself is asked whether the node, or the pod, is really gone: a cache may be behind.
+//! Verdicts are [`ipam::collect`]'s, made from what is watched. It asks before anything is released on the word of a cache;
+//! the API server itself answers whether the node, or the pod, is really gone: a cache may be behind.
 
 use crate::cluster::{Action, Cluster, Collection, SystemClock, View, send};
-use crate::collect::{Collector, Leak, Pod, Pods, Snapshot, Verdicts, needs};
 use crate::object::{
-    AFFINITY, CLUSTER_INFORMATION, CONTROLLERS_CONFIGURATION, Kind, NODE, Name, POD, is_deleting, items, text,
+    CLUSTER_INFORMATION, CONTROLLERS_CONFIGURATION, Kind, NODE, Name, POD, is_deleting, items, text,
 };
 use crate::operator::CALICO_VERSION;
-use api::{Block, Cidr, Owner};
 use datastore::follow::{Change, follow};
 use datastore::kubernetes::{ConnectError, Kubernetes};
-use datastore::{Key, Record, Scope};
+use datastore::{Key, Record, Scope, Stored};
 use futures::{StreamExt, stream};
-use ipam::administration::release_affinities_of;
-use ipam::affinity::{ReleaseTerms, release_affinity};
-use ipam::block::Release;
-use ipam::release::release_addresses;
+use ipam::collect::{
+    Answers, Collector, Effect, Event, Note, Outcome, Pod, Questions, Records, Task, carry_out,
+};
+use ipam::seen::{self, Seen};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Changes that come within this time of the first are judged together.
@@ -43,8 +42,12 @@ const CONCURRENCY: usize = 16;
 /// Grace period where the configuration names none that can be read.
 const GRACE: SignedDuration = SignedDuration::from_mins(15);
 
-const WATCHED: [Collection; 5] =
-    [(POD, ""), (NODE, ""), (AFFINITY, ""), (CLUSTER_INFORMATION, ""), (CONTROLLERS_CONFIGURATION, "")];
+const WATCHED: [Collection; 4] =
+    [(POD, ""), (NODE, ""), (CLUSTER_INFORMATION, ""), (CONTROLLERS_CONFIGURATION, "")];
+
+/// Records that are followed.
+const FOLLOWED: [datastore::Kind; 3] =
+    [datastore::Kind::Block, datastore::Kind::Affinity, datastore::Kind::Config];
 
 /// What the controllers need to know.
 #[derive(Clone, Debug)]
@@ -53,41 +56,80 @@ pub struct Options {
     pub kubeconfig: PathBuf,
 }
 
-/// Every block, followed.
+/// Blocks, affinities and the configuration, followed.
 #[derive(Debug, Default)]
-struct Blocks {
-    blocks: BTreeMap<Cidr, Block>,
-    /// Known to be complete.
-    synced: bool,
+struct Followed {
+    records: Arc<Records>,
+    /// Kinds known to be complete.
+    synced: BTreeSet<datastore::Kind>,
 }
 
-impl Blocks {
-    fn take_in(&mut self, change: Change) {
+impl Followed {
+    fn is_complete(&self) -> bool {
+        self.synced.len() == FOLLOWED.len()
+    }
+
+    fn take_in(&mut self, kind: datastore::Kind, change: Change) {
         match change {
             Change::Reset(listing) => {
-                self.blocks.clear();
-                for stored in listing.items {
-                    self.put(stored.record);
+                let records = Arc::make_mut(&mut self.records);
+                match kind {
+                    datastore::Kind::Block => records.blocks.clear(),
+                    datastore::Kind::Affinity => records.affinities.clear(),
+                    _ => records.cooldown_seconds = 0,
                 }
-                self.synced = true;
+                for stored in listing.items {
+                    put(records, stored);
+                }
+                self.synced.insert(kind);
             }
-            Change::Put(stored) => self.put(stored.record),
-            Change::Deleted(Key::Block(cidr), _) => {
-                self.blocks.remove(&cidr);
+            Change::Put(stored) => put(Arc::make_mut(&mut self.records), stored),
+            Change::Deleted(key, _) => forget(Arc::make_mut(&mut self.records), &key),
+            Change::Progress(_) => {
+                self.synced.insert(kind);
             }
-            Change::Deleted(..) => {}
-            Change::Progress(_) => self.synced = true,
             Change::Lost(error) => {
-                tracing::warn!(%error, "lost sight of the blocks");
-                self.synced = false;
+                tracing::warn!(%error, "lost sight of the {kind}");
+                self.synced.remove(&kind);
             }
         }
     }
+}
 
-    fn put(&mut self, record: Record) {
-        if let Record::Block(block) = record {
-            self.blocks.insert(block.cidr, block);
+fn put(records: &mut Records, stored: Stored) {
+    let key = stored.record.key();
+    if stored.record.is_deleted() {
+        forget(records, &key);
+        return;
+    }
+    let Stored { record, version, created } = stored;
+    match record {
+        Record::Block(block) => {
+            records.blocks.insert(block.cidr, Seen::written(block, version, created));
         }
+        Record::Affinity(affinity) => {
+            let place = |seen: &Seen<api::Affinity>| (seen.value.cidr, seen.value.owner.clone());
+            let seen = Seen::written(affinity, version, created);
+            match records.affinities.binary_search_by_key(&place(&seen), place) {
+                Ok(at) => records.affinities[at] = seen,
+                Err(at) => records.affinities.insert(at, seen),
+            }
+        }
+        Record::Config(config) => records.cooldown_seconds = config.ip_cooldown_seconds,
+        _ => {}
+    }
+}
+
+fn forget(records: &mut Records, key: &Key) {
+    match key {
+        Key::Block(cidr) => {
+            records.blocks.remove(cidr);
+        }
+        Key::Affinity(owner, cidr) => {
+            records.affinities.retain(|seen| seen.value.cidr != *cidr || seen.value.owner != *owner);
+        }
+        Key::Config => records.cooldown_seconds = 0,
+        _ => {}
     }
 }
 
@@ -103,24 +145,32 @@ pub async fn run(options: Options) -> Result<(), ConnectError> {
 /// The loop; it does not end.
 pub(crate) async fn drive(store: Kubernetes) {
     let mut cluster = Cluster::watch_reduced(store.client(), &WATCHED, reduce);
-    let mut changes = follow(store.clone(), Scope::All(datastore::Kind::Block));
-    let mut blocks = Blocks::default();
+    let mut changes = stream::select_all(
+        FOLLOWED
+            .map(|kind| follow(store.clone(), Scope::All(kind)).map(move |change| (kind, change)).boxed()),
+    );
+    let mut followed = Followed::default();
     let mut collector = Collector::default();
     let identity = uuid::Uuid::new_v4().simple().to_string();
     let mut retry = Duration::ZERO;
+    let mut handles_due = tokio::time::Instant::now();
     tracing::info!("controllers started");
     loop {
         let rest = if retry.is_zero() { period(&cluster.view) } else { retry };
-        gather(&mut cluster, &mut changes, &mut blocks, rest).await;
+        gather(&mut cluster, &mut changes, &mut followed, rest).await;
         if !cluster.is_complete() {
             continue;
         }
         cluster.settle(|view| singletons(view, &identity)).await;
-        if !blocks.synced || !is_ready(&cluster.view) {
+        if !followed.is_complete() || !is_ready(&cluster.view) || node_controller(&cluster.view).is_none() {
             continue;
         }
-        let verdicts = judge(&mut collector, &cluster.view, &blocks.blocks);
-        let done = carry_out(&store, verdicts).await;
+        // Handles are many and nobody else needs to see them: they are listed with the passes that time brings.
+        let handles = handles_due <= tokio::time::Instant::now();
+        if handles {
+            handles_due = tokio::time::Instant::now() + period(&cluster.view);
+        }
+        let done = pass(&store, &mut collector, &cluster.view, &followed, handles).await;
         retry = if done { Duration::ZERO } else { (retry * 2).clamp(SHORTEST_RETRY, LONGEST_RETRY) };
     }
 }
@@ -128,8 +178,8 @@ pub(crate) async fn drive(store: Kubernetes) {
 /// Waits for a change, at most `rest`, and takes in those that come right after it.
 async fn gather(
     cluster: &mut Cluster,
-    changes: &mut (impl futures::Stream<Item = Change> + Unpin),
-    blocks: &mut Blocks,
+    changes: &mut (impl futures::Stream<Item = (datastore::Kind, Change)> + Unpin),
+    followed: &mut Followed,
     rest: Duration,
 ) {
     let mut until = tokio::time::Instant::now() + rest;
@@ -138,7 +188,7 @@ async fn gather(
         tokio::select! {
             () = tokio::time::sleep_until(until) => return,
             () = cluster.changed(rest) => {}
-            Some(change) = changes.next() => blocks.take_in(change),
+            Some((kind, change)) = changes.next() => followed.take_in(kind, change),
         }
         if !gathering {
             gathering = true;
@@ -166,6 +216,7 @@ fn reduce(kind: Kind, object: &mut Value) {
     let more: &[&str] = match kind {
         POD => &[
             "/metadata/deletionTimestamp",
+            "/metadata/annotations/kubernetes.io~1config.mirror",
             "/metadata/annotations/cni.projectcalico.org~1podIP",
             "/metadata/annotations/cni.projectcalico.org~1podIPs",
             "/spec/nodeName",
@@ -175,7 +226,6 @@ fn reduce(kind: Kind, object: &mut Value) {
             "/status/podIPs",
         ],
         NODE => &[],
-        AFFINITY => &["/spec/node", "/spec/type"],
         _ => return,
     };
     *object = keep(object, &[&identity, more].concat());
@@ -200,7 +250,10 @@ fn pod(object: &Value) -> Pod {
         .collect::<BTreeSet<std::net::IpAddr>>();
     // The plugin empties its annotation once the addresses of a pod that goes away are given back.
     let given_back = is_deleting(object) && reported == Some("");
+    // The mirror of a static pod has another uid than the one that the kubelet tells plugins.
+    let mirror = annotation("kubernetes.io/config.mirror").is_some();
     Pod {
+        uid: if mirror { String::new() } else { text(object, "/metadata/uid").to_owned() },
         node: text(object, "/spec/nodeName").to_owned(),
         addresses,
         finished: matches!(phase, "Failed" | "Succeeded") || given_back,
@@ -294,118 +347,149 @@ fn period(view: &View) -> Duration {
     }
 }
 
-fn judge(collector: &mut Collector, view: &View, blocks: &BTreeMap<Cidr, Block>) -> Verdicts {
-    if node_controller(view).is_none() {
-        return Verdicts::default();
+/// One pass of the collector. False if something is left to do.
+async fn pass(
+    store: &Kubernetes,
+    collector: &mut Collector,
+    view: &View,
+    followed: &Followed,
+    handles: bool,
+) -> bool {
+    let mut done = true;
+    let mut tasks = Vec::new();
+    let mut effects = collector.step(Timestamp::now(), Event::Begin { handles, grace: Some(grace(view)) });
+    while let Some(effect) = effects.pop() {
+        let event = match effect {
+            Effect::ListRecords { handles: false } => Event::Records(Arc::clone(&followed.records)),
+            Effect::ListRecords { handles: true } => with_handles(store, &followed.records).await,
+            Effect::ListCluster => Event::Cluster(watched_cluster(view)),
+            Effect::Ask(questions) => Event::Answers(ask(store, questions).await),
+            Effect::Do(task) => {
+                tasks.push(task);
+                continue;
+            }
+            Effect::Note(note) => {
+                log(&note);
+                continue;
+            }
+        };
+        done &= !matches!(event, Event::Failed);
+        effects.extend(collector.step(Timestamp::now(), event));
     }
-    let nodes = view.all(NODE).map(|node| text(node, "/metadata/name").to_owned()).collect();
-    let pods: Pods = view
-        .all(POD)
-        .map(|object| {
-            let name = Name::of(object);
-            ((name.namespace, name.name), pod(object))
-        })
-        .collect();
-    let claimants = view
-        .all(AFFINITY)
-        .filter(|affinity| text(affinity, "/spec/type") != "virtual")
-        .map(|affinity| text(affinity, "/spec/node").to_owned())
-        .collect();
-    collector.step(&Snapshot {
-        nodes: &nodes,
-        pods: &pods,
-        blocks,
-        claimants: &claimants,
-        grace: Some(grace(view)),
-        now: Timestamp::now(),
-    })
+    // What deleted nodes had is released before their blocks are given up, which must be empty for it.
+    let (releases, rest): (Vec<Task>, Vec<Task>) =
+        tasks.into_iter().partition(|task| matches!(task, Task::Release { .. }));
+    for tasks in [releases, rest] {
+        let outcomes: Vec<bool> = stream::iter(tasks)
+            .map(|task| async move { perform(store, &task).await })
+            .buffer_unordered(CONCURRENCY)
+            .collect()
+            .await;
+        done &= outcomes.into_iter().all(|done| done);
+    }
+    done
 }
 
-/// Releases what the verdicts name and the API server confirms. False if something is left to do.
-async fn carry_out(store: &Kubernetes, verdicts: Verdicts) -> bool {
-    let mut done = true;
-    let doubtful = verdicts.leaks.iter().filter(|leak| leak.recheck.is_none()).map(|leak| leak.node.clone());
-    let suspected: BTreeSet<String> = verdicts.gone.iter().cloned().chain(doubtful).collect();
-    let gone: BTreeSet<String> = stream::iter(suspected)
+/// The followed records and a list of handles.
+async fn with_handles(store: &Kubernetes, followed: &Arc<Records>) -> Event {
+    match seen::list::<api::Handle, _>(store, &Scope::All(datastore::Kind::Handle)).await {
+        Ok(handles) => {
+            let mut records = Records::clone(followed);
+            records.handles = Some(
+                handles
+                    .into_iter()
+                    .filter(|seen| !seen.value.deleted)
+                    .map(|seen| (seen.value.id.clone(), seen))
+                    .collect(),
+            );
+            Event::Records(Arc::new(records))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "could not list the handles");
+            Event::Failed
+        }
+    }
+}
+
+fn watched_cluster(view: &View) -> ipam::collect::Cluster {
+    ipam::collect::Cluster {
+        nodes: view.all(NODE).map(|node| text(node, "/metadata/name").to_owned()).collect(),
+        pods: view
+            .all(POD)
+            .map(|object| {
+                let name = Name::of(object);
+                ((name.namespace, name.name), pod(object))
+            })
+            .collect(),
+    }
+}
+
+/// Carries a task out and says so. False if it is left to do.
+async fn perform(store: &Kubernetes, task: &Task) -> bool {
+    match carry_out(store, &SystemClock, task).await {
+        Ok(Outcome::Done { released }) => {
+            match task {
+                Task::Release { block, releases, .. } => {
+                    for release in releases.iter().filter(|release| released.contains(&release.address)) {
+                        let handle = release.handle.as_deref().unwrap_or_default();
+                        tracing::info!(address = %release.address, handle, %block, "released leaked address");
+                    }
+                }
+                Task::GiveUpNode { owner } => tracing::info!(node = owner.name, "released deleted node"),
+                task => tracing::info!(%task, "done"),
+            }
+            true
+        }
+        Ok(Outcome::Moot) => true,
+        Ok(Outcome::Later { reason }) => {
+            tracing::warn!(%task, reason, "left for later");
+            // Time brings the next pass where only an empty block is at stake.
+            !matches!(task, Task::Release { .. } | Task::GiveUpNode { .. } | Task::Abandon { .. })
+        }
+        Err(error) => {
+            tracing::warn!(%task, %error, "left for later");
+            false
+        }
+    }
+}
+
+fn log(note: &Note) {
+    match note {
+        Note::Suspected { address, node, handle } => {
+            tracing::debug!(%address, node, handle, "found address without its pod");
+        }
+        Note::Spared { address } => tracing::info!(%address, "kept address, the API server knows its owner"),
+        Note::Malformed { block, fault } => tracing::warn!(%block, fault, "left malformed block alone"),
+    }
+}
+
+/// Asks the API server. A failure to answer is no answer.
+async fn ask(store: &Kubernetes, questions: Questions) -> Answers {
+    let gone = stream::iter(questions.nodes)
         .map(|node| async move { is_gone(store, &NODE.path(""), &node).await.then_some(node) })
         .buffer_unordered(CONCURRENCY)
         .filter_map(std::future::ready)
         .collect()
         .await;
-    let gone_nodes = &gone;
-    let confirmed: Vec<Leak> = stream::iter(verdicts.leaks)
-        .map(|leak| async move {
-            let released = match &leak.recheck {
-                None => gone_nodes.contains(&leak.node),
-                Some(_) => is_leak(store, &leak).await,
-            };
-            released.then_some(leak)
+    let pods = stream::iter(questions.pods)
+        .map(|name| async move {
+            let path = format!("{}/{}", POD.path(&name.0), name.1);
+            match send(&store.client(), "GET", &path, None).await {
+                Ok(object) => Some((name, Some(pod(&object)))),
+                Err(refusal) => (refusal.code == 404).then_some((name, None)),
+            }
         })
         .buffer_unordered(CONCURRENCY)
         .filter_map(std::future::ready)
         .collect()
         .await;
-    if !confirmed.is_empty() {
-        done &= release(store, &confirmed).await;
-    }
-    for node in verdicts.gone.iter().filter(|node| gone.contains(*node)) {
-        let terms = ReleaseTerms { must_be_empty: true, owner_gone: true, ..ReleaseTerms::default() };
-        match release_affinities_of(store, &SystemClock, &Owner::host(node), terms).await {
-            Ok(blocks) => tracing::info!(node, blocks, "released deleted node"),
-            Err(error) => {
-                tracing::warn!(node, %error, "could not release deleted node yet");
-                done = false;
-            }
-        }
-    }
-    for (owner, cidr, sequence) in verdicts.spare {
-        let terms = ReleaseTerms {
-            must_be_empty: true,
-            required_sequence: Some(sequence),
-            ..ReleaseTerms::default()
-        };
-        match release_affinity(store, &SystemClock, &owner, cidr, terms).await {
-            Ok(()) => tracing::info!(node = owner.name, block = %cidr, "released empty block"),
-            Err(error) => tracing::warn!(node = owner.name, block = %cidr, %error, "kept empty block"),
-        }
-    }
-    done
-}
-
-async fn release(store: &Kubernetes, leaks: &[Leak]) -> bool {
-    let releases: Vec<Release> = leaks.iter().map(|leak| leak.release.clone()).collect();
-    match release_addresses(store, &SystemClock, &releases).await {
-        Ok(outcome) => {
-            for leak in leaks.iter().filter(|leak| outcome.released.contains(&leak.release.address)) {
-                let handle = leak.release.handle.as_deref().unwrap_or_default();
-                tracing::info!(address = %leak.release.address, node = leak.node, handle, block = %leak.block, "released leaked address");
-            }
-            for (block, failure) in &outcome.failed {
-                tracing::warn!(%block, error = %failure, "could not release leaked addresses yet");
-            }
-            outcome.failed.is_empty()
-        }
-        Err(error) => {
-            tracing::warn!(%error, "could not release leaked addresses yet");
-            false
-        }
-    }
+    Answers { gone, pods }
 }
 
 /// Whether the API server knows no such object. A failure to answer is no answer.
 async fn is_gone(store: &Kubernetes, collection: &str, name: &str) -> bool {
     match send(&store.client(), "GET", &format!("{collection}/{name}"), None).await {
         Ok(_) => false,
-        Err(refusal) => refusal.code == 404,
-    }
-}
-
-/// Whether the API server, too, knows no pod that needs the address.
-async fn is_leak(store: &Kubernetes, leak: &Leak) -> bool {
-    let Some((namespace, name)) = &leak.recheck else { return false };
-    let path = format!("{}/{name}", POD.path(namespace));
-    match send(&store.client(), "GET", &path, None).await {
-        Ok(object) => !needs(Some(&pod(&object)), &leak.node, leak.release.address),
         Err(refusal) => refusal.code == 404,
     }
 }

@@ -4,7 +4,6 @@
 //! calico-kube-controllers, which gives back what deleted nodes and vanished pods have left.
 
 mod cluster;
-mod collect;
 mod kube_controllers;
 mod object;
 pub mod operator;

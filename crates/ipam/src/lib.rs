@@ -11,6 +11,7 @@ pub mod block;
 pub mod candidate;
 pub mod cap;
 pub mod clock;
+pub mod collect;
 pub mod explain;
 pub mod failure;
 pub mod host_reserved;

@@ -291,7 +291,7 @@ fn maybe_done_here(block: &Block, release: &Release, maybe_done: &BTreeSet<IpAdd
 ///
 /// # Errors
 /// [`StoreError`] if the node or pools cannot be read.
-async fn give_up_if_deselected<D: Datastore>(
+pub(crate) async fn give_up_if_deselected<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
     block: &Block,

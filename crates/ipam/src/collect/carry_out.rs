@@ -1,0 +1,287 @@
+//! The datastore calls of the collector's tasks. Each makes sure of what was judged before it writes.
+
+use super::{Task, leftovers};
+use crate::administration;
+use crate::affinity::{self, ReleaseAffinityError, ReleaseTerms};
+use crate::block::{self, Release};
+use crate::clock::Clock;
+use crate::failure::StoreError;
+use crate::plan::{self, Handles};
+use crate::release;
+use crate::seen::{self, Seen};
+use api::{Affinity, AffinityState, Block, Cidr, Handle, Owner};
+use datastore::{Check, CommitError, Datastore, Key, Record, Revision, Write};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Reads and decisions per task: who loses more races than this waits for the next pass.
+const ATTEMPTS: usize = 5;
+
+/// Entries of one handle that are looked at in one task; the rest waits for the next pass.
+const ENTRIES: usize = 16;
+
+/// How a task ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done {
+        /// Addresses given back.
+        released: Vec<IpAddr>,
+    },
+    /// Things have changed, and nothing was to be done any more.
+    Moot,
+    /// Somebody was in the way: the next pass looks again.
+    Later {
+        /// Who or what.
+        reason: String,
+    },
+}
+
+impl Outcome {
+    const DONE: Self = Self::Done { released: Vec::new() };
+
+    fn later(reason: impl ToString) -> Self {
+        Self::Later { reason: reason.to_string() }
+    }
+}
+
+/// Carries a task out.
+///
+/// Datastore calls, where nobody interferes: release: 1 read, 1 read per handle, 1 commit, and 2 reads if the block became empty;
+/// giving up: those of [`affinity::release_affinity`], per block; tidying: 1 read, 1 commit; affinity and handle: 1 read, 1
+/// per block named, 1 commit. Each conflict repeats them, at most five times.
+///
+/// # Errors
+/// [`StoreError`]. The task may be repeated.
+///
+/// # Cancellation
+/// Leaves what the next pass finds again.
+pub async fn carry_out<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    task: &Task,
+) -> Result<Outcome, StoreError> {
+    match task {
+        Task::Release { block, releases, gone, cooldown_seconds } => {
+            release_leaks(store, clock, *block, releases, gone.as_deref(), *cooldown_seconds).await
+        }
+        Task::GiveUpNode { owner } => {
+            let terms = ReleaseTerms { must_be_empty: true, owner_gone: true, ..ReleaseTerms::default() };
+            ended(administration::release_affinities_of(store, clock, owner, terms).await.map(drop))
+        }
+        Task::GiveUpBlock { owner, block, sequence } => {
+            let required_sequence = Some(*sequence);
+            let terms = ReleaseTerms { must_be_empty: true, required_sequence, ..ReleaseTerms::default() };
+            ended(affinity::release_affinity(store, clock, owner, *block, terms).await)
+        }
+        Task::Abandon { owner, block } => abandon(store, owner, *block).await,
+        Task::Tidy { block, cooldown_seconds } => tidy(store, clock, *block, *cooldown_seconds).await,
+        Task::DropAffinity { owner, block, revision } => drop_affinity(store, owner, *block, *revision).await,
+        Task::LowerHandle { id, revision } => lower_handle(store, id, *revision).await,
+    }
+}
+
+fn ended(result: Result<(), ReleaseAffinityError>) -> Result<Outcome, StoreError> {
+    match result {
+        Ok(()) => Ok(Outcome::DONE),
+        Err(ReleaseAffinityError::Missing { .. } | ReleaseAffinityError::Taken { .. }) => Ok(Outcome::Moot),
+        Err(ReleaseAffinityError::Store(error)) => Err(error),
+        Err(other) => Ok(Outcome::later(other)),
+    }
+}
+
+/// What a commit that did not succeed means for a task that reads before every try.
+fn refused(error: CommitError) -> Result<(), StoreError> {
+    match error {
+        // Whether it happened or not, the next read tells.
+        CommitError::Conflict { .. } | CommitError::Unknown { .. } => Ok(()),
+        error => Err(error.into()),
+    }
+}
+
+async fn release_leaks<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    cidr: Cidr,
+    releases: &[Release],
+    gone: Option<&str>,
+    cooldown_seconds: u32,
+) -> Result<Outcome, StoreError> {
+    // A node that is back under its name uses what it had, its tunnel address for one, without writing (calico#3589).
+    let checks: Vec<Check> = gone.map(|node| Check::Absent(Key::Node(node.to_owned()))).into_iter().collect();
+    for _ in 0..ATTEMPTS {
+        let Some(mut block) = seen::block(store, cidr).await? else { return Ok(Outcome::Moot) };
+        let now = clock.now();
+        block::collect(&mut block.value, cooldown_seconds, now);
+        let wanted = still_held(&block.value, releases);
+        if wanted.is_empty() {
+            return Ok(Outcome::Moot);
+        }
+        let mut handles = Handles::new();
+        for id in wanted.iter().filter_map(|release| release.handle.as_deref()).collect::<BTreeSet<_>>() {
+            if let Some(seen) = seen::handle(store, id).await? {
+                handles.insert(id.to_owned(), seen);
+            }
+        }
+        let Ok((plan, _)) = plan::plan_release(&block, &wanted, &handles, cooldown_seconds, now) else {
+            return Ok(Outcome::Moot);
+        };
+        match store.commit(&checks, &plan.writes).await {
+            Ok(_) => {
+                if let Some(block) = &plan.block {
+                    release::give_up_if_deselected(store, clock, block).await?;
+                }
+                return Ok(Outcome::Done {
+                    released: wanted.iter().map(|release| release.address).collect(),
+                });
+            }
+            Err(CommitError::Conflict { key: Key::Node(node), .. }) => {
+                return Ok(Outcome::later(format_args!("node {node} is back")));
+            }
+            Err(error) => refused(error)?,
+        }
+    }
+    Ok(Outcome::later(format_args!("others write block {cidr}")))
+}
+
+/// Those of `releases` that still are what was judged; of a handle all or none.
+fn still_held(block: &Block, releases: &[Release]) -> Vec<Release> {
+    let holds = |release: &Release| {
+        let attribute = block::attribute_of(block, release.address);
+        let held = attribute
+            .filter(|attribute| attribute.released_at.is_none())
+            .map(|attribute| attribute.handle_id.as_deref().map(block::sanitized));
+        let stamp = block.cidr.ordinal(release.address).map(|ordinal| block::stamp(block, ordinal));
+        held == Some(release.handle.as_deref()) && stamp == release.sequence
+    };
+    let kept: BTreeSet<&Option<String>> =
+        releases.iter().filter(|release| !holds(release)).map(|release| &release.handle).collect();
+    releases.iter().filter(|release| !kept.contains(&release.handle)).cloned().collect()
+}
+
+async fn abandon<D: Datastore>(store: &D, owner: &Owner, cidr: Cidr) -> Result<Outcome, StoreError> {
+    let checks =
+        [Check::Absent(Key::Affinity(owner.clone(), cidr)), Check::Absent(Key::Node(owner.name.clone()))];
+    let Some(seen) = seen::block(store, cidr).await? else { return Ok(Outcome::Moot) };
+    if seen.value.affinity.as_ref() != Some(owner) {
+        return Ok(Outcome::Moot);
+    }
+    let mut block = seen.value;
+    let write = if block::is_empty(&block) {
+        Write::Delete(Record::Block(block), seen.version)
+    } else {
+        block.affinity = None;
+        block.claim_time = None;
+        block::advance(&mut block);
+        Write::Update(Record::Block(block), seen.version)
+    };
+    match store.commit(&checks, &[write]).await {
+        Ok(_) => Ok(Outcome::DONE),
+        Err(error) => {
+            refused(error)?;
+            Ok(Outcome::later(format_args!("others write block {cidr}")))
+        }
+    }
+}
+
+async fn tidy<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    cidr: Cidr,
+    cooldown_seconds: u32,
+) -> Result<Outcome, StoreError> {
+    let Some(seen) = seen::block(store, cidr).await? else { return Ok(Outcome::Moot) };
+    let mut block = seen.value;
+    let changed = block::collect(&mut block, cooldown_seconds, clock.now());
+    let write = if block.affinity.is_none() && block::is_empty(&block) {
+        Write::Delete(Record::Block(block), seen.version)
+    } else if changed {
+        block::advance(&mut block);
+        Write::Update(Record::Block(block), seen.version)
+    } else {
+        return Ok(Outcome::Moot);
+    };
+    match store.commit(&[], &[write]).await {
+        Ok(_) => Ok(Outcome::DONE),
+        // Whoever wrote it has freed what had cooled down.
+        Err(error) => refused(error).map(|()| Outcome::Moot),
+    }
+}
+
+async fn drop_affinity<D: Datastore>(
+    store: &D,
+    owner: &Owner,
+    cidr: Cidr,
+    revision: Revision,
+) -> Result<Outcome, StoreError> {
+    let found: Option<Seen<Affinity>> = seen::affinity(store, owner, cidr).await?;
+    let Some(found) = found.filter(|found| found.value.owner == *owner && found.version.revision == revision)
+    else {
+        return Ok(Outcome::Moot);
+    };
+    let check = match seen::block(store, cidr).await? {
+        Some(block) if block.value.affinity.as_ref() == Some(owner) => return Ok(Outcome::Moot),
+        Some(block) => Check::Unchanged(Key::Block(cidr), block.version.revision),
+        None => Check::Absent(Key::Block(cidr)),
+    };
+    let going = Affinity { state: AffinityState::PendingDeletion, ..found.value };
+    let write = Write::Delete(Record::Affinity(going), found.version);
+    match store.commit(&[check], &[write]).await {
+        Ok(_) => Ok(Outcome::DONE),
+        Err(error) => {
+            refused(error)?;
+            Ok(Outcome::later(format_args!("others write the affinity of {owner} for {cidr}")))
+        }
+    }
+}
+
+/// Lowers a handle that has stood still since it was judged.
+///
+/// An ADD that was paused between its handle and its block must not find its handle gone: the blocks are written too,
+/// unchanged but for their sequence number, so that the block write it planned is refused. Where there is no block, the
+/// commit holds only as long as there is none.
+async fn lower_handle<D: Datastore>(store: &D, id: &str, revision: Revision) -> Result<Outcome, StoreError> {
+    let found: Option<Seen<Handle>> = seen::handle(store, id).await?;
+    let Some(handle) = found.filter(|found| found.version.revision == revision) else {
+        return Ok(Outcome::Moot);
+    };
+    let mut held = BTreeMap::new();
+    let mut checks = Vec::new();
+    let mut writes = Vec::new();
+    // Blocks are read after the handle: whoever counts on it has written it again since, or wrote its block before.
+    for (cidr, count) in handle.value.blocks.iter().take(ENTRIES) {
+        match seen::block(store, *cidr).await? {
+            Some(seen) => {
+                let found = block::count_of(&seen.value, block::sanitized(id));
+                held.insert(*cidr, found);
+                if found < *count {
+                    let mut block = seen.value;
+                    block::advance(&mut block);
+                    writes.push(Write::Update(Record::Block(block), seen.version));
+                }
+            }
+            None => {
+                held.insert(*cidr, 0);
+                checks.push(Check::Absent(Key::Block(*cidr)));
+            }
+        }
+    }
+    let blocks = leftovers::true_counts(&handle.value, &held);
+    if blocks == handle.value.blocks && !blocks.is_empty() {
+        return Ok(Outcome::Moot);
+    }
+    let gone = blocks.is_empty();
+    let record = Record::Handle(Handle { blocks, ..handle.value });
+    writes.push(if gone {
+        Write::Delete(record, handle.version)
+    } else {
+        Write::Update(record, handle.version)
+    });
+    match store.commit(&checks, &writes).await {
+        Ok(_) => Ok(Outcome::DONE),
+        Err(error) => {
+            refused(error)?;
+            Ok(Outcome::later(format_args!("others write what handle {id} counts")))
+        }
+    }
+}

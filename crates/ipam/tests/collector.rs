@@ -1,0 +1,223 @@
+//! The collector's tasks over a store: each makes sure of what was judged before it writes.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use api::{Affinity, AffinityState, Block, Cidr, Handle, Node, Owner};
+use datastore::memory::Memory;
+use datastore::{Datastore as _, Key, Record, Revision, Version, Write};
+use futures::executor::block_on;
+use ipam::block::{self, Release, Take};
+use ipam::clock::FixedClock;
+use ipam::collect::{Outcome, Task, carry_out};
+use ipam::{ReservationSet, seen};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+
+const CLOCK: FixedClock = FixedClock(Timestamp::UNIX_EPOCH);
+const CIDR: &str = "10.0.0.0/30";
+
+fn cidr() -> Cidr {
+    CIDR.parse().unwrap()
+}
+
+fn create(store: &Memory, record: Record) -> Revision {
+    block_on(store.commit(&[], &[Write::Create(record)])).unwrap()[0].revision
+}
+
+fn affinity(owner: &str, state: AffinityState) -> Record {
+    Record::Affinity(Affinity { owner: Owner::host(owner), cidr: cidr(), state, deleted: false })
+}
+
+fn handle(id: &str, count: u32) -> Record {
+    Record::Handle(Handle { id: id.to_owned(), blocks: BTreeMap::from([(cidr(), count)]), deleted: false })
+}
+
+fn take(block: &mut Block, handle: &str) -> Release {
+    let request = Take {
+        count: 1,
+        handle: Some(handle),
+        attributes: &BTreeMap::new(),
+        reserved: &ReservationSet::default(),
+        avoid: &BTreeSet::new(),
+        only_owner: None,
+    };
+    let taken = block::take(block, &request).unwrap().remove(0);
+    Release { address: taken.address, handle: Some(handle.to_owned()), sequence: Some(taken.sequence) }
+}
+
+/// A store in which `a` has the block with one address of handle `h`.
+fn store() -> (Memory, Release) {
+    let store = Memory::new();
+    let mut made = block::new_block(cidr(), &Owner::host("a"), CLOCK.0);
+    let held = take(&mut made, "h");
+    block::advance(&mut made);
+    create(&store, affinity("a", AffinityState::Confirmed));
+    create(&store, handle("h", 1));
+    create(&store, Record::Block(made));
+    (store, held)
+}
+
+fn release(held: &Release, gone: Option<&str>) -> Task {
+    Task::Release {
+        block: cidr(),
+        releases: vec![held.clone()],
+        gone: gone.map(str::to_owned),
+        cooldown_seconds: 0,
+    }
+}
+
+fn run(store: &Memory, task: &Task) -> Outcome {
+    block_on(carry_out(store, &CLOCK, task)).unwrap()
+}
+
+fn found(store: &Memory) -> Option<Block> {
+    block_on(seen::block(store, cidr())).unwrap().map(|seen| seen.value)
+}
+
+fn revision(store: &Memory, key: Key) -> Option<Version> {
+    block_on(store.get(&key)).unwrap().map(|stored| stored.version)
+}
+
+fn done() -> Outcome {
+    Outcome::Done { released: Vec::new() }
+}
+
+#[test]
+fn a_leak_is_given_back_once_and_its_handle_with_it() {
+    let (store, held) = store();
+    let task = release(&held, None);
+    assert_eq!(run(&store, &task), Outcome::Done { released: vec![held.address] });
+    assert_eq!(revision(&store, Key::Handle("h".to_owned())), None);
+    assert_eq!(block::allocated(&found(&store).unwrap()).count(), 0);
+    assert_eq!(run(&store, &task), Outcome::Moot);
+}
+
+#[test]
+fn an_address_that_was_assigned_again_is_not_given_back() {
+    let (store, held) = store();
+    run(&store, &release(&held, None));
+    let seen = block_on(seen::block(&store, cidr())).unwrap().unwrap();
+    let mut block = seen.value;
+    // The queue is first in, first out: the same address again takes as many turns as there are addresses.
+    for _ in 0..4 {
+        take(&mut block, "h");
+    }
+    block::advance(&mut block);
+    let write = Write::Update(Record::Block(block), seen.version);
+    block_on(store.commit(&[], &[Write::Create(handle("h", 4)), write])).unwrap();
+    assert_eq!(run(&store, &release(&held, None)), Outcome::Moot);
+    assert_eq!(block::count_of(&found(&store).unwrap(), "h"), 4);
+}
+
+#[test]
+fn the_tunnel_address_of_a_node_that_rejoined_is_not_given_back_calico_3589() {
+    let (store, held) = store();
+    create(&store, Record::Node(Node { name: "a".to_owned(), ..Node::default() }));
+    assert!(matches!(run(&store, &release(&held, Some("a"))), Outcome::Later { .. }));
+    assert_eq!(block::count_of(&found(&store).unwrap(), "h"), 1);
+    let owner = Owner::host("a");
+    assert_eq!(run(&store, &release(&held, Some("another"))), Outcome::Done { released: vec![held.address] });
+    assert!(matches!(run(&store, &Task::GiveUpNode { owner }), Outcome::Done { .. }));
+    assert_eq!(found(&store), None);
+}
+
+#[test]
+fn a_block_of_a_deleted_node_without_affinity_is_taken_from_it() {
+    let (store, held) = store();
+    let owner = Owner::host("a");
+    let abandon = Task::Abandon { owner: owner.clone(), block: cidr() };
+    assert!(matches!(run(&store, &abandon), Outcome::Later { .. }), "an affinity leads to it");
+    let version = revision(&store, Key::Affinity(owner, cidr())).unwrap();
+    block_on(store.commit(&[], &[Write::Delete(affinity("a", AffinityState::Confirmed), version)])).unwrap();
+    assert_eq!(run(&store, &abandon), done());
+    assert_eq!(found(&store).unwrap().affinity, None);
+    assert_eq!(run(&store, &abandon), Outcome::Moot);
+    // With its last address goes the block.
+    assert_eq!(run(&store, &release(&held, None)), Outcome::Done { released: vec![held.address] });
+    assert_eq!(found(&store), None);
+}
+
+#[test]
+fn an_empty_block_of_nobody_is_deleted_and_a_used_one_is_not() {
+    let store = Memory::new();
+    let mut made = block::new_block(cidr(), &Owner::host("a"), CLOCK.0);
+    let held = take(&mut made, "h");
+    made.affinity = None;
+    create(&store, Record::Block(made));
+    let tidy = Task::Tidy { block: cidr(), cooldown_seconds: 60 };
+    assert_eq!(run(&store, &tidy), Outcome::Moot);
+    // A cooldown keeps the block (algorithm §18, W15) until it is over.
+    let Task::Release { block, releases, gone, .. } = release(&held, None) else { panic!() };
+    let cooling = Task::Release { block, releases, gone, cooldown_seconds: 60 };
+    assert_eq!(run(&store, &cooling), Outcome::Done { released: vec![held.address] });
+    assert_eq!(run(&store, &tidy), Outcome::Moot);
+    let later = FixedClock(CLOCK.0 + jiff::SignedDuration::from_secs(61));
+    assert_eq!(block_on(carry_out(&store, &later, &tidy)), Ok(done()));
+    assert_eq!(found(&store), None);
+}
+
+#[test]
+fn an_affinity_is_dropped_only_in_the_state_that_was_judged() {
+    let store = Memory::new();
+    let owner = Owner::host("a");
+    let judged = create(&store, affinity("a", AffinityState::Pending));
+    let drop = |revision| Task::DropAffinity { owner: owner.clone(), block: cidr(), revision };
+    let version = Version { revision: judged, uid: None };
+    let again = block_on(store.commit(&[], &[Write::Update(affinity("a", AffinityState::Pending), version)]));
+    assert_eq!(run(&store, &drop(judged)), Outcome::Moot);
+    let current = again.unwrap()[0].revision;
+    create(&store, Record::Block(block::new_block(cidr(), &owner, CLOCK.0)));
+    assert_eq!(run(&store, &drop(current)), Outcome::Moot, "the claim went on");
+    let version = revision(&store, Key::Block(cidr())).unwrap();
+    let block = Record::Block(found(&store).unwrap());
+    block_on(store.commit(&[], &[Write::Delete(block, version)])).unwrap();
+    assert_eq!(run(&store, &drop(current)), done());
+    assert_eq!(revision(&store, Key::Affinity(owner.clone(), cidr())), None);
+}
+
+#[test]
+fn a_handle_is_lowered_to_what_the_blocks_say_and_deleted_when_that_is_nothing() {
+    let (store, held) = store();
+    let key = || Key::Handle("h".to_owned());
+    let version = revision(&store, key()).unwrap();
+    let raised = block_on(store.commit(&[], &[Write::Update(handle("h", 3), version)])).unwrap();
+    let lower = |revision| Task::LowerHandle { id: "h".to_owned(), revision };
+    assert_eq!(run(&store, &lower(raised[0].revision)), done());
+    let seen = block_on(seen::handle(&store, "h")).unwrap().unwrap();
+    assert_eq!(Record::Handle(seen.value), handle("h", 1));
+    assert_eq!(run(&store, &lower(seen.version.revision)), Outcome::Moot);
+    run(&store, &release(&held, None));
+    let orphan = create(&store, handle("h", 1));
+    assert_eq!(run(&store, &lower(orphan)), done());
+    assert_eq!(revision(&store, key()), None);
+}
+
+#[test]
+fn an_assignment_that_was_paused_before_its_block_does_not_find_its_handle_collected() {
+    // An owner wrote the handle of a store without transactions, and has yet to write the block that it read.
+    for exists in [true, false] {
+        let store = Memory::new();
+        let owner = Owner::host("a");
+        let mut planned = block::new_block(cidr(), &owner, CLOCK.0);
+        let read = exists.then(|| create(&store, Record::Block(planned.clone())));
+        let revision = create(&store, handle("h", 1));
+        take(&mut planned, "h");
+        block::advance(&mut planned);
+        let write = match read {
+            Some(revision) => Write::Update(Record::Block(planned), Version { revision, uid: None }),
+            None => Write::Create(Record::Block(planned)),
+        };
+        let lower = Task::LowerHandle { id: "h".to_owned(), revision };
+        if exists {
+            assert_eq!(run(&store, &lower), done());
+            assert!(
+                block_on(store.commit(&[], &[write])).is_err(),
+                "its block write is refused, so it reads again"
+            );
+        } else {
+            // The block comes between the collector's reads and its commit: here at its first moment.
+            block_on(store.commit(&[], &[write])).unwrap();
+            assert_eq!(run(&store, &lower), Outcome::Moot);
+        }
+    }
+}
