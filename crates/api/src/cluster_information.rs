@@ -9,4 +9,6 @@ pub struct ClusterInformation {
     pub cluster_guid: String,
     /// Version shown by `calicoctl version`.
     pub calico_version: String,
+    /// Further fields of its spec, kept as they are.
+    pub rest: serde_json::Map<String, serde_json::Value>,
 }

@@ -32,10 +32,34 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Ipam,
     },
+    /// The datastore as a whole
+    #[command(arg_required_else_help = true)]
+    Datastore {
+        #[command(subcommand)]
+        command: DatastoreCommand,
+    },
     /// List resources
     Get(Get),
     /// Show the versions of this command and of the cluster
     Version(Version),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DatastoreCommand {
+    /// Move the cluster's records to another datastore
+    #[command(arg_required_else_help = true)]
+    Migrate {
+        #[command(subcommand)]
+        command: Migrate,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub(crate) enum Migrate {
+    /// Stop every writer of addresses, so that the records can be copied
+    Lock,
+    /// Let writers go on
+    Unlock,
 }
 
 #[derive(Debug, Subcommand)]

@@ -8,6 +8,7 @@ mod configure;
 mod connection;
 mod failure;
 mod get;
+mod migrate;
 mod number;
 mod output;
 mod release;
@@ -15,7 +16,7 @@ mod show;
 mod table;
 mod version;
 
-use arguments::{Arguments, Command, Ipam};
+use arguments::{Arguments, Command, DatastoreCommand, Ipam};
 use clap::Parser as _;
 use failure::Failure;
 use ipam::Clock;
@@ -63,6 +64,9 @@ async fn run(arguments: Arguments) -> Result<String, Failure> {
         }
         Command::Ipam { command: Ipam::Configure(options) } => {
             configure::run(&connect().await?, &options).await
+        }
+        Command::Datastore { command: DatastoreCommand::Migrate { command } } => {
+            migrate::run(&connect().await?, command).await
         }
         Command::Get(options) => get::run(&connect().await?, &options).await,
         Command::Version(options) => version::run(arguments.config.as_deref(), &options).await,

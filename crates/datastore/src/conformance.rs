@@ -42,7 +42,7 @@ fn cidr(text: &str) -> Result<Cidr, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
-fn block(text: &str, node: &str) -> Result<Record, String> {
+pub(crate) fn block(text: &str, node: &str) -> Result<Record, String> {
     let attribute = Attribute {
         handle_id: Some("conformance.Pod".to_owned()),
         secondary: BTreeMap::from([("node".to_owned(), node.to_owned())]),

@@ -5,6 +5,7 @@
 //! it is the ordered sequence of its writes with the checks re-read at the end (architecture D3).
 
 pub mod conformance;
+pub mod copy;
 pub mod follow;
 pub mod kubernetes;
 pub mod memory;

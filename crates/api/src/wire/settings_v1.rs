@@ -79,7 +79,7 @@ fn reserved(entry: &str) -> Option<Cidr> {
 impl ClusterInformation {
     /// `spec` of the custom resource.
     pub fn spec_v1(&self) -> Value {
-        let mut spec = Map::new();
+        let mut spec = self.rest.clone();
         spec.insert("datastoreReady".into(), json!(self.datastore_ready));
         for (field, text) in [("clusterGUID", &self.cluster_guid), ("calicoVersion", &self.calico_version)] {
             if !text.is_empty() {
@@ -104,6 +104,16 @@ impl ClusterInformation {
             datastore_ready: spec.flag("datastoreReady", true)?,
             cluster_guid: spec.text("clusterGUID")?.to_owned(),
             calico_version: spec.text("calicoVersion")?.to_owned(),
+            rest: object
+                .get("spec")
+                .and_then(Value::as_object)
+                .into_iter()
+                .flatten()
+                .filter(|(field, _)| {
+                    !["datastoreReady", "clusterGUID", "calicoVersion"].contains(&field.as_str())
+                })
+                .map(|(field, value)| (field.clone(), value.clone()))
+                .collect(),
         })
     }
 }
@@ -136,5 +146,15 @@ mod tests {
         );
         let closed = json!({"spec":{"datastoreReady":false,"clusterGUID":"g"}});
         assert!(!ClusterInformation::from_v1(&closed).unwrap().datastore_ready);
+    }
+
+    #[test]
+    fn what_a_cluster_says_besides_survives_being_locked() {
+        let object = json!({"apiVersion": "crd.projectcalico.org/v1", "kind": "ClusterInformation", "metadata": {"name": "default"},
+            "spec": {"datastoreReady": true, "clusterGUID": "g", "clusterType": "typha,kdd,k8s,operator", "variant": "Calico"}});
+        let cluster = ClusterInformation::from_v1(&object).unwrap();
+        let locked = ClusterInformation { datastore_ready: false, ..cluster }.to_v1();
+        assert_eq!(locked["spec"]["clusterType"], "typha,kdd,k8s,operator");
+        assert_eq!(locked["spec"]["datastoreReady"], false);
     }
 }
