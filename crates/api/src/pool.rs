@@ -77,6 +77,14 @@ impl Pool {
         }
     }
 
+    /// Prefix lengths that a block may have: 4096 addresses at most (data model §4.2).
+    pub const fn block_sizes(version: IpVersion) -> std::ops::RangeInclusive<u8> {
+        match version {
+            IpVersion::V4 => 20..=32,
+            IpVersion::V6 => 116..=128,
+        }
+    }
+
     /// Whether addresses may be taken from it at all (data model §4.4).
     pub fn is_enabled(&self) -> bool {
         !self.disabled && !self.deleting && !self.unallocatable

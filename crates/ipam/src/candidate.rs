@@ -9,6 +9,7 @@
 
 use api::{Cidr, Pool};
 use jiff::Timestamp;
+use std::net::IpAddr;
 use std::sync::OnceLock;
 
 /// Words of the generator's register.
@@ -28,6 +29,43 @@ pub fn candidates(pool: &Pool, node: &str, now: Timestamp) -> impl Iterator<Item
     let count = cidr.block_count(prefix);
     let start = start(pool, node, now);
     (start..count).chain(0..start).filter_map(move |index| cidr.nth_block(prefix, index))
+}
+
+/// As [`candidates`], without those that `passed` over: where it names a last address, the search goes on behind it.
+///
+/// A reservation or an old block of another size may span any number of candidates, in an IPv6 pool more than could
+/// ever be looked at one by one.
+pub fn candidates_past(
+    pool: &Pool,
+    node: &str,
+    now: Timestamp,
+    passed: impl Fn(Cidr) -> Option<IpAddr>,
+) -> impl Iterator<Item = Cidr> {
+    let (cidr, prefix) = (pool.cidr, pool.block_size);
+    let count = cidr.block_count(prefix);
+    let start = start(pool, node, now);
+    let (mut next, mut wrapped) = (start, false);
+    std::iter::from_fn(move || {
+        loop {
+            if !wrapped && next >= count {
+                (next, wrapped) = (0, true);
+            }
+            if wrapped && next >= start {
+                return None;
+            }
+            let candidate = cidr.nth_block(prefix, next)?;
+            let Some(last) = passed(candidate) else {
+                next += 1;
+                return Some(candidate);
+            };
+            // A block of which only the beginning is passed over is tried.
+            let behind = cidr.block_index(prefix, last).map_or(count, |index| {
+                let whole = cidr.nth_block(prefix, index).is_some_and(|block| block.last() == last);
+                index + u128::from(whole)
+            });
+            next = behind.max(next + 1);
+        }
+    })
 }
 
 /// Those of `blocks` that lie in `pool`, in the order in which `node` tries them.
@@ -271,6 +309,75 @@ mod tests {
             assert_eq!(tried.len(), distinct.len());
             assert_eq!(u128::try_from(tried.len()).unwrap(), pool.cidr.block_count(block_size));
             assert!(distinct.iter().all(|block| pool.cidr.contains_cidr(*block)));
+        }
+    }
+
+    #[test]
+    fn a_search_goes_on_behind_what_it_passes_over_however_large() {
+        let now = Timestamp::UNIX_EPOCH;
+        let reserved = |text: &str| {
+            let reserved: Cidr = text.parse().unwrap();
+            move |block: Cidr| reserved.contains_cidr(block).then(|| reserved.last())
+        };
+        let huge = pool("fd00::/48", 122);
+        for half in ["fd00::/49", "fd00:0:0:8000::/49"] {
+            let passed = reserved(half);
+            let found = candidates_past(&huge, "n", now, &passed).next().unwrap();
+            assert_eq!(passed(found), None);
+        }
+        assert_eq!(candidates_past(&huge, "n", now, reserved("fd00::/40")).next(), None);
+        let single = pool("10.0.0.0/8", 32);
+        let left: Vec<Cidr> = candidates_past(&single, "n", now, |block| {
+            let low = IpAddr::from([10, 0, 0, 9]);
+            (block.network() > low).then(|| single.cidr.last())
+        })
+        .collect();
+        assert_eq!(left.len(), 10);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn every_block_of_any_pool_is_tried_once(
+            base: u128,
+            prefix in 0_u8..=32,
+            longer in 0_u8..=10,
+            six: bool,
+            node in "[a-z]{0,6}",
+            nanosecond in 0_i64..i64::MAX,
+        ) {
+            let low = u32::try_from(base & u128::from(u32::MAX)).unwrap();
+            let (address, prefix) = if six {
+                (IpAddr::V6(base.into()), prefix + 96)
+            } else {
+                (IpAddr::V4(low.into()), prefix)
+            };
+            let cidr = Cidr::containing(address, prefix).unwrap();
+            let block_size = (prefix + longer).min(cidr.version().bits());
+            let mut pool = Pool::with_defaults("p", cidr);
+            pool.block_size = block_size;
+            let now = Timestamp::from_nanosecond(i128::from(nanosecond)).unwrap();
+            let mut tried: Vec<Cidr> = candidates(&pool, &node, now).collect();
+            tried.sort();
+            let count = cidr.block_count(block_size);
+            proptest::prop_assert!(tried.into_iter().eq((0..count).filter_map(|n| cidr.nth_block(block_size, n))));
+        }
+
+        #[test]
+        fn a_search_past_something_finds_the_candidates_without_it(
+            block_size in 26_u8..=32,
+            from in 0_u8..64,
+            length in 0_u8..64,
+            node in "[a-z]{1,6}",
+        ) {
+            let pool = pool("10.0.0.0/26", block_size);
+            let at = |low: u8| IpAddr::from([10, 0, 0, low]);
+            let (first, last) = (at(from), at(from.saturating_add(length)));
+            let passed = |block: Cidr| (first <= block.network() && block.last() <= last).then_some(last);
+            let now = Timestamp::UNIX_EPOCH;
+            let found: Vec<Cidr> = candidates_past(&pool, &node, now, passed).collect();
+            let model: Vec<Cidr> =
+                candidates(&pool, &node, now).filter(|block| passed(*block).is_none()).collect();
+            proptest::prop_assert_eq!(found, model);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The union of all IPReservations, asked by address and by CIDR (algorithm §3).
 
 use api::{Cidr, IpVersion, Reservation};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// First and last reserved address of a run, as numbers.
 type Run = (u128, u128);
@@ -23,9 +23,14 @@ impl ReservationSet {
 
     /// The union of these reservations.
     pub fn new<'a>(reservations: impl IntoIterator<Item = &'a Reservation>) -> Self {
+        Self::of_cidrs(reservations.into_iter().flat_map(|reservation| &reservation.cidrs).copied())
+    }
+
+    /// The union of these networks.
+    pub fn of_cidrs(cidrs: impl IntoIterator<Item = Cidr>) -> Self {
         let mut set = Self::default();
-        for cidr in reservations.into_iter().flat_map(|reservation| &reservation.cidrs) {
-            set.runs_mut(cidr.version()).push(run(*cidr));
+        for cidr in cidrs {
+            set.runs_mut(cidr.version()).push(run(cidr));
         }
         merge(&mut set.v4);
         merge(&mut set.v6);
@@ -39,31 +44,52 @@ impl ReservationSet {
 
     /// Whether this address is reserved.
     pub fn covers_address(&self, address: IpAddr) -> bool {
-        let at = bits(address);
-        self.runs(IpVersion::of(address)).iter().any(|(first, last)| (*first..=*last).contains(&at))
+        self.covered_until(Cidr::from(address)).is_some()
     }
 
     /// Whether any address of `cidr` is reserved.
     pub fn touches(&self, cidr: Cidr) -> bool {
-        let (from, to) = run(cidr);
-        self.runs(cidr.version()).iter().any(|(first, last)| *first <= to && from <= *last)
+        self.overlapping(cidr).next().is_some()
     }
 
     /// Whether every address of `cidr` is reserved.
     pub fn covers(&self, cidr: Cidr) -> bool {
-        let (from, to) = run(cidr);
         // Runs are disjoint and not adjacent, so one run must hold it all.
-        self.runs(cidr.version()).iter().any(|(first, last)| *first <= from && to <= *last)
+        self.covered_until(cidr).is_some()
+    }
+
+    /// Last address, as a number, of the run of reserved addresses that holds all of `cidr`, if one does.
+    pub(crate) fn covered_until(&self, cidr: Cidr) -> Option<u128> {
+        let (from, to) = run(cidr);
+        let runs = self.runs(cidr.version());
+        let at = runs.partition_point(|(first, _)| *first <= from).checked_sub(1)?;
+        runs.get(at).map(|(_, last)| *last).filter(|last| to <= *last)
+    }
+
+    /// Last address of the run of reserved addresses that holds all of `cidr`, if one does.
+    pub fn last_around(&self, cidr: Cidr) -> Option<IpAddr> {
+        let last = self.covered_until(cidr)?;
+        Some(match cidr.version() {
+            // A run of IPv4 addresses has no bits above 32.
+            IpVersion::V4 => IpAddr::V4(Ipv4Addr::from_bits(u32::try_from(last).unwrap_or(u32::MAX))),
+            IpVersion::V6 => IpAddr::V6(Ipv6Addr::from_bits(last)),
+        })
     }
 
     /// How many addresses of `cidr` are reserved; saturates at `u128::MAX`.
     pub fn count_in(&self, cidr: Cidr) -> u128 {
         let (from, to) = run(cidr);
-        self.runs(cidr.version())
-            .iter()
-            .filter(|(first, last)| *first <= to && from <= *last)
+        self.overlapping(cidr)
             .map(|(first, last)| ((*last).min(to) - (*first).max(from)).saturating_add(1))
             .fold(0, u128::saturating_add)
+    }
+
+    /// Runs that share an address with `cidr`; found by halving, since there may be thousands.
+    fn overlapping(&self, cidr: Cidr) -> impl Iterator<Item = &Run> {
+        let (from, to) = run(cidr);
+        let runs = self.runs(cidr.version());
+        let start = runs.partition_point(|(_, last)| *last < from);
+        runs.iter().skip(start).take_while(move |(first, _)| *first <= to)
     }
 
     fn runs(&self, version: IpVersion) -> &[Run] {
@@ -159,6 +185,9 @@ mod tests {
             prop_assert_eq!(set.count_in(asked), u128::try_from(reserved).unwrap());
             prop_assert_eq!(set.touches(asked), reserved > 0);
             prop_assert_eq!(set.covers(asked), reserved == inside.len());
+            let end = set.last_around(asked).map(|last| if let IpAddr::V4(last) = last { last.octets()[3] } else { 0 });
+            let run_on = inside.last().map(|last| (*last..=63).take_while(|low| model.contains(low)).last());
+            prop_assert_eq!(end, run_on.flatten().filter(|_| reserved == inside.len()));
             for low in 0..=63 {
                 prop_assert_eq!(set.covers_address(IpAddr::from([10, 0, 0, low])), model.contains(&low));
             }

@@ -62,15 +62,14 @@ impl Search<'_> {
         let mut reclaimable = Vec::new();
         for pool in pools {
             let size = pool.value.block_size;
-            let of_other_size: Vec<Cidr> = index
-                .keys()
-                .copied()
-                .filter(|cidr| cidr.prefix() != size && cidr.overlaps(pool.value.cidr))
-                .collect();
-            for cidr in candidate::candidates(&pool.value, &self.owner.name, self.now) {
-                if self.reserved.covers(cidr) || of_other_size.iter().any(|other| other.overlaps(cidr)) {
-                    continue;
-                }
+            let of_other_size = ReservationSet::of_cidrs(
+                index.keys().copied().filter(|cidr| cidr.prefix() != size && cidr.overlaps(pool.value.cidr)),
+            );
+            let passed = |cidr: Cidr| {
+                let across = || of_other_size.touches(cidr).then(|| cidr.last());
+                self.reserved.last_around(cidr).or_else(|| of_other_size.last_around(cidr)).or_else(across)
+            };
+            for cidr in candidate::candidates_past(&pool.value, &self.owner.name, self.now, passed) {
                 let Some(seen) = index.get(&cidr) else {
                     let first = Some(Vacant { pool, cidr, known: Known::Absent });
                     return Vacancies { first, reclaimable: Vec::new() };

@@ -131,8 +131,10 @@ impl Pool {
             0 => Self::default_block_size(cidr.version()),
             size => u8::try_from(size)
                 .ok()
-                .filter(|size| *size <= cidr.version().bits())
-                .ok_or_else(|| spec.invalid("blockSize", &json!(size), "at most the bits of an address"))?,
+                .filter(|size| Self::block_sizes(cidr.version()).contains(size))
+                .ok_or_else(|| {
+                spec.invalid("blockSize", &json!(size), "20 to 32 for IPv4, 116 to 128 for IPv6")
+            })?,
         };
         let mut allowed_uses = Vec::new();
         for entry in spec.array("allowedUses")? {
@@ -215,6 +217,16 @@ mod tests {
             Pool::from_v1(&json!({"metadata":{"name":"p"},"spec":{"cidr":"10.0.0.0/16","blockSize":64}}))
                 .is_err()
         );
+        for (cidr, size, reads) in [
+            ("10.0.0.0/8", 19, false),
+            ("10.0.0.0/8", 20, true),
+            ("10.0.0.0/8", 32, true),
+            ("fd00::/48", 64, false),
+            ("fd00::/48", 116, true),
+        ] {
+            let pool = json!({"metadata":{"name":"p"},"spec":{"cidr":cidr,"blockSize":size}});
+            assert_eq!(Pool::from_v1(&pool).is_ok(), reads, "{pool}");
+        }
         assert!(Pool::from_v1(&json!({"metadata":{"name":"p"}})).is_err());
         assert!(Pool::from_v1(&json!(null)).is_err());
     }
