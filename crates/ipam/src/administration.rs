@@ -54,7 +54,7 @@ pub enum AffinityRequestError {
     #[error("claiming blocks was interrupted after {} of them", done.claimed.len())]
     Interrupted {
         /// What was done before.
-        done: ClaimedBlocks,
+        done: Box<ClaimedBlocks>,
         /// What failed.
         #[source]
         source: StoreError,
@@ -66,7 +66,7 @@ pub enum AffinityRequestError {
 
 impl AffinityRequestError {
     fn before_anything(source: impl Into<StoreError>) -> Self {
-        Self::Interrupted { done: ClaimedBlocks::default(), source: source.into() }
+        Self::Interrupted { done: Box::default(), source: source.into() }
     }
 }
 
@@ -128,7 +128,7 @@ pub async fn claim_affinity<D: Datastore>(
         match claim_one(store, clock, owner, wanted, &mut pool, known).await {
             Ok(true) => done.claimed.push(wanted),
             Ok(false) => done.failed.push(wanted),
-            Err(Some(source)) => return Err(AffinityRequestError::Interrupted { done, source }),
+            Err(Some(source)) => return Err(AffinityRequestError::Interrupted { done: Box::new(done), source }),
             Err(None) => return Err(AffinityRequestError::NoPool { cidr }),
         }
     }

@@ -10,6 +10,7 @@ use crate::query;
 use crate::seen;
 use api::{Attribute, Block, Cidr, Ordinal};
 use datastore::{CommitError, Datastore, Record, Write};
+use futures::future::try_join;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -26,13 +27,8 @@ pub struct PodName {
 impl PodName {
     /// The pod that these attributes name; `None` if they name none.
     pub fn of(attributes: &BTreeMap<String, String>) -> Option<Self> {
-        let part = |key: &str| attributes.get(key).cloned();
-        match (part("namespace"), part("pod")) {
-            (None, None) => None,
-            (namespace, name) => {
-                Some(Self { namespace: namespace.unwrap_or_default(), name: name.unwrap_or_default() })
-            }
-        }
+        let (namespace, name) = (attributes.get("namespace")?.clone(), attributes.get("pod")?.clone());
+        (!namespace.is_empty() || !name.is_empty()).then_some(Self { namespace, name })
     }
 
     /// Whether attributes say that this is the owner; nobody is the owner of empty ones only.
@@ -224,12 +220,6 @@ pub fn set_owner(
 /// Why owners were not changed in the store.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetOwnerAttributesError {
-    /// No enabled pool has the address.
-    #[error("address {address} is not in an enabled pool: enable its pool, or correct the address")]
-    NoPool {
-        /// The address.
-        address: IpAddr,
-    },
     /// It is not what the caller takes it for.
     #[error(transparent)]
     Refused(#[from] SetOwnerError),
@@ -238,11 +228,12 @@ pub enum SetOwnerAttributesError {
     Store(#[from] StoreError),
 }
 
-/// Changes the owners of one address that `handle` holds, if the preconditions of `update` hold.
+/// Changes the owners of one address that `handle` holds, if the preconditions of `update` hold. Its pool may be disabled or
+/// gone: a machine that runs must be able to move and to end.
 ///
 /// An update that changes nothing writes the block all the same, so that whoever reads it next sees a new revision.
 ///
-/// Datastore calls: 3 reads (pools, configuration, block) and 1 commit; a list of blocks more where the block is not of its
+/// Datastore calls: 2 reads at once (pools, configuration), 1 read (block) and 1 commit; a list of blocks more where the block is not of its
 /// pool's size; 1 read and 1 commit more after each conflict or lost answer.
 ///
 /// # Errors
@@ -257,11 +248,11 @@ pub async fn set_owner_attributes<D: Datastore>(
     handle: &str,
     update: &OwnerUpdate,
 ) -> Result<(), SetOwnerAttributesError> {
-    let pools = seen::pools(store).await.map_err(StoreError::from)?;
-    let pool = query::enabled_pool(pools.iter().map(|seen| &seen.value), address)
-        .ok_or(SetOwnerAttributesError::NoPool { address })?;
-    let cooldown = seen::config(store).await.map_err(StoreError::from)?.ip_cooldown_seconds;
-    let found = query::block_of(store, address, Some(pool.block_size)).await?;
+    let (pools, config) =
+        try_join(seen::pools(store), seen::config(store)).await.map_err(StoreError::from)?;
+    let cooldown = config.ip_cooldown_seconds;
+    let pool = pools.iter().map(|seen| &seen.value).find(|pool| pool.cidr.contains(address));
+    let found = query::block_of(store, address, pool.map(|pool| pool.block_size)).await?;
     let Some(mut found) = found else { return Err(SetOwnerError::NotAllocated { address }.into()) };
     let cidr: Cidr = found.value.cidr;
     let mut lost: Option<(Attribute, u64)> = None;

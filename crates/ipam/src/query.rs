@@ -8,22 +8,47 @@ use crate::seen::{self, Seen};
 use crate::utilization::{Utilization, utilization};
 use api::{Block, Cidr, IpVersion, Pool, Reservation};
 use datastore::{Datastore, Kind, Scope};
+use futures::future::{try_join, try_join_all, try_join3};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// Counts every pool and block. Nothing is written and nothing collected.
 ///
-/// Datastore calls: 3 lists (pools, reservations, blocks).
+/// Datastore calls: 3 lists at once (pools, reservations, blocks).
 ///
 /// # Errors
 /// [`StoreError`].
 pub async fn utilization_of<D: Datastore>(store: &D) -> Result<(Utilization, ReservationSet), StoreError> {
-    let pools = seen::pools(store).await?;
-    let reservations: Vec<Seen<Reservation>> = seen::list(store, &Scope::All(Kind::Reservation)).await?;
+    utilization_of_pools(store, &[]).await
+}
+
+/// Counts the pools named, each by its name or CIDR, and their blocks; none named: everything, with the blocks of no pool.
+///
+/// Datastore calls: 3 lists at once (pools, reservations, blocks).
+///
+/// # Errors
+/// [`StoreError`].
+pub async fn utilization_of_pools<D: Datastore>(
+    store: &D,
+    wanted: &[String],
+) -> Result<(Utilization, ReservationSet), StoreError> {
+    let all_reservations = Scope::All(Kind::Reservation);
+    let (pools, reservations, blocks) = try_join3(
+        seen::pools(store),
+        seen::list::<Reservation, D>(store, &all_reservations),
+        seen::blocks(store),
+    )
+    .await?;
     let reserved = ReservationSet::new(reservations.iter().map(|seen| &seen.value));
-    let blocks = seen::blocks(store).await?;
-    let counted =
-        utilization(pools.iter().map(|seen| &seen.value), blocks.iter().map(|seen| &seen.value), &reserved);
+    let named = |pool: &&Pool| {
+        wanted.is_empty()
+            || wanted.iter().any(|text| *text == pool.name || text.parse::<Cidr>() == Ok(pool.cidr))
+    };
+    let pools = pools.iter().map(|seen| &seen.value).filter(named);
+    let mut counted = utilization(pools, blocks.iter().map(|seen| &seen.value), &reserved);
+    if !wanted.is_empty() {
+        counted.orphans.clear();
+    }
     Ok((counted, reserved))
 }
 
@@ -74,8 +99,8 @@ pub(crate) async fn block_of<D: Datastore>(
 
 /// Who holds an address, whether its pool is enabled or even there.
 ///
-/// Datastore calls: 3 reads (pools, configuration, block), and a list of blocks if it lies in no pool or in no block of
-/// its pool's size.
+/// Datastore calls: 2 reads at once (pools, configuration) and 1 read (block); a list of blocks besides if it lies in no block
+/// of its pool's size, and in its place if it lies in no pool.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -84,11 +109,10 @@ pub async fn holder_of<D: Datastore>(
     clock: &dyn Clock,
     address: IpAddr,
 ) -> Result<Holder, StoreError> {
-    let pools = seen::pools(store).await?;
+    let (pools, config) = try_join(seen::pools(store), seen::config(store)).await?;
     let pool = pools.iter().map(|seen| &seen.value).find(|pool| pool.cidr.contains(address));
     let found = block_of(store, address, pool.map(|pool| pool.block_size)).await?;
     let Some(seen) = found else { return Ok(Holder::Nobody) };
-    let config = seen::config(store).await?;
     let mut block = seen.value;
     block::collect(&mut block, config.ip_cooldown_seconds, clock.now());
     let Some(attribute) = block::attribute_of(&block, address) else { return Ok(Holder::Nobody) };
@@ -103,9 +127,10 @@ pub async fn holder_of<D: Datastore>(
     })
 }
 
-/// The addresses that a handle holds, of one family or both, in block order.
+/// The addresses that a handle holds, of one family or both, in block order. A handle that does not exist holds none, and what
+/// cools down is held by nobody.
 ///
-/// Datastore calls: 1 read, and 1 per block.
+/// Datastore calls: 1 read, and 1 per block, those at once.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -116,14 +141,16 @@ pub async fn addresses_of<D: Datastore>(
 ) -> Result<Vec<IpAddr>, StoreError> {
     let id = block::sanitized(handle);
     let Some(seen) = seen::handle(store, id).await? else { return Ok(Vec::new()) };
-    let mut addresses = Vec::new();
-    for cidr in seen.value.blocks.into_keys() {
-        if version.is_some_and(|version| version != cidr.version()) {
-            continue;
-        }
-        if let Some(block) = seen::block(store, cidr).await? {
-            addresses.extend(block::held_by(&block.value, id).filter_map(|ordinal| cidr.address(ordinal)));
-        }
-    }
-    Ok(addresses)
+    let wanted = |cidr: &Cidr| version.is_none_or(|version| version == cidr.version());
+    let blocks = seen.value.blocks.into_keys().filter(wanted).map(|cidr| seen::block(store, cidr));
+    Ok(try_join_all(blocks)
+        .await?
+        .into_iter()
+        .flatten()
+        .flat_map(|found| {
+            let cidr = found.value.cidr;
+            let held: Vec<_> = block::held_by(&found.value, id).collect();
+            held.into_iter().filter_map(move |ordinal| cidr.address(ordinal))
+        })
+        .collect())
 }
