@@ -128,7 +128,9 @@ pub async fn claim_affinity<D: Datastore>(
         match claim_one(store, clock, owner, wanted, &mut pool, known).await {
             Ok(true) => done.claimed.push(wanted),
             Ok(false) => done.failed.push(wanted),
-            Err(Some(source)) => return Err(AffinityRequestError::Interrupted { done: Box::new(done), source }),
+            Err(Some(source)) => {
+                return Err(AffinityRequestError::Interrupted { done: Box::new(done), source });
+            }
             Err(None) => return Err(AffinityRequestError::NoPool { cidr }),
         }
     }

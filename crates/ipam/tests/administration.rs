@@ -1,5 +1,7 @@
 //! Affinities claimed and given up on command, and what is done for a node as a whole: outcomes, calls, lost answers.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
 mod support;
 
 use api::{Affinity, AffinityNaming, AffinityState, Block, Cidr, IpVersion, IpamConfig, Node, Owner, Pool};
