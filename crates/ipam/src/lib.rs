@@ -23,6 +23,7 @@ pub mod plan;
 pub mod pools;
 pub mod query;
 pub mod release;
+pub mod release_queue;
 pub mod reservations;
 pub mod seen;
 pub mod utilization;
