@@ -355,7 +355,8 @@ impl<D: Datastore> Run<'_, D> {
 
     /// Takes from blocks of others, unless strict affinity forbids it.
     async fn borrow(&mut self, setting: &Setting) -> Result<(), Stop> {
-        if setting.config.strict_affinity {
+        // A tunnel's address must be routed to its node before any route of a borrowed one can come over the tunnel.
+        if setting.config.strict_affinity || self.request.intended_use == Use::Tunnel {
             return Ok(());
         }
         let now = self.clock.now();
