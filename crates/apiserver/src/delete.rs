@@ -214,7 +214,12 @@ impl Server {
     }
 }
 
-fn check(resource: &Resource, name: &str, object: &Value, options: &DeleteOptions) -> Result<(), Status> {
+pub(crate) fn check(
+    resource: &Resource,
+    name: &str,
+    object: &Value,
+    options: &DeleteOptions,
+) -> Result<(), Status> {
     let (uid, version) = (meta(object, "uid"), meta(object, "resourceVersion"));
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
         let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
@@ -233,7 +238,7 @@ fn check(resource: &Resource, name: &str, object: &Value, options: &DeleteOption
 }
 
 /// The object as it is while its deletion is pending; `None`: it goes at once.
-fn mark(resource: &Resource, object: &Value, options: &DeleteOptions) -> Option<Value> {
+pub(crate) fn mark(resource: &Resource, object: &Value, options: &DeleteOptions) -> Option<Value> {
     let mut next = object.clone();
     let was_terminating = is_terminating(object);
     set_propagation(&mut next, options.propagation);

@@ -102,6 +102,7 @@ static BUILTIN: &[Row] = &[
     row("coordination.k8s.io", "Lease", "leases", NS, "", ""),
     row("node.k8s.io", "RuntimeClass", "runtimeclasses", CLUSTER, "", ""),
     row("discovery.k8s.io", "EndpointSlice", "endpointslices", NS, "", ""),
+    row(crate::commits::GROUP, "Commit", "commits", CLUSTER, "", "review"),
 ];
 
 const KNOWN_SUBRESOURCES: [&str; 10] = [

@@ -1,4 +1,4 @@
-//! Questions that are answered and not stored: who am I, may I, whose token is this; and bindings.
+//! What is answered and not stored: who am I, may I, whose token is this; bindings, and commits.
 
 use crate::answer;
 use crate::authorize::{self, Attributes};
@@ -52,6 +52,7 @@ pub(crate) async fn answer(
             };
             object["status"] = verdict(server, &user, &object["spec"]);
         }
+        "Commit" => object = server.commit(&call, object).await?,
         "SelfSubjectRulesReview" => object["status"] = rules(server, &call.user, &object["spec"]),
         _ => return Err(Status::method_not_allowed()),
     }

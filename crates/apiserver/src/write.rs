@@ -115,7 +115,7 @@ fn refuse_unknown(resource: &Resource, unknown: &[String], options: &WriteOption
 }
 
 /// Drops unknown fields, fills defaults, and checks the rules of the kind.
-fn shape(
+pub(crate) fn shape(
     resource: &Resource,
     object: &mut Value,
     old: Option<&Value>,
@@ -157,9 +157,44 @@ fn tidy_metadata(metadata: &mut Map<String, Value>) {
     }
 }
 
+/// A new object as a client sent it, with what the server decides: identity, time, place.
+pub(crate) fn fresh(resource: &Resource, namespace: &str, mut object: Value) -> Result<Value, Status> {
+    settle_type(resource, &mut object)?;
+    let given = meta(&object, "namespace");
+    if resource.namespaced && !given.is_empty() && given != namespace {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    if !meta(&object, "resourceVersion").is_empty() {
+        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    let metadata = metadata_mut(&mut object);
+    for field in ["uid", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "generation"] {
+        metadata.remove(field);
+    }
+    tidy_metadata(metadata);
+    if resource.namespaced {
+        metadata.insert("namespace".into(), namespace.into());
+    } else {
+        metadata.remove("namespace");
+    }
+    metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+    metadata.insert("creationTimestamp".into(), objects::now().into());
+    if has_generation(resource) {
+        metadata.insert("generation".into(), 1.into());
+    }
+    Ok(object)
+}
+
 impl Server {
     /// The revision of a namespace in which objects may be created.
-    fn open_namespace(&self, resource: &Resource, namespace: &str, name: &str) -> Result<Check, Status> {
+    pub(crate) fn open_namespace(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Check, Status> {
         let key = format!("/core/namespaces/{namespace}");
         let entry = self.store.get(&key).ok_or_else(|| Status::not_found("", "namespaces", namespace))?;
         let head = objects::head(&entry);
@@ -183,38 +218,11 @@ impl Server {
         &self,
         resource: &Arc<Resource>,
         namespace: &str,
-        mut object: Value,
+        object: Value,
         user: &User,
         options: &WriteOptions,
     ) -> Result<Entry, Status> {
-        settle_type(resource, &mut object)?;
-        let given = meta(&object, "namespace");
-        if resource.namespaced && !given.is_empty() && given != namespace {
-            return Err(Status::bad_request(
-                "the namespace of the provided object does not match the namespace sent on the request",
-            ));
-        }
-        if !meta(&object, "resourceVersion").is_empty() {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
-        }
-        let metadata = metadata_mut(&mut object);
-        for field in
-            ["uid", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion", "generation"]
-        {
-            metadata.remove(field);
-        }
-        tidy_metadata(metadata);
-        if resource.namespaced {
-            metadata.insert("namespace".into(), namespace.into());
-        } else {
-            metadata.remove("namespace");
-        }
-        metadata.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
-        metadata.insert("creationTimestamp".into(), objects::now().into());
-        if has_generation(resource) {
-            metadata.insert("generation".into(), 1.into());
-        }
-        let template = object;
+        let template = fresh(resource, namespace, object)?;
         let generates = meta(&template, "name").is_empty() && !meta(&template, "generateName").is_empty();
         for draw in 1..=if generates { DRAWS } else { 1 } {
             let mut object = template.clone();
@@ -381,7 +389,7 @@ impl Server {
     }
 
     /// What an object becomes when `wanted` is written over `current`.
-    fn settle(
+    pub(crate) fn settle(
         &self,
         resource: &Arc<Resource>,
         aspect: Aspect,

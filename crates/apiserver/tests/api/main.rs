@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod access;
+mod commits;
 mod custom_resources;
 mod deletion;
 mod lists;
