@@ -1,11 +1,13 @@
 //! The records as custom resources of a Kubernetes API, Calico's own datastore (data model §3.3).
 //!
 //! Lists are paged by 500, watches ask for bookmarks, every call has a deadline, and no write is repeated by itself.
-//! A commit is the ordered sequence of its writes: the API has no transaction (architecture D3).
+//! A commit is the ordered sequence of its writes, since the API has no transaction, but for our own server, which
+//! takes commits and says so in discovery (architecture D3).
 
 mod commit;
 mod failure;
 mod object;
+mod together;
 
 use crate::{
     Capabilities, Check, CommitError, Datastore, Event, Key, Kind, Listing, ReadError, Revision, Scope,
@@ -24,6 +26,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use together::Outcome;
 
 /// How long one call may take, unless set otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(5);
@@ -96,6 +99,8 @@ struct Shared {
     started: Instant,
     /// The group that the records are in, once that is known.
     group: OnceLock<Group>,
+    /// Whether the server takes commits, once that is known.
+    commits: OnceLock<bool>,
     /// How affinities are named, and when that was found out.
     naming: Mutex<Option<(AffinityNaming, Instant, bool)>>,
     /// Metadata of other writers by object, for the few objects that have any: an update must not lose it.
@@ -130,16 +135,20 @@ impl Kubernetes {
         let shared = Shared {
             started: Instant::now(),
             group: OnceLock::new(),
+            commits: OnceLock::new(),
             naming: Mutex::default(),
             kept: Mutex::default(),
         };
         Self { client, deadline: DEADLINE, shared: Arc::new(shared) }
     }
 
-    /// The same driver for records in `group`. Without this the server is asked once which groups it serves.
+    /// The same driver for records in `group`, by the plain API.
+    ///
+    /// Without this the server is asked once which groups it serves, and whether it makes commits in one request.
     #[must_use]
     pub fn with_group(self, group: Group) -> Self {
         let _ = self.shared.group.set(group);
+        let _ = self.shared.commits.set(false);
         self
     }
 
@@ -195,21 +204,32 @@ impl Kubernetes {
     }
 
     /// The group that the records are in: as set, else as the server's list of groups says (data model §1).
-    ///
-    /// Where the list cannot be had it is `crd.projectcalico.org/v1` for this call.
     async fn group(&self) -> Group {
-        if let Some(group) = self.shared.group.get() {
-            return *group;
+        if self.shared.group.get().is_none() {
+            self.discover().await;
         }
+        self.shared.group.get().copied().unwrap_or_default()
+    }
+
+    /// Whether the server makes a commit in one request.
+    async fn takes_commits(&self) -> bool {
+        if self.shared.commits.get().is_none() {
+            self.discover().await;
+        }
+        self.shared.commits.get().copied().unwrap_or_default()
+    }
+
+    /// Asks which groups the server has. Where the list cannot be had it is asked for again next time.
+    async fn discover(&self) {
         match self.read("GET", "/apis").await {
             Ok(list) => {
                 let groups = list.pointer("/groups").and_then(Value::as_array);
                 let names = groups.into_iter().flatten().filter_map(|group| group.get("name")?.as_str());
-                *self.shared.group.get_or_init(|| Group::served(names))
+                let _ = self.shared.commits.set(names.clone().any(|name| name == together::GROUP));
+                let _ = self.shared.group.set(Group::served(names));
             }
             Err(failure) => {
                 tracing::debug!(?failure, "no list of API groups, using {}", Group::V1.api_version());
-                Group::V1
             }
         }
     }
@@ -323,7 +343,8 @@ fn escaped(text: &str) -> String {
 
 impl Datastore for Kubernetes {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { atomic_commit: false, name: "kubernetes" }
+        let atomic_commit = self.shared.commits.get() == Some(&true);
+        Capabilities { atomic_commit, name: "kubernetes" }
     }
 
     async fn get(&self, key: &Key) -> Result<Option<Stored>, ReadError> {
@@ -390,6 +411,11 @@ impl Datastore for Kubernetes {
     }
 
     async fn commit(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
+        if self.commits_together(checks, writes).await
+            && let Outcome::Made(result) = self.commit_together(checks, writes).await
+        {
+            return result;
+        }
         ordered::commit(self, checks, writes).await
     }
 

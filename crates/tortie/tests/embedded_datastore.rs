@@ -3,7 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use datastore::conformance;
+use api::wire::Group;
+use datastore::{Datastore as _, conformance};
 use datastore::kubernetes::Kubernetes;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -92,6 +93,15 @@ async fn driver_keeps_the_contract_over_the_embedded_server() {
     let folder = tempfile::tempdir().unwrap();
     let store = installed(folder.path()).await;
     conformance::run(&store).await.unwrap();
+    assert!(store.capabilities().atomic_commit, "discovery says that commits are taken");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn driver_keeps_the_contract_over_the_plain_api_of_the_embedded_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Kubernetes::with_client(installed(folder.path()).await.client()).with_group(Group::V1);
+    conformance::run(&store).await.unwrap();
+    assert!(!store.capabilities().atomic_commit);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -76,7 +76,7 @@ impl Kubernetes {
     }
 
     /// The object that replaces the one of `record` last seen as `version`.
-    fn replacement(&self, record: &Record, version: &Version, face: Face, name: &str) -> Value {
+    pub(super) fn replacement(&self, record: &Record, version: &Version, face: Face, name: &str) -> Value {
         let kind = record.key().kind();
         let mut body = face.object(record);
         object::keep_metadata(&mut body, &self.kept(kind, name));
@@ -159,7 +159,7 @@ impl Kubernetes {
 }
 
 /// A write that cannot be made because something had to be read first.
-fn not_read(error: ReadError) -> Failure {
+pub(super) fn not_read(error: ReadError) -> Failure {
     match error {
         ReadError::Forbidden { reason, .. } => {
             Failure::Answered { code: 403, reason: "Forbidden".to_owned(), message: reason }
