@@ -29,6 +29,17 @@ impl Rng {
     pub fn chance(&mut self, numerator: usize, denominator: usize) -> bool {
         self.below(denominator) < numerator
     }
+
+    /// A number from `low` to `high`, both included.
+    pub fn between(&mut self, low: i64, high: i64) -> i64 {
+        let span = usize::try_from(high.saturating_sub(low).saturating_add(1)).unwrap_or(1);
+        low.saturating_add(i64::try_from(self.below(span)).unwrap_or(0))
+    }
+
+    /// One of these.
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> Option<T> {
+        of.get(self.below(of.len())).copied()
+    }
 }
 
 #[cfg(test)]
@@ -40,5 +51,15 @@ mod tests {
         let mut rng = Rng::new(1_234_567);
         let drawn: Vec<u64> = (0..3).map(|_| rng.draw()).collect();
         assert_eq!(drawn, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+    }
+
+    #[test]
+    fn what_is_picked_lies_in_its_bounds() {
+        let mut rng = Rng::new(3);
+        for _ in 0..1_000 {
+            assert!((-3..=4).contains(&rng.between(-3, 4)));
+            assert!(rng.pick(&[5, 6]).is_some_and(|number| number == 5 || number == 6));
+        }
+        assert_eq!(rng.pick::<u8>(&[]), None);
     }
 }
