@@ -4,6 +4,7 @@ use ipam::Clock;
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 /// When every simulation begins, in milliseconds since the epoch.
 pub const BEGIN_MS: i64 = 1_800_000_000_000;
@@ -12,6 +13,8 @@ pub const BEGIN_MS: i64 = 1_800_000_000_000;
 #[derive(Clone, Debug)]
 pub struct Time {
     now_ms: Arc<AtomicI64>,
+    /// How long the simulation runs, in milliseconds: does not jump.
+    ran_ms: Arc<AtomicI64>,
     /// Readings so far: no two are equal, as on a machine whose clock counts nanoseconds.
     readings: Arc<AtomicI64>,
     /// The latest instant that any clock has shown, in milliseconds.
@@ -22,6 +25,7 @@ impl Default for Time {
     fn default() -> Self {
         Self {
             now_ms: Arc::new(AtomicI64::new(BEGIN_MS)),
+            ran_ms: Arc::default(),
             readings: Arc::default(),
             latest_ms: Arc::new(AtomicI64::new(BEGIN_MS)),
         }
@@ -34,8 +38,19 @@ impl Time {
         self.now_ms.load(Ordering::Relaxed)
     }
 
+    /// How long the simulation runs. Never goes back.
+    pub fn ran(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.ran_ms.load(Ordering::Relaxed)).unwrap_or(0))
+    }
+
     /// Lets time pass.
-    pub fn advance(&self, milliseconds: i64) {
+    pub fn advance(&self, milliseconds: u32) {
+        self.now_ms.fetch_add(i64::from(milliseconds), Ordering::Relaxed);
+        self.ran_ms.fetch_add(i64::from(milliseconds), Ordering::Relaxed);
+    }
+
+    /// Makes the clocks of the whole cluster jump, forward or back.
+    pub fn jump(&self, milliseconds: i64) {
         self.now_ms.fetch_add(milliseconds, Ordering::Relaxed);
     }
 

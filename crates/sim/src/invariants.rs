@@ -1,97 +1,359 @@
-//! What must hold after every step, judged from the records alone (architecture §5).
+//! What must hold after every step (architecture §5), judged from what changed.
+//!
+//! Nothing here calls the code it judges: blocks are counted, compared and looked through anew.
 
-use api::{Block, Cidr, Handle};
-use datastore::Record;
+use crate::db::{Applied, Db};
+use crate::promises::Promises;
+use api::{AffinityState, Attribute, Block, Cidr, Handle, IpVersion, Ordinal};
+use datastore::{Key, Kind, Record, Stored};
+use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-/// Everything that is wrong with these records; empty if nothing is. Numbers are those of the architecture.
-pub fn broken(records: &[Record]) -> Vec<String> {
-    let blocks: Vec<&Block> = records
-        .iter()
-        .filter_map(|record| match record {
-            Record::Block(block) => Some(block),
-            _ => None,
-        })
-        .collect();
-    let handles: BTreeMap<&str, &Handle> = records
-        .iter()
-        .filter_map(|record| match record {
-            Record::Handle(handle) => Some((handle.id.as_str(), handle)),
-            _ => None,
-        })
-        .collect();
-    let mut wrong = Vec::new();
-    for (index, block) in blocks.iter().enumerate() {
-        for other in &blocks[index + 1..] {
-            if block.cidr.overlaps(other.cidr) {
-                wrong.push(format!("4: blocks {} and {} overlap", block.cidr, other.cidr));
+/// What whoever is acting may free (invariant 6).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Leave {
+    /// Anything that is nobody's by the promises: for clients whose requests are followed there.
+    #[default]
+    Unpromised,
+    /// What this handle holds.
+    Handle(String),
+    /// These allocations: address, handle, stamp.
+    Named(Vec<(IpAddr, String, u64)>),
+    /// Nothing that is allocated.
+    Nothing,
+}
+
+/// What the judge is told about a step.
+#[derive(Clone, Copy, Debug)]
+pub struct Step<'a> {
+    /// Number of the task that acted; 0 for nobody's.
+    pub task: u64,
+    /// What it may free.
+    pub leave: &'a Leave,
+    /// The latest instant that any clock has shown.
+    pub latest: Timestamp,
+}
+
+/// An allocation that somebody holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Held {
+    ordinal: u32,
+    handle: String,
+    stamp: u64,
+}
+
+/// What is remembered between steps.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    /// Shortest cooldown that was ever in force, in seconds.
+    pub shortest_cooldown_seconds: i64,
+    /// What was reserved all the time.
+    pub always_reserved: Vec<Cidr>,
+    /// Handles whose counts a peer may have spoilt: invariant 5 is not asked of them.
+    pub spoilt: BTreeSet<String>,
+    /// How many addresses each handle holds in each block.
+    counts: BTreeMap<Cidr, BTreeMap<String, u32>>,
+    /// Every stamp that an ordinal was ever given, and by which task.
+    issued: BTreeMap<(IpAddr, u64), u64>,
+    /// Pairs of blocks that overlap: tolerated while one of them does not count yet.
+    overlapping: Vec<(Cidr, Cidr)>,
+}
+
+fn block_of(stored: &Stored) -> Option<&Block> {
+    match &stored.record {
+        Record::Block(block) => Some(block),
+        _ => None,
+    }
+}
+
+fn handle_of(stored: &Stored) -> Option<&Handle> {
+    match &stored.record {
+        Record::Handle(handle) => Some(handle),
+        _ => None,
+    }
+}
+
+fn attribute(block: &Block, ordinal: u32) -> Option<&Attribute> {
+    let index = usize::try_from(ordinal).ok()?;
+    block.attributes.get((*block.allocations.get(index)?)?)
+}
+
+/// The holder of an ordinal that is allocated and not cooling; handles compare without what follows a `\r`.
+fn holder(block: &Block, ordinal: u32) -> Option<&str> {
+    let held = attribute(block, ordinal).filter(|held| held.released_at.is_none())?;
+    held.handle_id.as_deref().map(|id| id.split('\r').next().unwrap_or_default())
+}
+
+fn stamp(block: &Block, ordinal: u32) -> u64 {
+    block.sequence_for_allocation.get(&ordinal).copied().unwrap_or(0)
+}
+
+fn ordinals(block: &Block) -> impl Iterator<Item = u32> + use<> {
+    0..u32::try_from(block.allocations.len()).unwrap_or(0)
+}
+
+impl Judge {
+    /// Knows nothing yet.
+    pub fn new(shortest_cooldown_seconds: u32, always_reserved: Vec<Cidr>) -> Self {
+        Self {
+            shortest_cooldown_seconds: i64::from(shortest_cooldown_seconds),
+            always_reserved,
+            spoilt: BTreeSet::new(),
+            counts: BTreeMap::new(),
+            issued: BTreeMap::new(),
+            overlapping: Vec::new(),
+        }
+    }
+
+    /// Judges what was done; `wrong` gets a line for each broken invariant, which begins with its number.
+    pub fn see(
+        &mut self,
+        db: &Db,
+        applied: &[Applied],
+        step: Step<'_>,
+        promises: &Promises,
+        wrong: &mut Vec<String>,
+    ) {
+        for change in applied {
+            match &change.key {
+                Key::Block(cidr) => {
+                    let before = change.before.as_deref().and_then(block_of);
+                    let after = change.after.as_deref().and_then(block_of);
+                    self.block_changed(db, *cidr, before, after, step, promises, wrong);
+                }
+                Key::Handle(_) => {
+                    let before = change.before.as_deref().and_then(handle_of);
+                    if let Some(before) = before {
+                        let blocks = before.blocks.keys().copied();
+                        wrong.extend(blocks.filter_map(|cidr| self.unreachable(db, &before.id, cidr)));
+                    }
+                }
+                Key::Affinity(_, cidr) => self.confirmed(db, *cidr, wrong),
+                _ => {}
             }
         }
-        wrong.extend(miscounted(block));
-        wrong.extend(unreachable(block, &handles));
-    }
-    wrong
-}
-
-/// Invariant 2: every ordinal is either free, once, or allocated.
-fn miscounted(block: &Block) -> Option<String> {
-    let free: BTreeSet<u32> = block.unallocated.iter().copied().collect();
-    let held = block.allocations.iter().flatten().count();
-    let disjoint = free.iter().all(|ordinal| {
-        usize::try_from(*ordinal)
-            .ok()
-            .and_then(|index| block.allocations.get(index))
-            .is_some_and(Option::is_none)
-    });
-    let whole = free.len() == block.unallocated.len() && free.len() + held == block.allocations.len();
-    (!disjoint || !whole).then(|| {
-        format!(
-            "2: block {}: {} free, {held} allocated of {}",
-            block.cidr,
-            block.unallocated.len(),
-            block.allocations.len()
-        )
-    })
-}
-
-/// Invariant 5: every allocation with a handle is counted by that handle.
-fn unreachable(block: &Block, handles: &BTreeMap<&str, &Handle>) -> Vec<String> {
-    let mut held: BTreeMap<&str, u32> = BTreeMap::new();
-    for (_, attribute) in ipam::block::allocated(block) {
-        if let Some(id) = &attribute.handle_id {
-            *held.entry(ipam::block::sanitized(id)).or_default() += 1;
+        if !self.overlapping.is_empty() {
+            self.overlaps(db, promises, wrong);
         }
     }
-    held.into_iter()
-        .filter(|(id, count)| {
-            handles.get(id).and_then(|handle| handle.blocks.get(&block.cidr)).is_none_or(|held| held < count)
-        })
-        .map(|(id, count)| format!("5: handle {id} does not reach its {count} addresses in {}", block.cidr))
-        .collect()
-}
 
-/// Invariant 1, as clients see it: nobody was promised what another was promised too.
-pub fn promised_twice<'a>(promises: impl Iterator<Item = (&'a str, IpAddr)>) -> Vec<String> {
-    let mut owners: BTreeMap<IpAddr, &str> = BTreeMap::new();
-    let mut wrong = Vec::new();
-    for (owner, address) in promises {
-        if let Some(other) = owners.insert(address, owner)
-            && other != owner
+    #[expect(clippy::too_many_arguments, reason = "one change, seen from every side that is judged")]
+    fn block_changed(
+        &mut self,
+        db: &Db,
+        cidr: Cidr,
+        before: Option<&Block>,
+        after: Option<&Block>,
+        step: Step<'_>,
+        promises: &Promises,
+        wrong: &mut Vec<String>,
+    ) {
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        if let Some(block) = after {
+            wrong.extend(miscounted(block));
+            for ordinal in ordinals(block) {
+                if let Some(handle) = holder(block, ordinal) {
+                    match counts.get_mut(handle) {
+                        Some(count) => *count += 1,
+                        None => {
+                            counts.insert(handle.to_owned(), 1);
+                        }
+                    }
+                }
+            }
+        }
+        let reached: Vec<String> = counts.keys().cloned().collect();
+        self.counts.insert(cidr, counts);
+        for handle in reached {
+            wrong.extend(self.unreachable(db, &handle, cidr));
+        }
+        self.transitions(cidr, before, after, step, promises, wrong);
+        for (address, promise) in promises.between(cidr.network(), cidr.last()) {
+            let kept = after.zip(cidr.ordinal(*address)).is_some_and(|(block, Ordinal(ordinal))| {
+                holder(block, ordinal) == Some(promise.handle.as_str())
+            });
+            if !kept {
+                wrong.push(format!("9: {address} was promised to {} and is not its any more", promise.handle));
+            }
+        }
+        if before.is_none() && after.is_some() {
+            let others = db.all(Kind::Block).filter_map(|stored| block_of(stored));
+            let others = others.filter(|other| other.cidr != cidr && other.cidr.overlaps(cidr));
+            self.overlapping.extend(others.map(|other| (cidr, other.cidr)));
+        }
+        self.confirmed(db, cidr, wrong);
+    }
+
+    /// Invariants 2, 6 and the stamps: what became of each ordinal.
+    fn transitions(
+        &mut self,
+        cidr: Cidr,
+        before: Option<&Block>,
+        after: Option<&Block>,
+        step: Step<'_>,
+        promises: &Promises,
+        wrong: &mut Vec<String>,
+    ) {
+        let Some(any) = after.or(before) else { return };
+        if let (Some(before), Some(after)) = (before, after)
+            && after.sequence_number < before.sequence_number
         {
-            wrong.push(format!("1: {address} was given to {other} and to {owner}"));
+            // A commit that was undone: what it stamped was never told to anybody.
+            let undone = before.sequence_number;
+            self.issued.retain(|(address, stamp), _| !cidr.contains(*address) || *stamp >= undone);
+        }
+        for ordinal in ordinals(any) {
+            let held = |block: Option<&Block>| {
+                let block = block?;
+                let handle = holder(block, ordinal)?.to_owned();
+                Some(Held { ordinal, handle, stamp: stamp(block, ordinal) })
+            };
+            let Some(address) = cidr.address(Ordinal(ordinal)) else { continue };
+            let (was, is) = (held(before), held(after));
+            if was == is && was.is_some() {
+                continue;
+            }
+            if let Some(was) = &was {
+                wrong.extend(self.freed(address, was, step, promises));
+            }
+            if let Some(is) = &is {
+                wrong.extend(self.taken(address, is, before, step));
+            }
+            let cooled = before.and_then(|block| attribute(block, ordinal)?.released_at);
+            let cools = after.and_then(|block| attribute(block, ordinal)?.released_at);
+            if let Some(released) = cooled.filter(|_| cools.is_none()) {
+                let needed = SignedDuration::from_secs(self.shortest_cooldown_seconds - 1);
+                if self.shortest_cooldown_seconds > 0 && step.latest.duration_since(released) < needed {
+                    wrong.push(format!("2: {address} did not cool down before it was used or freed"));
+                }
+            }
         }
     }
-    wrong
+
+    /// Invariant 6: whoever frees an allocation named it.
+    fn freed(&self, address: IpAddr, was: &Held, step: Step<'_>, promises: &Promises) -> Option<String> {
+        if self.issued.get(&(address, was.stamp)).is_some_and(|task| *task == step.task && *task != 0) {
+            // It takes back what it wrote itself.
+            return None;
+        }
+        let named = match step.leave {
+            Leave::Unpromised => promises.of(address).is_none(),
+            Leave::Handle(handle) => *handle == was.handle,
+            Leave::Named(named) => named
+                .iter()
+                .any(|(of, handle, stamp)| *of == address && *handle == was.handle && *stamp == was.stamp),
+            Leave::Nothing => false,
+        };
+        (!named).then(|| format!("6: {address} of {} was freed by whoever did not name it", was.handle))
+    }
+
+    /// A new allocation has a stamp that this address never had, and was not reserved.
+    fn taken(
+        &mut self,
+        address: IpAddr,
+        is: &Held,
+        before: Option<&Block>,
+        step: Step<'_>,
+    ) -> Option<String> {
+        if let Some(task) = self.issued.insert((address, is.stamp), step.task)
+            && before.is_none_or(|block| stamp(block, is.ordinal) != is.stamp)
+            && task != step.task
+        {
+            return Some(format!("6: {address} of {} has the stamp of an earlier allocation", is.handle));
+        }
+        let reserved = self.always_reserved.iter().any(|cidr| cidr.contains(address));
+        reserved.then(|| format!("2: {address} is reserved and was handed out to {}", is.handle))
+    }
+
+    /// Invariant 5: what a block holds for a handle, the handle counts.
+    fn unreachable(&self, db: &Db, handle: &str, cidr: Cidr) -> Option<String> {
+        let count = *self.counts.get(&cidr)?.get(handle)?;
+        let counted = db
+            .peek(&Key::Handle(handle.to_owned()))
+            .and_then(|stored| handle_of(stored)?.blocks.get(&cidr).copied())
+            .unwrap_or(0);
+        (counted < count && !self.spoilt.contains(handle))
+            .then(|| format!("5: handle {handle} counts {counted} of its {count} addresses in {cidr}"))
+    }
+
+    /// Invariant 3: a confirmed affinity has its block.
+    fn confirmed(&self, db: &Db, cidr: Cidr, wrong: &mut Vec<String>) {
+        let block = db.peek(&Key::Block(cidr)).and_then(|stored| block_of(stored));
+        let owner = block.and_then(|block| block.affinity.as_ref());
+        for stored in db.all(Kind::Affinity) {
+            if let Record::Affinity(affinity) = &stored.record
+                && affinity.cidr == cidr
+                && affinity.state == AffinityState::Confirmed
+                && owner != Some(&affinity.owner)
+            {
+                let found = match (block, owner) {
+                    (None, _) => "there is no such block".to_owned(),
+                    (_, None) => "the block is nobody's".to_owned(),
+                    (_, Some(owner)) => format!("the block is of {owner}"),
+                };
+                wrong.push(format!("3: {cidr} is confirmed for {}, but {found}", affinity.owner));
+            }
+        }
+    }
+
+    /// Invariant 4. Without atomic commits a block counts once somebody may rely on it: until then its commit looks at
+    /// the pool once more and takes the block back.
+    fn overlaps(&mut self, db: &Db, promises: &Promises, wrong: &mut Vec<String>) {
+        let exists = |cidr: Cidr| db.peek(&Key::Block(cidr)).is_some();
+        self.overlapping.retain(|(one, other)| exists(*one) && exists(*other));
+        let counts = |cidr: Cidr| {
+            db.kind().is_atomic()
+                || promises.between(cidr.network(), cidr.last()).next().is_some()
+                || db.all(Kind::Affinity).any(|stored| {
+                    matches!(&stored.record, Record::Affinity(affinity)
+                        if affinity.cidr == cidr && affinity.state == AffinityState::Confirmed)
+                })
+        };
+        for (one, other) in &self.overlapping {
+            if counts(*one) && counts(*other) {
+                wrong.push(format!("4: blocks {one} and {other} overlap"));
+            }
+        }
+    }
+
+    /// Pairs of blocks that overlap now, whether they count or not: at rest there is none.
+    pub fn overlapping(&self) -> &[(Cidr, Cidr)] {
+        &self.overlapping
+    }
+
+    /// Invariant 9, asked once more when a reply is given: the promise stands in the store.
+    pub fn promised(db: &Db, address: IpAddr, handle: &str) -> Option<String> {
+        let full = if IpVersion::of(address) == IpVersion::V4 { 32 } else { 128 };
+        let of_block = db.all(Kind::Block).filter_map(|stored| block_of(stored)).find_map(|block| {
+            let Ordinal(ordinal) = block.cidr.ordinal(address)?;
+            (holder(block, ordinal) == Some(handle)).then_some(block.cidr)
+        });
+        of_block
+            .is_none()
+            .then(|| format!("9: {handle} was promised {address}/{full}, which the store does not know"))
+    }
 }
 
-/// Blocks whose CIDR the records hold.
-pub fn block_cidrs(records: &[Record]) -> BTreeSet<Cidr> {
-    records
-        .iter()
-        .filter_map(|record| match record {
-            Record::Block(block) => Some(block.cidr),
-            _ => None,
-        })
-        .collect()
+/// Invariant 2: every ordinal is free, once, or allocated, and refers to something that is there.
+fn miscounted(block: &Block) -> Option<String> {
+    let size = block.allocations.len();
+    let mut free = vec![false; size];
+    for ordinal in &block.unallocated {
+        let slot = usize::try_from(*ordinal).ok().and_then(|index| free.get_mut(index));
+        match slot {
+            Some(slot) if !*slot => *slot = true,
+            _ => return Some(format!("2: block {}: ordinal {ordinal} is queued wrongly", block.cidr)),
+        }
+    }
+    for (index, allocation) in block.allocations.iter().enumerate() {
+        if allocation.is_some() == free[index] {
+            return Some(format!("2: block {}: ordinal {index} is neither free nor allocated", block.cidr));
+        }
+        if allocation.is_some_and(|attribute| attribute >= block.attributes.len()) {
+            return Some(format!("2: block {}: ordinal {index} has no attribute", block.cidr));
+        }
+    }
+    let fits = u128::try_from(size).is_ok_and(|size| size == block.cidr.size());
+    (!fits).then(|| format!("2: block {} has {size} ordinals", block.cidr))
 }

@@ -1,10 +1,28 @@
 //! The seeded simulator: the very protocols of `ipam`, polled one datastore call at a time by a scheduler that decides
 //! who goes next and whether the call succeeds, is lost, or is the caller's last (architecture D2).
 //!
-//! Thin for now: one store with atomic commits, clients in direct mode. Same seed, same trace.
+//! A seed draws a small world ([`setting`]): a store, nodes with agents or plugins alone, pools, faults. The same seed
+//! gives the same run to the last bit. What must hold is judged after every step ([`invariants`], [`promises`]); at the
+//! end faults stop and nothing may be left ([`rest`]).
+//!
+//! ```
+//! let end = sim::world::run(7, false);
+//! assert_eq!(end.broken, Vec::<String>::new());
+//! ```
 
+pub mod client;
+pub mod clock;
+mod cluster;
+pub mod coverage;
+pub mod db;
+pub mod faults;
 pub mod invariants;
 pub mod peer;
+pub mod port;
+pub mod promises;
+mod rest;
 pub mod rng;
-pub mod store;
+pub mod setting;
+pub mod task;
+pub mod trace;
 pub mod world;

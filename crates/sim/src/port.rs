@@ -165,6 +165,7 @@ impl Drop for Turn {
 pub struct SimStore {
     db: Arc<Mutex<Db>>,
     port: Port,
+    time: Time,
     clock: SimClock,
     atomic: bool,
 }
@@ -177,7 +178,7 @@ impl SimStore {
     /// A connection to `db`, whose calls wait at `port`.
     pub fn new(db: Arc<Mutex<Db>>, port: Port, time: &Time) -> Self {
         let atomic = lock(&db).kind().is_atomic();
-        Self { db, port, clock: time.clock(), atomic }
+        Self { db, port, time: time.clone(), clock: time.clock(), atomic }
     }
 
     fn db(&self) -> MutexGuard<'_, Db> {
@@ -274,8 +275,7 @@ impl Single for SimStore {
     }
 
     fn elapsed(&self) -> Duration {
-        let since = self.clock.now().as_millisecond() - crate::clock::BEGIN_MS;
-        Duration::from_millis(u64::try_from(since).unwrap_or(0))
+        self.time.ran()
     }
 }
 

@@ -31,9 +31,9 @@ impl Rng {
     }
 
     /// A number from `low` to `high`, both included.
-    pub fn between(&mut self, low: i64, high: i64) -> i64 {
-        let span = usize::try_from(high.saturating_sub(low).saturating_add(1)).unwrap_or(1);
-        low.saturating_add(i64::try_from(self.below(span)).unwrap_or(0))
+    pub fn between(&mut self, low: u32, high: u32) -> u32 {
+        let span = u64::from(high.saturating_sub(low)) + 1;
+        low.saturating_add(u32::try_from(self.draw() % span).unwrap_or(0))
     }
 
     /// One of these.
@@ -57,7 +57,7 @@ mod tests {
     fn what_is_picked_lies_in_its_bounds() {
         let mut rng = Rng::new(3);
         for _ in 0..1_000 {
-            assert!((-3..=4).contains(&rng.between(-3, 4)));
+            assert!((3..=9).contains(&rng.between(3, 9)));
             assert!(rng.pick(&[5, 6]).is_some_and(|number| number == 5 || number == 6));
         }
         assert_eq!(rng.pick::<u8>(&[]), None);

@@ -1,343 +1,450 @@
-//! One simulated cluster: nodes whose plugins assign and release addresses over one store, under a seeded scheduler.
+//! One simulated cluster under a seeded scheduler.
 //!
+//! ```text
+//!   runtimes ── ADD, DEL ──► plugins, agents ── datastore calls ──► scheduler ── verdicts ──► records
+//!                                 ▲                                     │                        │
+//!                                 └── what changed, sooner or later ────┼── faults               ▼
+//!                                                                       └──────────────────► judge
 //! ```
-//! let end = sim::world::run(&sim::world::Setting { seed: 7, ..Default::default() });
-//! assert_eq!(end.broken, Vec::<String>::new());
-//! ```
+//!
+//! A step is one of: a datastore call is made or befallen by a fault, an agent is told of a change or of a result, a
+//! runtime asks for something, the cluster changes. The judge looks at every step.
 
-use crate::invariants;
+use crate::client::agent::Host;
+use crate::client::pools::PoolWork;
+use crate::client::runtime::Attachment;
+use crate::clock::{SimClock, Time};
+use crate::coverage::Coverage;
+use crate::db::{Applied, Db};
+use crate::faults::{Fault, Operation};
+use crate::invariants::{Judge, Leave, Step};
+use crate::port::{Port, SimStore, Verdict};
+use crate::promises::Promises;
 use crate::rng::Rng;
-use crate::store::{SimStore, Verdict};
-use api::{Cidr, IpVersion, Node, Owner, Pool, Use};
-use datastore::memory::Memory;
-use datastore::{Datastore as _, Kind, Record, Scope, Write};
-use futures::FutureExt as _;
-use ipam::Clock;
-use ipam::assign::{AssignRequest, assign};
-use ipam::plan::Want;
-use ipam::release::release_by_handle;
-use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::setting::{Schedule, Setting, Way};
+use crate::task::{Outcome, Purpose, Task};
+use crate::trace::Trace;
+use datastore::{Record, Write};
+use ipam::Clock as _;
 use std::future::Future;
-use std::net::IpAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::task::{Context, Poll, Waker};
-
-/// What to simulate.
-#[derive(Clone, Debug)]
-pub struct Setting {
-    /// Decides everything.
-    pub seed: u64,
-    /// Nodes, each with one plugin at work.
-    pub nodes: usize,
-    /// The pool that all share.
-    pub pool: Cidr,
-    /// Prefix length of its blocks.
-    pub block_size: u8,
-    /// Steps with faults, before faults stop and the world comes to rest.
-    pub steps: usize,
-    /// Faults in a hundred calls.
-    pub faults: usize,
-}
-
-impl Default for Setting {
-    fn default() -> Self {
-        // Two blocks of four addresses for three nodes: room is short, so they meet.
-        Self {
-            seed: 1,
-            nodes: 3,
-            pool: Cidr::containing(IpAddr::from([10, 0, 0, 0]), 29).expect("29 is within 32 bits"),
-            block_size: 30,
-            steps: 400,
-            faults: 10,
-        }
-    }
-}
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 /// How it ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct End {
-    /// Invariants that did not hold, with the step. Empty is good.
+    /// Invariants that did not hold, each with its step. Empty is good.
     pub broken: Vec<String>,
-    /// Datastore calls made.
-    pub calls: usize,
-    /// Addresses given out, and calls that failed for want of one.
-    pub assigned: usize,
-    /// Operations cut short by a fault.
-    pub cut_short: usize,
+    /// Steps made, those of coming to rest included.
+    pub steps: u64,
+    /// Datastore calls made or befallen.
+    pub calls: u64,
+    /// ADDs answered with addresses.
+    pub added: u64,
+    /// DELs answered with success.
+    pub deleted: u64,
+    /// Operations that failed or were cut short.
+    pub cut_short: u64,
+    /// Which faults met which operations.
+    pub coverage: Coverage,
     /// Digest of everything that happened, in order.
-    pub trace: u64,
+    pub digest: u64,
+    /// The readable trace, if it was asked for.
+    pub lines: Vec<String>,
 }
 
-struct SimClock(AtomicI64);
-
-impl Clock for SimClock {
-    fn now(&self) -> Timestamp {
-        Timestamp::from_second(self.0.load(Ordering::Relaxed)).unwrap_or(Timestamp::UNIX_EPOCH)
-    }
+/// One node: its clock, and its agent if it has one.
+#[derive(Debug)]
+pub(crate) struct NodeState {
+    pub(crate) name: String,
+    pub(crate) clock: SimClock,
+    /// Whether the cluster knows it.
+    pub(crate) exists: bool,
+    pub(crate) host: Option<Host>,
 }
 
-enum Outcome {
-    Assigned(Vec<IpAddr>),
-    Released,
-    Failed,
+/// The cluster and everything under way in it.
+#[derive(Debug)]
+pub struct World {
+    pub(crate) setting: Setting,
+    pub(crate) rng: Rng,
+    pub(crate) time: Time,
+    pub(crate) db: Arc<Mutex<Db>>,
+    pub(crate) nodes: Vec<NodeState>,
+    pub(crate) attachments: Vec<Attachment>,
+    pub(crate) pools: Vec<PoolWork>,
+    pub(crate) tasks: Vec<Task>,
+    pub(crate) promises: Promises,
+    pub(crate) judge: Judge,
+    pub(crate) trace: Trace,
+    pub(crate) end: End,
+    pub(crate) step: u64,
+    pub(crate) next: u64,
+    /// DELs that will be sent at this step.
+    pub(crate) delayed: Vec<(u64, usize)>,
+    /// Faults occur.
+    pub(crate) faults: bool,
+    applied: Vec<Applied>,
 }
 
-struct Task {
-    handle: String,
-    future: Pin<Box<dyn Future<Output = Outcome>>>,
+/// Runs the world of a seed to its end.
+pub fn run(seed: u64, readable: bool) -> End {
+    run_setting(Setting::draw(seed), readable)
 }
 
-struct World {
-    rng: Rng,
-    clock: Arc<SimClock>,
-    memory: Memory,
-    nodes: Vec<(Owner, SimStore)>,
-    tasks: Vec<Option<Task>>,
-    /// Promised to a handle and not yet asked back.
-    live: BTreeMap<String, Vec<IpAddr>>,
-    /// Handles of operations that were cut short: a runtime repeats their DEL.
-    doubtful: BTreeSet<String>,
-    end: End,
-    step: usize,
-    handles: usize,
-}
-
-/// Runs one simulation to its end.
-pub fn run(setting: &Setting) -> End {
-    let mut world = World::new(setting);
-    while world.step < setting.steps && world.end.broken.is_empty() {
-        world.advance(setting.faults);
+/// Runs a given world to its end.
+pub fn run_setting(setting: Setting, readable: bool) -> End {
+    let mut world = World::new(setting, readable);
+    while world.step < world.setting.steps && world.end.broken.is_empty() {
+        world.advance();
     }
     world.come_to_rest();
-    world.end
+    world.finish()
 }
 
 impl World {
-    fn new(setting: &Setting) -> Self {
-        let memory = Memory::new();
-        let pool = Pool {
-            name: "pool".to_owned(),
-            cidr: setting.pool,
-            block_size: setting.block_size,
-            ipip_mode: api::Encapsulation::Never,
-            vxlan_mode: api::Encapsulation::Never,
-            nat_outgoing: false,
-            disabled: false,
-            disable_bgp_export: false,
-            node_selector: "all()".to_owned(),
-            namespace_selector: None,
-            allowed_uses: vec![Use::Workload, Use::Tunnel],
-            assignment_mode: api::AssignmentMode::Automatic,
-            deleting: false,
-            unallocatable: false,
-        };
-        let names: Vec<String> = (0..setting.nodes).map(|index| format!("node-{index}")).collect();
-        let mut writes = vec![Write::Create(Record::Pool(pool))];
-        for name in &names {
-            writes.push(Write::Create(Record::Node(Node { name: name.clone(), ..Node::default() })));
+    /// The cluster at its beginning.
+    pub fn new(setting: Setting, readable: bool) -> Self {
+        let time = Time::default();
+        let mut db = Db::new(setting.store, setting.naming);
+        let name = |index: usize| format!("node-{index}");
+        let clock = time.clock();
+        let mut first: Vec<Record> = setting.pools.iter().cloned().map(Record::Pool).collect();
+        first.push(Record::Config(setting.config.clone()));
+        if !setting.reserved.is_empty() {
+            let cidrs = setting.reserved.clone();
+            first.push(Record::Reservation(api::Reservation { name: "kept".to_owned(), cidrs }));
         }
-        let made = memory.commit(&[], &writes).now_or_never();
-        debug_assert!(made.is_some_and(|made| made.is_ok()), "an empty store takes everything");
-        let nodes: Vec<_> =
-            names.into_iter().map(|name| (Owner::host(name), SimStore::new(memory.clone()))).collect();
-        Self {
+        first.extend((0..setting.nodes.len()).map(|index| {
+            Record::Node(api::Node { name: name(index), ..api::Node::default() })
+        }));
+        for record in first {
+            let made = db.commit(&[], &[Write::Create(record)], clock.now());
+            debug_assert!(made.is_ok(), "an empty store takes everything");
+        }
+        db.take_applied(&mut Vec::new());
+        let cooldown = match setting.cluster_faults.contains(&Fault::CooldownChanged) {
+            true => 0,
+            false => setting.config.ip_cooldown_seconds,
+        };
+        let reserved = match setting.cluster_faults.contains(&Fault::ReservationChanged) {
+            true => Vec::new(),
+            false => setting.reserved.clone(),
+        };
+        let nodes = setting.nodes.iter().enumerate();
+        let nodes = nodes
+            .map(|(index, way)| NodeState {
+                name: name(index),
+                clock: time.clock(),
+                exists: true,
+                host: (*way == Way::Agent).then(|| Host::new(&name(index))),
+            })
+            .collect();
+        let mut world = Self {
             rng: Rng::new(setting.seed),
-            clock: Arc::new(SimClock(AtomicI64::new(1_800_000_000))),
-            tasks: nodes.iter().map(|_| None).collect(),
-            memory,
-            nodes,
-            live: BTreeMap::new(),
-            doubtful: BTreeSet::new(),
-            end: End {
-                broken: Vec::new(),
-                calls: 0,
-                assigned: 0,
-                cut_short: 0,
-                trace: 0xcbf2_9ce4_8422_2325,
-            },
+            judge: Judge::new(cooldown, reserved),
+            pools: setting.pools.iter().cloned().map(PoolWork::new).collect(),
+            attachments: Vec::new(),
+            trace: Trace::new(readable),
+            promises: Promises::default(),
+            db: Arc::new(Mutex::new(db)),
+            tasks: Vec::new(),
+            end: End::default(),
             step: 0,
-            handles: 0,
+            next: 0,
+            delayed: Vec::new(),
+            faults: true,
+            applied: Vec::new(),
+            nodes,
+            time,
+            setting,
+        };
+        for node in 0..world.nodes.len() {
+            for _ in 0..world.setting.containers {
+                world.attach(node);
+            }
         }
+        world
     }
 
-    /// One client does one thing: starts an operation, or makes its next datastore call.
-    fn advance(&mut self, faults: usize) {
+    pub(crate) fn db(&self) -> MutexGuard<'_, Db> {
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this fault is one of this world's.
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.faults && self.setting.cluster_faults.contains(&fault)
+    }
+
+    /// One step.
+    pub(crate) fn advance(&mut self) {
         self.step += 1;
-        self.clock.0.fetch_add(i64::from(self.rng.chance(1, 4)), Ordering::Relaxed);
-        let client = self.rng.below(self.nodes.len());
-        if self.tasks[client].is_none() {
-            self.begin(client);
+        // Mostly little time passes, and now and then enough for a cooldown or a grace period.
+        match self.rng.below(256) {
+            0 => self.time.advance(self.rng.between(5_000, 70_000)),
+            1..64 => self.time.advance(self.rng.between(1, 60)),
+            _ => {}
         }
-        let fault = self.rng.chance(faults, 100).then(|| self.rng.below(4));
-        let verdict = match fault {
-            None => Some(Verdict::Proceed),
-            Some(0) => Some(Verdict::LoseRequest),
-            Some(1) => Some(Verdict::LoseReply),
-            Some(2) => Some(Verdict::DieAfter),
-            Some(_) => None,
-        };
-        self.call(client, verdict);
-        self.judge();
-    }
-
-    fn begin(&mut self, client: usize) {
-        let doubtful = self.doubtful.first().cloned();
-        let held: Vec<String> = self.live.keys().cloned().collect();
-        let (owner, store) = self.nodes[client].clone();
-        let clock = Arc::clone(&self.clock);
-        let task = if let Some(handle) = doubtful.filter(|_| self.rng.chance(1, 2)) {
-            self.doubtful.remove(&handle);
-            release(store, clock, handle)
-        } else if !held.is_empty() && self.rng.chance(1, 2) {
-            // From here on the address is nobody's: its owner asked for it to be taken back.
-            let handle = held[self.rng.below(held.len())].clone();
-            self.live.remove(&handle);
-            release(store, clock, handle)
-        } else {
-            self.handles += 1;
-            add(store, clock, owner, format!("net.c{}", self.handles))
-        };
-        self.tasks[client] = Some(task);
-        // Up to its first call.
-        self.poll(client);
-    }
-
-    /// The client's next datastore call with this outcome; `None` kills it before the call.
-    fn call(&mut self, client: usize, verdict: Option<Verdict>) {
-        self.note(&format!("{client} {verdict:?}"));
-        let Some(task) = &self.tasks[client] else { return };
-        let handle = task.handle.clone();
-        if let Some(verdict) = verdict {
-            self.end.calls += 1;
-            self.nodes[client].1.grant(verdict);
-            self.poll(client);
+        if self.faults && self.rng.chance(1, self.setting.cluster_every) {
+            self.disturb();
         }
-        if matches!(verdict, None | Some(Verdict::DieAfter)) && self.tasks[client].take().is_some() {
-            self.end.cut_short += 1;
-            self.doubtful.insert(handle);
+        self.send_delayed();
+        let roll = self.rng.below(100);
+        let (asks, watches) = (self.setting.ask_per_cent, self.setting.watch_per_cent);
+        if roll < asks && self.faults {
+            self.ask();
+        } else if roll < asks + watches {
+            self.tell_somebody();
+        } else if !self.call() && !self.tell_somebody() && self.faults {
+            self.ask();
         }
     }
 
-    fn poll(&mut self, client: usize) {
-        let Some(task) = &mut self.tasks[client] else { return };
-        let mut context = Context::from_waker(Waker::noop());
-        let Poll::Ready(outcome) = task.future.as_mut().poll(&mut context) else { return };
-        let handle = task.handle.clone();
-        self.tasks[client] = None;
-        match outcome {
-            Outcome::Assigned(addresses) => {
-                self.note(&format!("{handle} has {addresses:?}"));
-                self.end.assigned += addresses.len();
-                if !addresses.is_empty() {
-                    self.live.insert(handle, addresses);
-                }
-            }
-            Outcome::Released => self.note(&format!("{handle} is gone")),
-            Outcome::Failed => {
-                self.end.cut_short += 1;
-                self.doubtful.insert(handle);
-            }
+    /// Makes a datastore call of some task, or lets a fault befall it. False: nobody waits for one.
+    fn call(&mut self) -> bool {
+        if self.rng.chance(1, 8) && self.arrive() {
+            return true;
         }
+        let Some(index) = self.choose() else { return false };
+        let fault = (self.faults && self.rng.chance(self.setting.faults_per_mille, 1_000))
+            .then(|| self.rng.pick(&self.setting.call_faults))
+            .flatten();
+        self.make(index, fault);
+        true
     }
 
-    fn records(&self) -> Vec<Record> {
-        [Kind::Block, Kind::Handle]
-            .into_iter()
-            .filter_map(|kind| self.memory.list(&Scope::All(kind)).now_or_never()?.ok())
-            .flat_map(|listing| listing.items)
-            .map(|stored| stored.record)
-            .collect()
+    /// A task with a call that waits.
+    fn choose(&mut self) -> Option<usize> {
+        let count = self.tasks.len();
+        if count == 0 {
+            return None;
+        }
+        let start = self.rng.below(count);
+        let uneven = self.setting.schedule == Schedule::Uneven && !self.rng.chance(1, 6);
+        let ready = |task: &Task| task.held_until <= self.step && task.port.waiting() > 0;
+        let round = || (0..count).map(|offset| (start + offset) % count);
+        let quick = uneven.then(|| round().find(|at| !self.tasks[*at].slow && ready(&self.tasks[*at])));
+        quick.flatten().or_else(|| round().find(|at| ready(&self.tasks[*at]))).or_else(|| {
+            // Everybody is held up: the longest waiting goes on.
+            round().find(|at| self.tasks[*at].port.waiting() > 0)
+        })
     }
 
-    fn judge(&mut self) {
-        let records = self.records();
-        let mut wrong = invariants::broken(&records);
-        let promises =
-            self.live.iter().flat_map(|(handle, held)| held.iter().map(move |ip| (handle.as_str(), *ip)));
-        wrong.extend(invariants::promised_twice(promises));
-        for (handle, addresses) in &self.live {
-            let kept = records.iter().any(|record| match record {
-                Record::Block(block) => addresses.iter().all(|address| {
-                    ipam::block::attribute_of(block, *address).and_then(|held| held.handle_id.as_deref())
-                        == Some(handle)
-                }),
-                _ => false,
+    /// The next call of a task, perhaps befallen by a fault.
+    pub(crate) fn make(&mut self, index: usize, fault: Option<Fault>) {
+        let Some(task) = self.tasks.get_mut(index) else { return };
+        let operation = task.operation;
+        if let Some(fault) = fault
+            && crate::coverage::possible(fault, operation)
+        {
+            self.end.coverage.hit(fault, operation);
+        }
+        if fault == Some(Fault::Delay) {
+            task.held_until = self.step + 10 + u64::try_from(self.rng.below(120)).unwrap_or(0);
+            return;
+        }
+        self.end.calls += 1;
+        let number = task.number;
+        let waiting = self.rng.below(task.port.waiting());
+        if fault == Some(Fault::DeathBefore) {
+            self.trace.mix(&[number, 99]);
+            let step = self.step;
+            self.trace.line(|| format!("{step:>5} {} dies before its call", who(&self.tasks[index])));
+            self.die(index);
+            return;
+        }
+        let verdict = fault.and_then(Fault::verdict).unwrap_or(Verdict::Proceed);
+        let call = task.port.grant(waiting, verdict);
+        if self.trace.is_readable() {
+            let (step, who) = (self.step, who(&self.tasks[index]));
+            self.trace.line(|| {
+                let call = call.map(|call| format!("{call:?}")).unwrap_or_default();
+                format!("{step:>5} {who} {call} {}", fault.map_or("", Fault::name))
             });
-            if !kept {
-                wrong.push(format!("9: {handle} was promised {addresses:?}, which the store does not know"));
+        }
+        self.trace.mix(&[number, u64::from(verdict as u8)]);
+        self.poll(index);
+        if verdict == Verdict::DieAfter
+            && let Some(index) = self.tasks.iter().position(|task| task.number == number)
+        {
+            self.die(index);
+        }
+    }
+
+    /// Starts a task and lets it go as far as its first call.
+    pub(crate) fn begin<F, T>(
+        &mut self,
+        operation: Operation,
+        node: Option<usize>,
+        purpose: Purpose,
+        leave: Leave,
+        task: F,
+    ) where
+        F: FnOnce(SimStore, SimClock) -> T,
+        T: Future<Output = Outcome> + 'static,
+    {
+        self.next += 1;
+        let port = Port::default();
+        let store = SimStore::new(Arc::clone(&self.db), port.clone(), &self.time);
+        let clock = node.map_or_else(|| self.time.clock(), |node| self.nodes[node].clock.clone());
+        let slow = self.rng.chance(1, 2);
+        self.end.coverage.ran(operation);
+        self.tasks.push(Task {
+            number: self.next,
+            operation,
+            node,
+            purpose,
+            leave,
+            port,
+            future: Box::pin(task(store, clock)),
+            held_until: 0,
+            slow,
+        });
+        self.poll(self.tasks.len() - 1);
+    }
+
+    /// Lets a task go on, judges what it did, and takes its outcome to whom it is for.
+    fn poll(&mut self, index: usize) {
+        let Some(task) = self.tasks.get_mut(index) else { return };
+        let done = task.poll();
+        self.judge_step(Some(index));
+        if let Poll::Ready(outcome) = done {
+            let task = self.tasks.swap_remove(index);
+            self.ended(&task, outcome);
+        }
+    }
+
+    /// Judges what was done since the last look.
+    pub(crate) fn judge_step(&mut self, index: Option<usize>) {
+        let mut applied = std::mem::take(&mut self.applied);
+        {
+            let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+            db.take_applied(&mut applied);
+            if applied.is_empty() {
+                self.applied = applied;
+                return;
+            }
+            let task = index.and_then(|index| self.tasks.get(index));
+            let leave = task.map_or(&Leave::Unpromised, |task| &task.leave);
+            let number = task.map_or(0, |task| task.number);
+            let step = Step { task: number, leave, latest: self.time.latest() };
+            let mut wrong = Vec::new();
+            self.judge.see(&db, &applied, step, &self.promises, &mut wrong);
+            let at = self.step;
+            self.end.broken.extend(wrong.into_iter().map(|text| format!("step {at}: {text}")));
+            self.trace.mix(&[db.revision().0]);
+        }
+        if self.trace.is_readable() {
+            for change in &applied {
+                self.trace.line(|| match &change.after {
+                    Some(stored) => format!("        {} = {}", change.key, crate::trace::shown(&stored.record)),
+                    None => format!("        {} is gone", change.key),
+                });
             }
         }
+        applied.clear();
+        self.applied = applied;
+    }
+
+    /// A task ends without an answer. An agent dies as a whole.
+    fn die(&mut self, index: usize) {
+        let purpose = self.tasks[index].purpose;
+        if let Purpose::Effect { node } = purpose {
+            self.restart_agent(node);
+            return;
+        }
+        let task = self.tasks.swap_remove(index);
+        self.end.cut_short += 1;
+        self.unanswered(task.purpose);
+    }
+
+    /// Everything that runs on a node ends without an answer.
+    pub(crate) fn end_tasks_of(&mut self, node: usize) {
+        while let Some(index) = self.tasks.iter().position(|task| task.node == Some(node)) {
+            let task = self.tasks.swap_remove(index);
+            self.end.cut_short += 1;
+            self.unanswered(task.purpose);
+        }
+    }
+
+    fn unanswered(&mut self, purpose: Purpose) {
+        match purpose {
+            Purpose::Add { attachment, .. } => self.in_doubt(attachment, false),
+            Purpose::Del { attachment } => self.in_doubt(attachment, true),
+            Purpose::Pool { pool } => self.pool_work_ended(pool, false),
+            Purpose::Effect { .. } | Purpose::Errand => {}
+        }
+    }
+
+    fn ended(&mut self, task: &Task, outcome: Outcome) {
+        match (task.purpose, outcome) {
+            (Purpose::Add { attachment, epoch }, Outcome::Added(result)) => {
+                self.added(attachment, epoch, result);
+            }
+            (Purpose::Del { attachment }, Outcome::Deleted(result)) => self.deleted(attachment, &result),
+            (Purpose::Effect { node }, outcome) => self.effect_ended(node, outcome),
+            (Purpose::Pool { pool }, Outcome::Administered(done)) => self.pool_work_ended(pool, done),
+            _ => {}
+        }
+    }
+
+    /// A commit whose sender has given up arrives after all.
+    fn arrive(&mut self) -> bool {
+        let count = self.db().late();
+        if count == 0 {
+            return false;
+        }
+        let index = self.rng.below(count);
+        let now = self.time.clock().now();
+        let key = self.db().arrive(index, now);
         let step = self.step;
-        self.end.broken.extend(wrong.into_iter().map(|text| format!("step {step}: {text}")));
+        self.trace.line(|| {
+            format!("{step:>5} a late commit of {} arrives", key.map_or_else(String::new, |key| key.to_string()))
+        });
+        self.judge_step(None);
+        true
     }
 
-    /// No more faults: what is under way ends, everything is asked back, and nothing may be left.
-    fn come_to_rest(&mut self) {
-        for round in 0..10_000 {
-            let client = round % self.nodes.len();
-            if self.tasks[client].is_none() {
-                let next =
-                    self.doubtful.pop_first().or_else(|| self.live.pop_first().map(|(handle, _)| handle));
-                let Some(handle) = next else {
-                    if self.tasks.iter().all(Option::is_none) {
-                        break;
-                    }
-                    continue;
-                };
-                let task = release(self.nodes[client].1.clone(), Arc::clone(&self.clock), handle);
-                self.tasks[client] = Some(task);
-                self.poll(client);
-            }
-            self.call(client, Some(Verdict::Proceed));
-        }
-        self.judge();
-        for record in self.records() {
-            match record {
-                Record::Block(block) if ipam::block::allocated(&block).next().is_some() => {
-                    self.end.broken.push(format!("8: block {} leaks", block.cidr));
-                }
-                Record::Handle(handle) => self.end.broken.push(format!("8: handle {} is left", handle.id)),
-                _ => {}
+    /// Notes that a fault of the cluster met everything that is under way, or what is on one node.
+    pub(crate) fn met(&mut self, fault: Fault, node: Option<usize>) {
+        self.trace.mix(&[1_000 + fault as u64]);
+        let step = self.step;
+        let place = || node.map_or_else(String::new, |node| format!(" on node-{node}"));
+        self.trace.line(|| format!("{step:>5} {}{}", fault.name(), place()));
+        for task in self.tasks.iter().filter(|task| node.is_none() || task.node == node) {
+            if crate::coverage::possible(fault, task.operation) {
+                self.end.coverage.hit(fault, task.operation);
             }
         }
     }
 
-    fn note(&mut self, line: &str) {
-        for byte in line.bytes().chain([b'\n']) {
-            self.end.trace = (self.end.trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    pub(crate) fn wrong(&mut self, text: String) {
+        let step = self.step;
+        self.end.broken.push(format!("step {step}: {text}"));
+    }
+
+    /// Nothing is waited for by anybody, and nothing is on its way.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.tasks.is_empty() && self.db().late() == 0 && self.delayed.is_empty() && self.agents_are_quiet()
+    }
+
+    fn finish(mut self) -> End {
+        self.end.steps = self.step;
+        self.end.digest = self.trace.digest();
+        for text in &self.end.broken {
+            self.trace.line(|| format!("BROKEN {text}"));
         }
+        self.end.lines = self.trace.into_lines();
+        self.end
     }
 }
 
-fn add(store: SimStore, clock: Arc<SimClock>, owner: Owner, handle: String) -> Task {
-    let want = Want {
-        count: 1,
-        handle: Some(handle.clone()),
-        attributes: BTreeMap::from([
-            ("node".to_owned(), owner.name.clone()),
-            ("pod".to_owned(), handle.clone()),
-        ]),
+/// Who acts, for the trace.
+pub(crate) fn who(task: &Task) -> String {
+    let node = task.node.map_or_else(|| "cluster".to_owned(), |node| format!("node-{node}"));
+    let whom = match task.purpose {
+        Purpose::Add { attachment, .. } | Purpose::Del { attachment } => format!(" (attachment {attachment})"),
+        _ => String::new(),
     };
-    let request = AssignRequest::new(owner, IpVersion::V4, Use::Workload, want);
-    let future = Box::pin(async move {
-        match assign(&store, clock.as_ref(), &request).await {
-            Ok(assigned) => Outcome::Assigned(assigned.taken.iter().map(|taken| taken.address).collect()),
-            Err(_) => Outcome::Failed,
-        }
-    });
-    Task { handle, future }
-}
-
-fn release(store: SimStore, clock: Arc<SimClock>, handle: String) -> Task {
-    let id = handle.clone();
-    let future = Box::pin(async move {
-        match release_by_handle(&store, clock.as_ref(), &id).await {
-            Ok(_) => Outcome::Released,
-            Err(_) => Outcome::Failed,
-        }
-    });
-    Task { handle, future }
+    format!("#{} {node} {}{whom}:", task.number, task.operation.name())
 }

@@ -1,0 +1,123 @@
+//! The end of a simulation: faults stop, everything is asked back, and nothing may be left (invariant 8).
+
+use crate::client::runtime::Phase;
+use crate::faults::Operation;
+use crate::invariants::Leave;
+use crate::task::{Outcome, Purpose};
+use crate::world::World;
+use datastore::{Key, Kind, Record};
+use ipam::release::release_by_handle;
+use std::collections::BTreeSet;
+
+/// Steps within which what is under way must come to its end.
+const PATIENCE: u64 = 20_000;
+
+/// Times that everything is asked back.
+const ROUNDS: usize = 20;
+
+impl World {
+    /// Lets everything come to its end without further faults.
+    pub(crate) fn come_to_rest(&mut self) {
+        if !self.end.broken.is_empty() {
+            return;
+        }
+        self.faults = false;
+        let step = self.step;
+        self.trace.line(|| format!("{step:>5} faults stop"));
+        for node in &self.nodes {
+            node.clock.correct();
+        }
+        for task in &mut self.tasks {
+            task.held_until = 0;
+        }
+        for _ in 0..ROUNDS {
+            if !self.settle() {
+                return;
+            }
+            if !self.ask_back() {
+                break;
+            }
+        }
+        self.time.advance(600_000);
+        self.clear_leftovers();
+        if self.settle() {
+            self.nothing_is_left();
+        }
+    }
+
+    /// Goes on until nothing is under way. False: something is broken.
+    fn settle(&mut self) -> bool {
+        let until = self.step + PATIENCE;
+        while !self.is_quiet() {
+            if self.step >= until {
+                let held = self.tasks.iter().map(crate::world::who).collect::<Vec<_>>().join(" ");
+                self.wrong(format!("8: the world does not come to rest; under way: {held}"));
+            }
+            if !self.end.broken.is_empty() {
+                return false;
+            }
+            self.advance();
+        }
+        self.end.broken.is_empty()
+    }
+
+    /// Sends a DEL for everything that may hold something. False: nothing does.
+    fn ask_back(&mut self) -> bool {
+        let mut asked = false;
+        for index in 0..self.attachments.len() {
+            if matches!(self.attachments[index].phase, Phase::Up | Phase::Failed | Phase::Adding | Phase::Downing) {
+                self.give_up(index);
+                self.attachments[index].phase = Phase::Downing;
+                self.send_del(index);
+                asked = true;
+            }
+        }
+        asked
+    }
+
+    /// What nobody will ask back any more, because its node is gone or its owner died, is released by handle.
+    fn clear_leftovers(&mut self) {
+        let mut handles: BTreeSet<String> = BTreeSet::new();
+        for stored in self.db().all(Kind::Handle) {
+            if let Record::Handle(handle) = &stored.record {
+                handles.insert(handle.id.clone());
+            }
+        }
+        for handle in handles {
+            let leave = Leave::Handle(handle.clone());
+            self.begin(Operation::PluginDel, None, Purpose::Errand, leave, |store, clock| async move {
+                let outcome = release_by_handle(&store, &clock, &handle).await;
+                Outcome::Deleted(outcome.map(drop).map_err(|error| error.to_string()))
+            });
+        }
+    }
+
+    fn nothing_is_left(&mut self) {
+        let mut wrong = Vec::new();
+        {
+            let db = self.db();
+            for stored in db.all(Kind::Handle) {
+                wrong.push(format!("8: {} is left", stored.record.key()));
+            }
+            for stored in db.all(Kind::Block) {
+                if let Record::Block(block) = &stored.record
+                    && ipam::block::allocated(block).any(|(_, held)| held.released_at.is_none())
+                {
+                    wrong.push(format!("8: block {} holds {}", block.cidr, crate::trace::shown(&stored.record)));
+                }
+            }
+            let standing = |cidr| db.peek(&Key::Block(cidr)).is_some();
+            for (one, other) in self.judge.overlapping() {
+                if standing(*one) && standing(*other) {
+                    wrong.push(format!("4: blocks {one} and {other} overlap at rest"));
+                }
+            }
+        }
+        if !self.promises.is_empty() {
+            wrong.push("9: promises stand although everything was asked back".to_owned());
+        }
+        for text in wrong {
+            self.wrong(text);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What one seed simulates: drawn from the seed alone, so that each seed is another small world (swarm testing).
+
+use crate::db::StoreKind;
+use crate::faults::Fault;
+use crate::rng::Rng;
+use api::{AffinityNaming, Cidr, IpamConfig, Pool};
+
+/// How the pods of a node get their addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// By the node's agent.
+    Agent,
+    /// By the plugin alone.
+    Direct,
+}
+
+/// How it is decided who goes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    /// Everybody alike.
+    Fair,
+    /// Some tasks are quick and others slow, so that slow ones act on old knowledge.
+    Uneven,
+}
+
+/// One small world.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    /// Decides everything.
+    pub seed: u64,
+    /// Which store.
+    pub store: StoreKind,
+    /// How its affinities are named.
+    pub naming: AffinityNaming,
+    /// The nodes, and how each serves its pods.
+    pub nodes: Vec<Way>,
+    /// Containers that a node's runtime works with.
+    pub containers: usize,
+    /// The pools at the beginning.
+    pub pools: Vec<Pool>,
+    /// The configuration at the beginning.
+    pub config: IpamConfig,
+    /// Reserved at the beginning.
+    pub reserved: Vec<Cidr>,
+    /// Steps with faults; then they stop and the world comes to rest.
+    pub steps: u64,
+    /// Faults in a thousand calls.
+    pub faults_per_mille: usize,
+    /// Which faults of calls occur.
+    pub call_faults: Vec<Fault>,
+    /// Which faults of the cluster occur.
+    pub cluster_faults: Vec<Fault>,
+    /// A fault of the cluster in so many steps.
+    pub cluster_every: usize,
+    /// Who goes next.
+    pub schedule: Schedule,
+    /// Out of a hundred steps, how many tell an agent of a change: the fewer, the older what it knows.
+    pub watch_per_cent: usize,
+    /// Out of a hundred steps, how many begin an ADD or DEL.
+    pub ask_per_cent: usize,
+}
+
+/// Faults of the cluster.
+const OF_THE_CLUSTER: [Fault; 16] = [
+    Fault::WatchLost,
+    Fault::WatchRepeats,
+    Fault::ClockForward,
+    Fault::ClockBack,
+    Fault::NodeRemoved,
+    Fault::NodeRejoined,
+    Fault::PoolDisabled,
+    Fault::PoolDeleted,
+    Fault::PoolRecreated,
+    Fault::CooldownChanged,
+    Fault::StrictChanged,
+    Fault::ReservationChanged,
+    Fault::DelDelayed,
+    Fault::DelRepeated,
+    Fault::DelEarly,
+    Fault::AgentRestarted,
+];
+
+fn cidr(text: &str) -> Cidr {
+    text.parse().expect("a constant of this file")
+}
+
+/// A pool of the simulation.
+pub fn pool(name: &str, range: Cidr, block_size: u8) -> Pool {
+    let mut pool = Pool::with_defaults(name, range);
+    pool.block_size = block_size;
+    pool
+}
+
+impl Setting {
+    /// The world of a seed.
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x7071_1e5e_ed00_0000);
+        let ways = rng.below(10);
+        let nodes = (0..2 + rng.below(3))
+            .map(|_| match ways {
+                0..4 => Way::Agent,
+                4..7 => Way::Direct,
+                _ if rng.chance(1, 2) => Way::Agent,
+                _ => Way::Direct,
+            })
+            .collect();
+        let call_faults: Vec<Fault> = Fault::OF_CALLS.into_iter().filter(|_| rng.chance(1, 2)).collect();
+        let calm = rng.chance(1, 4);
+        let cluster_faults = OF_THE_CLUSTER.into_iter().filter(|_| !calm && rng.chance(1, 3)).collect();
+        Self {
+            seed,
+            store: rng.pick(&StoreKind::ALL).unwrap_or(StoreKind::Etcd),
+            naming: if rng.chance(1, 2) { AffinityNaming::PerBlock } else { AffinityNaming::PerNode },
+            nodes,
+            containers: 2 + rng.below(5),
+            pools: pools(&mut rng),
+            config: IpamConfig {
+                strict_affinity: rng.chance(1, 4),
+                max_blocks_per_host: if rng.chance(1, 4) { 1 } else { 0 },
+                ip_cooldown_seconds: if rng.chance(1, 2) { 0 } else { 30 },
+                ..IpamConfig::default()
+            },
+            reserved: if rng.chance(1, 4) { vec![cidr("10.0.0.1/32"), cidr("10.0.0.6/31")] } else { Vec::new() },
+            steps: 500 + u64::try_from(rng.below(400)).unwrap_or(0),
+            faults_per_mille: rng.pick(&[0, 20, 60, 120]).unwrap_or(0),
+            call_faults,
+            cluster_faults,
+            cluster_every: 20 + rng.below(60),
+            schedule: if rng.chance(1, 2) { Schedule::Fair } else { Schedule::Uneven },
+            watch_per_cent: rng.pick(&[4, 12, 24]).unwrap_or(12),
+            ask_per_cent: rng.pick(&[4, 8, 14]).unwrap_or(8),
+        }
+    }
+}
+
+fn pools(rng: &mut Rng) -> Vec<Pool> {
+    let mut pools = vec![match rng.below(4) {
+        0 => pool("pool-a", cidr("10.0.0.0/28"), 30),
+        1 => pool("pool-a", cidr("10.0.0.0/28"), 29),
+        2 => pool("pool-a", cidr("10.0.0.0/29"), 31),
+        _ => pool("pool-a", cidr("10.0.0.0/29"), 30),
+    }];
+    if rng.chance(1, 3) {
+        pools.push(pool("pool-b", cidr("10.1.0.0/29"), 30));
+    }
+    if rng.chance(1, 4) {
+        pools.push(pool("pool-v6", cidr("fd00::/125"), 126));
+    }
+    pools
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_draw_different_worlds_and_each_the_same_again() {
+        let shown: Vec<String> = (0..20).map(|seed| format!("{:?}", Setting::draw(seed))).collect();
+        let again: Vec<String> = (0..20).map(|seed| format!("{:?}", Setting::draw(seed))).collect();
+        assert_eq!(shown, again);
+        assert!(shown.iter().collect::<std::collections::BTreeSet<_>>().len() == shown.len());
+    }
+}
