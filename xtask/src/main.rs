@@ -2,6 +2,7 @@
 
 mod bench;
 mod report;
+mod sim;
 mod tidy;
 mod transcripts;
 
@@ -23,6 +24,13 @@ enum Task {
     Tidy,
     /// Run the lesson and put what its commands print into its text.
     Transcripts,
+    /// Simulate seeds in release mode; `cargo xtask sim --help` says how many, from where, and how a seed is traced.
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// What the simulator takes.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure, print a table, and write `target/bench/NAME.json`.
     Bench {
         /// What to measure.
@@ -45,6 +53,7 @@ fn main() -> Result<()> {
     match Arguments::parse().task {
         Task::Tidy => tidy::run(&root()),
         Task::Transcripts => transcripts::run(&root()),
+        Task::Sim { arguments } => sim::run(&root(), &arguments),
         Task::Bench { what: Bench::Lab { runs } } => bench::lab::run(&root(), runs),
     }
 }

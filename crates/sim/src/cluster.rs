@@ -125,7 +125,8 @@ impl World {
         let prefix = range.version().bits() - u8::from(self.rng.chance(1, 2));
         let within = u32::try_from(range.size()).unwrap_or(8);
         let address = range.address(api::Ordinal(self.rng.between(0, within - 1)));
-        let cidrs: Vec<Cidr> = address.and_then(|address| Cidr::containing(address, prefix)).into_iter().collect();
+        let cidrs: Vec<Cidr> =
+            address.and_then(|address| Cidr::containing(address, prefix)).into_iter().collect();
         self.begin(Operation::Administer, None, Purpose::Errand, Leave::Nothing, |store, _| async move {
             Outcome::Administered(if there {
                 delete(&store, Key::Reservation(name)).await

@@ -296,8 +296,7 @@ impl Db {
         }
         for (index, write) in writes.iter().enumerate() {
             let key = write.key();
-            let twice =
-                writes.iter().take(index).any(|earlier| self.slot(&earlier.key()) == self.slot(&key));
+            let twice = writes.iter().take(index).any(|earlier| self.slot(&earlier.key()) == self.slot(&key));
             if twice || !self.holds(&key, seen(write)) {
                 return conflict(&key);
             }

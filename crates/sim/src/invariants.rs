@@ -76,7 +76,7 @@ fn handle_of(stored: &Stored) -> Option<&Handle> {
 
 fn attribute(block: &Block, ordinal: u32) -> Option<&Attribute> {
     let index = usize::try_from(ordinal).ok()?;
-    block.attributes.get((*block.allocations.get(index)?)?)
+    block.attributes.get((*block.allocations.get(index)?)?).map(|held| &**held)
 }
 
 /// The holder of an ordinal that is allocated and not cooling; handles compare without what follows a `\r`.
@@ -174,7 +174,8 @@ impl Judge {
                 holder(block, ordinal) == Some(promise.handle.as_str())
             });
             if !kept {
-                wrong.push(format!("9: {address} was promised to {} and is not its any more", promise.handle));
+                wrong
+                    .push(format!("9: {address} was promised to {} and is not its any more", promise.handle));
             }
         }
         if before.is_none() && after.is_some() {

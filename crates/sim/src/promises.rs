@@ -26,9 +26,10 @@ pub struct Promises {
 impl Promises {
     /// A reply said that an address is an attachment's. Answers what is wrong about that, if anything.
     pub fn give(&mut self, address: IpAddr, promise: Promise) -> Option<String> {
-        let wrong = self.by_address.get(&address).filter(|held| held.attachment != promise.attachment).map(
-            |held| format!("1: {address} was given to {} while {} has it", promise.handle, held.handle),
-        );
+        let wrong =
+            self.by_address.get(&address).filter(|held| held.attachment != promise.attachment).map(|held| {
+                format!("1: {address} was given to {} while {} has it", promise.handle, held.handle)
+            });
         self.by_address.insert(address, promise);
         wrong
     }

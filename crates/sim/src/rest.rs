@@ -65,7 +65,10 @@ impl World {
     fn ask_back(&mut self) -> bool {
         let mut asked = false;
         for index in 0..self.attachments.len() {
-            if matches!(self.attachments[index].phase, Phase::Up | Phase::Failed | Phase::Adding | Phase::Downing) {
+            if matches!(
+                self.attachments[index].phase,
+                Phase::Up | Phase::Failed | Phase::Adding | Phase::Downing
+            ) {
                 self.give_up(index);
                 self.attachments[index].phase = Phase::Downing;
                 self.send_del(index);
@@ -103,7 +106,11 @@ impl World {
                 if let Record::Block(block) = &stored.record
                     && ipam::block::allocated(block).any(|(_, held)| held.released_at.is_none())
                 {
-                    wrong.push(format!("8: block {} holds {}", block.cidr, crate::trace::shown(&stored.record)));
+                    wrong.push(format!(
+                        "8: block {} holds {}",
+                        block.cidr,
+                        crate::trace::shown(&stored.record)
+                    ));
                 }
             }
             let standing = |cidr| db.peek(&Key::Block(cidr)).is_some();

@@ -120,7 +120,11 @@ impl Setting {
                 ip_cooldown_seconds: if rng.chance(1, 2) { 0 } else { 30 },
                 ..IpamConfig::default()
             },
-            reserved: if rng.chance(1, 4) { vec![cidr("10.0.0.1/32"), cidr("10.0.0.6/31")] } else { Vec::new() },
+            reserved: if rng.chance(1, 4) {
+                vec![cidr("10.0.0.1/32"), cidr("10.0.0.6/31")]
+            } else {
+                Vec::new()
+            },
             steps: 500 + u64::try_from(rng.below(400)).unwrap_or(0),
             faults_per_mille: rng.pick(&[0, 20, 60, 120]).unwrap_or(0),
             call_faults,

@@ -42,6 +42,8 @@ pub enum Purpose {
     Del {
         /// Number of the attachment.
         attachment: usize,
+        /// No ADD of it was under way when it was sent.
+        alone: bool,
     },
     /// An effect of a node's agent.
     Effect {

@@ -115,9 +115,10 @@ impl World {
             let cidrs = setting.reserved.clone();
             first.push(Record::Reservation(api::Reservation { name: "kept".to_owned(), cidrs }));
         }
-        first.extend((0..setting.nodes.len()).map(|index| {
-            Record::Node(api::Node { name: name(index), ..api::Node::default() })
-        }));
+        first.extend(
+            (0..setting.nodes.len())
+                .map(|index| Record::Node(api::Node { name: name(index), ..api::Node::default() })),
+        );
         for record in first {
             let made = db.commit(&[], &[Write::Create(record)], clock.now());
             debug_assert!(made.is_ok(), "an empty store takes everything");
@@ -337,7 +338,9 @@ impl World {
         if self.trace.is_readable() {
             for change in &applied {
                 self.trace.line(|| match &change.after {
-                    Some(stored) => format!("        {} = {}", change.key, crate::trace::shown(&stored.record)),
+                    Some(stored) => {
+                        format!("        {} = {}", change.key, crate::trace::shown(&stored.record))
+                    }
                     None => format!("        {} is gone", change.key),
                 });
             }
@@ -370,7 +373,7 @@ impl World {
     fn unanswered(&mut self, purpose: Purpose) {
         match purpose {
             Purpose::Add { attachment, .. } => self.in_doubt(attachment, false),
-            Purpose::Del { attachment } => self.in_doubt(attachment, true),
+            Purpose::Del { attachment, .. } => self.in_doubt(attachment, true),
             Purpose::Pool { pool } => self.pool_work_ended(pool, false),
             Purpose::Effect { .. } | Purpose::Errand => {}
         }
@@ -381,7 +384,9 @@ impl World {
             (Purpose::Add { attachment, epoch }, Outcome::Added(result)) => {
                 self.added(attachment, epoch, result);
             }
-            (Purpose::Del { attachment }, Outcome::Deleted(result)) => self.deleted(attachment, &result),
+            (Purpose::Del { attachment, alone }, Outcome::Deleted(result)) => {
+                self.deleted(attachment, alone, &result);
+            }
             (Purpose::Effect { node }, outcome) => self.effect_ended(node, outcome),
             (Purpose::Pool { pool }, Outcome::Administered(done)) => self.pool_work_ended(pool, done),
             _ => {}
@@ -399,7 +404,10 @@ impl World {
         let key = self.db().arrive(index, now);
         let step = self.step;
         self.trace.line(|| {
-            format!("{step:>5} a late commit of {} arrives", key.map_or_else(String::new, |key| key.to_string()))
+            format!(
+                "{step:>5} a late commit of {} arrives",
+                key.map_or_else(String::new, |key| key.to_string())
+            )
         });
         self.judge_step(None);
         true
@@ -443,7 +451,9 @@ impl World {
 pub(crate) fn who(task: &Task) -> String {
     let node = task.node.map_or_else(|| "cluster".to_owned(), |node| format!("node-{node}"));
     let whom = match task.purpose {
-        Purpose::Add { attachment, .. } | Purpose::Del { attachment } => format!(" (attachment {attachment})"),
+        Purpose::Add { attachment, .. } | Purpose::Del { attachment, .. } => {
+            format!(" (attachment {attachment})")
+        }
         _ => String::new(),
     };
     format!("#{} {node} {}{whom}:", task.number, task.operation.name())

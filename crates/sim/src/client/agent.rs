@@ -52,11 +52,8 @@ impl Host {
     /// An agent that knows nothing yet.
     pub fn new(node: &str) -> Self {
         let agent = Agent::new(node);
-        let feeds = agent
-            .scopes()
-            .into_iter()
-            .map(|scope| Feed { scope, at: At::Unlisted, last: None })
-            .collect();
+        let feeds =
+            agent.scopes().into_iter().map(|scope| Feed { scope, at: At::Unlisted, last: None }).collect();
         Self { agent, feeds, inbox: Vec::new(), asked: BTreeMap::new(), requests: 0 }
     }
 }
@@ -105,14 +102,22 @@ impl World {
                 });
             }
             Effect::Read { ticket, key } => {
-                self.begin(Operation::AgentRead, Some(node), purpose, Leave::Nothing, |store, _| async move {
-                    Outcome::Read(ticket, store.get(&key).await)
-                });
+                self.begin(
+                    Operation::AgentRead,
+                    Some(node),
+                    purpose,
+                    Leave::Nothing,
+                    |store, _| async move { Outcome::Read(ticket, store.get(&key).await) },
+                );
             }
             Effect::List { ticket, scope } => {
-                self.begin(Operation::AgentRead, Some(node), purpose, Leave::Nothing, |store, _| async move {
-                    Outcome::Listed(ticket, store.list(&scope).await)
-                });
+                self.begin(
+                    Operation::AgentRead,
+                    Some(node),
+                    purpose,
+                    Leave::Nothing,
+                    |store, _| async move { Outcome::Listed(ticket, store.list(&scope).await) },
+                );
             }
             Effect::Reply { request, reply } => self.replied(node, request, reply),
             Effect::Note(note) => {
@@ -134,8 +139,8 @@ impl World {
                 self.added(asked.attachment, epoch, Ok(given));
             }
             (Some(epoch), Reply::Failed(error)) => self.added(asked.attachment, epoch, Err(error.message)),
-            (None, Reply::Deleted) => self.deleted(asked.attachment, &Ok(())),
-            (None, Reply::Failed(error)) => self.deleted(asked.attachment, &Err(error.message)),
+            (None, Reply::Deleted) => self.deleted(asked.attachment, true, &Ok(())),
+            (None, Reply::Failed(error)) => self.deleted(asked.attachment, true, &Err(error.message)),
             (_, reply) => self.wrong(format!("9: node-{node} answered {reply:?} to another question")),
         }
     }

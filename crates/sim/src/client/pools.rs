@@ -13,7 +13,7 @@ use crate::task::{Outcome, Purpose};
 use crate::world::World;
 use api::Pool;
 use datastore::{CommitError, Datastore as _, Key, Record, Write};
-use ipam::affinity::release_affinities_in;
+use ipam::administration::release_affinities_in;
 use std::time::Duration;
 
 /// How long a disabled pool is left alone before its blocks are given up.

@@ -54,6 +54,8 @@ pub struct Attachment {
     pub phase: Phase,
     /// How often it was given up: what was asked for before that is nobody's.
     pub epoch: u32,
+    /// ADDs sent and not answered.
+    pub adds: u32,
     /// DELs sent and not answered.
     pub dels: u32,
     /// Its pod's life: a new pod each time.
@@ -72,6 +74,7 @@ impl World {
             version,
             phase: Phase::Free,
             epoch: 0,
+            adds: 0,
             dels: 0,
             life: 0,
         });
@@ -120,6 +123,7 @@ impl World {
             attachment.life += 1;
             attachment.phase = Phase::Adding;
         }
+        attachment.adds += 1;
         let mut epoch = attachment.epoch;
         let name = self.nodes[node].name.clone();
         let pod = format!("pod-{index}-{}", attachment.life);
@@ -200,12 +204,14 @@ impl World {
         self.trace.mix(&[21, u64::try_from(index).unwrap_or(0)]);
         let step = self.step;
         self.trace.line(|| format!("{step:>5} node-{node} DEL attachment {index} {handle}"));
+        let adds = attachment.adds;
         if self.nodes[node].host.is_some() {
             self.surrender(node, index, Surrender { handle, interface: None, legacy_handle: None });
             return;
         }
         let leave = Leave::Handle(handle.clone());
-        let purpose = Purpose::Del { attachment: index };
+        // What an ADD beside it writes, a DEL need not find.
+        let purpose = Purpose::Del { attachment: index, alone: adds == 0 };
         self.begin(Operation::PluginDel, Some(node), purpose, leave, |store, clock| async move {
             let outcome = release_by_handle(&store, &clock, &handle).await;
             Outcome::Deleted(outcome.map(drop).map_err(|error| error.to_string()))
@@ -213,12 +219,8 @@ impl World {
     }
 
     /// An ADD was answered.
-    pub(crate) fn added(
-        &mut self,
-        index: usize,
-        epoch: u32,
-        result: Result<Vec<(IpAddr, u64)>, String>,
-    ) {
+    pub(crate) fn added(&mut self, index: usize, epoch: u32, result: Result<Vec<(IpAddr, u64)>, String>) {
+        self.attachments[index].adds = self.attachments[index].adds.saturating_sub(1);
         let attachment = self.attachments[index].clone();
         let direct = self.nodes[attachment.node].host.is_none();
         let stands = attachment.epoch == epoch && !(direct && attachment_is_contested(&attachment));
@@ -257,7 +259,9 @@ impl World {
     }
 
     /// A DEL was answered.
-    pub(crate) fn deleted(&mut self, index: usize, result: &Result<(), String>) {
+    ///
+    /// `alone`: it was sent after every ADD had ended, or to an agent, which keeps their order.
+    pub(crate) fn deleted(&mut self, index: usize, alone: bool, result: &Result<(), String>) {
         let attachment = &mut self.attachments[index];
         attachment.dels = attachment.dels.saturating_sub(1);
         let (phase, node, handle) = (attachment.phase, attachment.node, attachment.handle.clone());
@@ -273,6 +277,10 @@ impl World {
         }
         self.end.deleted += 1;
         if phase != Phase::Downing || !last {
+            return;
+        }
+        if !alone {
+            self.attachments[index].phase = Phase::Failed;
             return;
         }
         // A commit that takes effect late may bring back what a DEL did not find.
@@ -307,9 +315,11 @@ impl World {
     /// An ADD or DEL ended without an answer.
     pub(crate) fn in_doubt(&mut self, index: usize, del: bool) {
         self.end.cut_short += 1;
+        let attachment = &mut self.attachments[index];
         if del {
-            let attachment = &mut self.attachments[index];
             attachment.dels = attachment.dels.saturating_sub(1);
+        } else {
+            attachment.adds = attachment.adds.saturating_sub(1);
         }
         if matches!(self.attachments[index].phase, Phase::Adding | Phase::Downing | Phase::Up) {
             self.give_up(index);

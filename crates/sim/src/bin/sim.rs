@@ -1,0 +1,165 @@
+//! Runs seeds and says what came of them: `cargo xtask sim` calls this in release mode.
+
+#![expect(clippy::print_stdout, reason = "its printing is what it is for")]
+
+use clap::Parser;
+use sim::coverage::Coverage;
+use sim::world::{self, End};
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Simulates small clusters, one per seed, and judges every step.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "cargo xtask sim")]
+struct Arguments {
+    /// How many seeds.
+    #[arg(long, default_value_t = 1_000)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// Seeds simulated at once; each takes a processor. 0: as many as there are processors.
+    #[arg(long, default_value_t = 0)]
+    jobs: usize,
+    /// Print the whole trace of this one seed instead.
+    #[arg(long)]
+    trace: Option<u64>,
+    /// Go on after a seed that breaks an invariant, and list all of them at the end.
+    #[arg(long)]
+    keep_going: bool,
+}
+
+#[derive(Debug, Default)]
+struct Sum {
+    seeds: u64,
+    steps: u64,
+    calls: u64,
+    added: u64,
+    deleted: u64,
+    cut_short: u64,
+    coverage: Coverage,
+    broken: Vec<(u64, String)>,
+}
+
+impl Sum {
+    fn add(&mut self, seed: u64, end: &End) {
+        self.seeds += 1;
+        self.steps += end.steps;
+        self.calls += end.calls;
+        self.added += end.added;
+        self.deleted += end.deleted;
+        self.cut_short += end.cut_short;
+        self.coverage.add(&end.coverage);
+        if let Some(first) = end.broken.first() {
+            self.broken.push((seed, first.clone()));
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.seeds += other.seeds;
+        self.steps += other.steps;
+        self.calls += other.calls;
+        self.added += other.added;
+        self.deleted += other.deleted;
+        self.cut_short += other.cut_short;
+        self.coverage.add(&other.coverage);
+        self.broken.extend(other.broken);
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match arguments.trace {
+        Some(seed) => trace(seed),
+        None => seeds(&arguments),
+    }
+}
+
+fn trace(seed: u64) -> ExitCode {
+    println!("{:#?}", sim::setting::Setting::draw(seed));
+    let end = world::run(seed, true);
+    for line in &end.lines {
+        println!("{line}");
+    }
+    println!("seed {seed}: {} steps, {} calls, digest {:016x}", end.steps, end.calls, end.digest);
+    if end.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn seeds(arguments: &Arguments) -> ExitCode {
+    let jobs = match arguments.jobs {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        jobs => jobs,
+    };
+    let begin = Instant::now();
+    let (next, stop) = (AtomicU64::new(arguments.from), AtomicBool::new(false));
+    let end = arguments.from.saturating_add(arguments.seeds);
+    let total = Mutex::new(Sum::default());
+    std::thread::scope(|scope| {
+        for job in 0..jobs {
+            let (next, stop, total) = (&next, &stop, &total);
+            scope.spawn(move || {
+                let mut sum = Sum::default();
+                let mut said = Instant::now();
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    sum.add(seed, &world::run(seed, false));
+                    if !sum.broken.is_empty() && !arguments.keep_going {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    if job == 0 && said.elapsed() > Duration::from_secs(5) {
+                        said = Instant::now();
+                        let (done, seconds) = (seed - arguments.from, begin.elapsed().as_secs());
+                        println!("{done} of {} seeds after {seconds} s", arguments.seeds);
+                        let _ = std::io::stdout().flush();
+                    }
+                }
+                if let Ok(mut total) = total.lock() {
+                    total.merge(sum);
+                }
+            });
+        }
+    });
+    let Ok(mut sum) = total.into_inner() else { return ExitCode::FAILURE };
+    sum.broken.sort();
+    report(&sum, begin.elapsed(), jobs);
+    if sum.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn report(sum: &Sum, took: Duration, jobs: usize) {
+    println!("{}", sum.coverage);
+    let missed = sum.coverage.missed();
+    if !missed.is_empty() {
+        let names: Vec<String> =
+            missed.iter().map(|(fault, what)| format!("{} × {}", fault.name(), what.name())).collect();
+        println!("never met: {}", names.join(", "));
+    }
+    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
+    let per_second = |count: u64| count.saturating_mul(1_000) / milliseconds;
+    println!(
+        "{} seeds in {}.{:03} s with {jobs} at once: {} seeds/s, {} steps/s, {} datastore calls/s; on average {} steps \
+         and {} calls a seed; {} ADDs and {} DELs succeeded, {} were cut short",
+        sum.seeds,
+        milliseconds / 1_000,
+        milliseconds % 1_000,
+        per_second(sum.seeds),
+        per_second(sum.steps),
+        per_second(sum.calls),
+        sum.steps / sum.seeds.max(1),
+        sum.calls / sum.seeds.max(1),
+        sum.added,
+        sum.deleted,
+        sum.cut_short,
+    );
+    for (seed, first) in sum.broken.iter().take(40) {
+        println!("seed {seed}: {first}\n    replay: cargo xtask sim --trace {seed}");
+    }
+    if sum.broken.len() > 1 {
+        println!("{} seeds broke an invariant", sum.broken.len());
+    }
+}
