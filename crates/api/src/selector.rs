@@ -10,6 +10,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt;
 use winnow::combinator::{alt, cut_err, delimited, not, opt, preceded, repeat, separated, terminated};
 use winnow::error::{ContextError, ErrMode};
 use winnow::prelude::*;
@@ -94,6 +95,65 @@ impl Selector {
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.matches(labels)
     }
+}
+
+/// A form of it that reads as the same selector.
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Expression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let joined = |f: &mut fmt::Formatter<'_>, parts: &[Self], by: &str| {
+            for (number, part) in parts.iter().enumerate() {
+                f.write_str(if number == 0 { "" } else { by })?;
+                match part {
+                    // What binds less than its surroundings, or would melt into them, was in parentheses.
+                    Self::Or(_) => write!(f, "({part})")?,
+                    Self::And(_) if by == " && " => write!(f, "({part})")?,
+                    _ => part.fmt(f)?,
+                }
+            }
+            Ok(())
+        };
+        match self {
+            Self::All => f.write_str("all()"),
+            Self::Has(label) => write!(f, "has({label})"),
+            Self::Compare(label, comparison) => write!(f, "{label} {comparison}"),
+            // Two signs in a row would cancel each other out on reading.
+            Self::Not(inner) if matches!(**inner, Self::Not(_) | Self::And(_) | Self::Or(_)) => {
+                write!(f, "!({inner})")
+            }
+            Self::Not(inner) => write!(f, "!{inner}"),
+            Self::And(parts) => joined(f, parts, " && "),
+            Self::Or(parts) => joined(f, parts, " || "),
+        }
+    }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let set = |f: &mut fmt::Formatter<'_>, word: &str, set: &[String]| {
+            let entries: Vec<String> = set.iter().map(|entry| quoted(entry)).collect();
+            write!(f, "{word} {{{}}}", entries.join(", "))
+        };
+        match self {
+            Self::Equal(value) => write!(f, "== {}", quoted(value)),
+            Self::NotEqual(value) => write!(f, "!= {}", quoted(value)),
+            Self::Contains(value) => write!(f, "contains {}", quoted(value)),
+            Self::StartsWith(value) => write!(f, "starts with {}", quoted(value)),
+            Self::EndsWith(value) => write!(f, "ends with {}", quoted(value)),
+            Self::In(values) => set(f, "in", values),
+            Self::NotIn(values) => set(f, "not in", values),
+        }
+    }
+}
+
+/// A text in the quotes that it does not contain; no text that was read contains both.
+fn quoted(text: &str) -> String {
+    if text.contains('"') { format!("'{text}'") } else { format!("\"{text}\"") }
 }
 
 impl Expression {

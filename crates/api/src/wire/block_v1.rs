@@ -192,6 +192,21 @@ mod tests {
     }
 
     #[test]
+    fn times_of_any_year_are_written_so_that_they_can_be_read() {
+        for time in [
+            "-000001-01-01T00:00:00Z",
+            "0000-01-01T00:00:00Z",
+            "1969-12-31T23:59:59Z",
+            "9999-12-30T22:00:00Z",
+        ] {
+            let mut object = example();
+            object["spec"]["affinityClaimTime"] = json!(time);
+            let written = Block::from_v1(&object).unwrap().to_v1();
+            assert_eq!(written["spec"]["affinityClaimTime"], time);
+        }
+    }
+
+    #[test]
     fn null_arrays_missing_stamps_and_missing_owner_are_tolerated() {
         let object = json!({"spec":{"cidr":"10.0.0.0/31","allocations":[null,null],"unallocated":[0,1],"attributes":null}});
         let block = Block::from_v1(&object).unwrap();

@@ -154,5 +154,6 @@ pub(super) fn texts(value: Option<&Value>) -> BTreeMap<String, String> {
 
 /// A point in time as Kubernetes writes it: RFC 3339, UTC, whole seconds (data model §2.4).
 pub(super) fn whole_seconds(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+    // Not by a pattern: years before 0 have a sign and six digits, or nobody can read them again.
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }
