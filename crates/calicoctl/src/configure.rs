@@ -3,64 +3,87 @@
 use crate::arguments::Configure;
 use crate::failure::Failure;
 use api::IpamConfig;
-use datastore::{Datastore, Key, Record, Write};
-use ipam::Seen;
-use ipam::seen;
+use datastore::Datastore;
+use ipam::config::{self, ChangeConfigError, ConfigError};
 
 /// Runs the command.
 pub(crate) async fn run<D: Datastore>(store: &D, options: &Configure) -> Result<String, Failure> {
-    let found: Option<Seen<IpamConfig>> = seen::get(store, &Key::Config).await?;
-    let before = found.as_ref().map(|seen| seen.value.clone()).unwrap_or_default();
-    let (after, said) = changed(&before, options)?;
-    if after != before {
-        let write = match found {
-            Some(seen) => Write::Update(Record::Config(after), seen.version),
-            None => Write::Create(Record::Config(after)),
-        };
-        store.commit(&[], &[write]).await.map_err(|error| Failure::new(format!("error: {error}")))?;
-    }
+    let (wish, said) = wish(options)?;
+    config::change(store, |before| wish.applied_to(before)).await.map_err(refusal)?;
     Ok(said)
 }
 
-/// The configuration with the options applied, and one line of success for each.
-fn changed(before: &IpamConfig, options: &Configure) -> Result<(IpamConfig, String), Failure> {
-    let mut after = before.clone();
+/// What is to be changed; `None` stays.
+#[derive(Clone, Debug, Default)]
+struct Wish {
+    strict_affinity: Option<bool>,
+    max_blocks_per_host: Option<u32>,
+    persistence: Option<String>,
+    ip_cooldown_seconds: Option<u32>,
+}
+
+impl Wish {
+    fn applied_to(&self, before: &IpamConfig) -> IpamConfig {
+        IpamConfig {
+            strict_affinity: self.strict_affinity.unwrap_or(before.strict_affinity),
+            max_blocks_per_host: self.max_blocks_per_host.unwrap_or(before.max_blocks_per_host),
+            kube_virt_vm_address_persistence: self
+                .persistence
+                .clone()
+                .or_else(|| before.kube_virt_vm_address_persistence.clone()),
+            ip_cooldown_seconds: self.ip_cooldown_seconds.unwrap_or(before.ip_cooldown_seconds),
+            ..before.clone()
+        }
+    }
+}
+
+/// Reads the options, with one line of success for each.
+fn wish(options: &Configure) -> Result<(Wish, String), Failure> {
+    let mut wish = Wish::default();
     let mut said = String::new();
     let mut set =
         |field: &str, value: &str| said.push_str(&format!("Successfully set {field} to: {value}\n"));
     if let Some(text) = &options.strictaffinity {
-        after.strict_affinity = truth(text)
+        let strict = truth(text)
             .ok_or_else(|| Failure::new("invalid value. Use true or false to set strictaffinity"))?;
-        set("StrictAffinity", &after.strict_affinity.to_string());
+        wish.strict_affinity = Some(strict);
+        set("StrictAffinity", &strict.to_string());
     }
     if let Some(text) = &options.max_blocks_per_host {
-        after.max_blocks_per_host =
+        let limit =
             text.parse().map_err(|_| Failure::new("invalid value for maxblockhost. Use a valid number"))?;
+        wish.max_blocks_per_host = Some(limit);
         set("MaxBlocksPerHost", text);
     }
     if let Some(mode) = &options.kubevirt_ip_persistence {
         if mode != "Enabled" && mode != "Disabled" {
             return Err(Failure::new("invalid value for --kubevirt-ip-persistence. Use Enabled or Disabled"));
         }
-        after.kube_virt_vm_address_persistence = Some(mode.clone());
+        wish.persistence = Some(mode.clone());
         set("KubeVirtVMAddressPersistence", mode);
     }
-    if let Some(seconds) = options.ip_cooldown_seconds.and_then(|seconds| u32::try_from(seconds).ok()) {
-        after.ip_cooldown_seconds = seconds;
+    if let Some(seconds) = options.ip_cooldown_seconds.filter(|seconds| *seconds >= 0) {
+        let too_long = || Failure::new(format!("error: a cooldown of {seconds} seconds is too long"));
+        wish.ip_cooldown_seconds = Some(u32::try_from(seconds).map_err(|_| too_long())?);
         set("IPCooldownSeconds", &seconds.to_string());
     }
     if said.is_empty() {
         return Err(Failure::new("at least one configuration option must be specified"));
     }
-    if !after.strict_affinity && !after.auto_allocate_blocks {
-        return Err(Failure::new(
-            "error: Cannot disable 'StrictAffinity' and 'AutoAllocateBlocks' at the same time",
-        ));
-    }
-    if after.max_blocks_per_host > 0 && !after.strict_affinity {
-        return Err(Failure::new("error: MaxBlocksPerHost requires StrictAffinity to be enabled"));
-    }
-    Ok((after, said))
+    Ok((wish, said))
+}
+
+/// The refusal in Calico's words, where Calico has words for it.
+fn refusal(error: ChangeConfigError) -> Failure {
+    Failure::new(match error {
+        ChangeConfigError::Invalid(ConfigError::NoWayToAllocate) => {
+            "error: Cannot disable 'StrictAffinity' and 'AutoAllocateBlocks' at the same time".to_owned()
+        }
+        ChangeConfigError::Invalid(ConfigError::LimitWithoutStrictAffinity { .. }) => {
+            "error: MaxBlocksPerHost requires StrictAffinity to be enabled".to_owned()
+        }
+        error => format!("error: {error}"),
+    })
 }
 
 fn truth(text: &str) -> Option<bool> {
@@ -74,9 +97,21 @@ fn truth(text: &str) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use datastore::memory::Memory;
+    use datastore::{Record, Write};
 
     fn strict(text: &str) -> Configure {
         Configure { strictaffinity: Some(text.to_owned()), ..Configure::default() }
+    }
+
+    /// What the command says to a cluster with this configuration, and what the configuration is then.
+    fn answer(before: IpamConfig, options: &Configure) -> (Result<String, String>, IpamConfig) {
+        futures::executor::block_on(async {
+            let store = Memory::new();
+            store.commit(&[], &[Write::Create(Record::Config(before))]).await.unwrap();
+            let answer = run(&store, options).await.map_err(|failure| failure.sentence());
+            (answer, ipam::seen::config(&store).await.unwrap())
+        })
     }
 
     #[test]
@@ -86,24 +121,45 @@ mod tests {
             ip_cooldown_seconds: Some(30),
             ..strict("T")
         };
-        let (after, said) = changed(&IpamConfig::default(), &options).unwrap();
+        let (said, after) = answer(IpamConfig::default(), &options);
         assert!(after.strict_affinity && after.auto_allocate_blocks);
+        assert_eq!((after.max_blocks_per_host, after.ip_cooldown_seconds), (4, 30));
         assert_eq!(
-            said,
+            said.unwrap(),
             "Successfully set StrictAffinity to: true\nSuccessfully set MaxBlocksPerHost to: 4\nSuccessfully set IPCooldownSeconds to: 30\n"
         );
     }
 
     #[test]
-    fn impossible_combinations_are_refused() {
-        let default = IpamConfig::default();
-        let sentence = |options| changed(&default, &options).unwrap_err().sentence();
-        assert_eq!(sentence(Configure::default()), "at least one configuration option must be specified");
-        assert_eq!(sentence(strict("yes")), "invalid value. Use true or false to set strictaffinity");
-        let limited = Configure { max_blocks_per_host: Some("4".to_owned()), ..Configure::default() };
-        assert_eq!(sentence(limited), "error: MaxBlocksPerHost requires StrictAffinity to be enabled");
+    fn impossible_combinations_are_refused_and_change_nothing() {
         let manual =
             IpamConfig { auto_allocate_blocks: false, strict_affinity: true, ..IpamConfig::default() };
-        assert!(changed(&manual, &strict("false")).is_err());
+        let limited = Configure { max_blocks_per_host: Some("4".to_owned()), ..Configure::default() };
+        let slow = |seconds| Configure { ip_cooldown_seconds: Some(seconds), ..Configure::default() };
+        for (before, options, sentence) in [
+            (
+                IpamConfig::default(),
+                Configure::default(),
+                "at least one configuration option must be specified",
+            ),
+            (IpamConfig::default(), slow(-1), "at least one configuration option must be specified"),
+            (IpamConfig::default(), strict("yes"), "invalid value. Use true or false to set strictaffinity"),
+            (IpamConfig::default(), limited, "error: MaxBlocksPerHost requires StrictAffinity to be enabled"),
+            (
+                manual,
+                strict("false"),
+                "error: Cannot disable 'StrictAffinity' and 'AutoAllocateBlocks' at the same time",
+            ),
+            (
+                IpamConfig::default(),
+                slow(1201),
+                "error: a cooldown of 1201 seconds is longer than 1200: set a shorter one",
+            ),
+            (IpamConfig::default(), slow(1 << 40), "error: a cooldown of 1099511627776 seconds is too long"),
+        ] {
+            let (said, after) = answer(before.clone(), &options);
+            assert_eq!(said.unwrap_err(), sentence);
+            assert_eq!(after, before);
+        }
     }
 }
