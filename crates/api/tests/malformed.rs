@@ -1,8 +1,6 @@
 //! Records that no careful hand wrote: tolerated as data model §14 says, or refused by name; never a panic, never changed by
 //! being read and written.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
-
 use api::wire::WireError;
 use api::{
     Affinity, AffinityNaming, AffinityState, Attribute, Block, ClusterInformation, Handle, IpamConfig, Node,
