@@ -101,13 +101,10 @@ mod tests {
         let node = Node { name: "n".to_owned(), ..Node::default() };
         store.commit(&[], &[Write::Create(Record::Pool(pool)), Write::Create(Record::Node(node))]).await?;
         let request = ipam::plan::AddressRequest {
-            owner: Owner::host("n"),
-            address: "10.0.0.5".parse()?,
-            intended_use: None,
-            handle: Some("h".to_owned()),
             attributes: [("node".to_owned(), "n".to_owned())].into(),
+            ..ipam::plan::AddressRequest::new(Owner::host("n"), "10.0.0.5".parse()?, Some("h"))
         };
-        ipam::assign::assign_address(&store, &SystemClock, &request).await?;
+        ipam::assign_address::assign_address(&store, &SystemClock, &request).await?;
         Ok(store)
     }
 

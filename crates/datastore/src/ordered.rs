@@ -2,8 +2,8 @@
 //! (architecture D3, D5).
 //!
 //! ```text
-//!   affinity pending ─► handles (together) ─► block ─► checks read again ─► affinity confirmed ─► answered
-//!                                                          └─ one fails: everything taken back, last first
+//!   affinity pending, handles (together) ─► block ─► checks read again ─► affinity confirmed ─► answered
+//!                                             └──────────────┴─ one fails: everything taken back, last first
 //! ```
 //!
 //! One function for every such store: the Kubernetes driver runs it, and so does the simulator.
@@ -57,11 +57,13 @@ enum Undo<B> {
     Recreate(Record),
 }
 
-/// Makes the writes in order, those of consecutive handles together; reads the checks of records that are not written
-/// again after the last one; then brings what passes through a state to its last one.
+/// Makes the writes in order, those of consecutive handles together and with what passes through a state before them;
+/// reads the checks of records that are not written again after the last one; then brings what passes through a state to
+/// its last one.
 ///
-/// Where a check fails, the writes are undone and `written` tells how many could not be. A write that fails before is
-/// left as it is: what stands then is what a crash would leave, and the collector heals it.
+/// Where a check fails, the writes are undone and `written` tells how many could not be; so they are where a write of a
+/// commit with checks is refused: a lost claim leaves neither affinity nor handle. A write without an answer is left as it
+/// is: what stands then is what a crash would leave, and whoever asked looks.
 ///
 /// Datastore calls: one per write (a [`Write::Pass`] two), one per check of a record that is not written, with such
 /// checks one more per update; one per handle when more than ten seconds passed since it was written.
@@ -80,11 +82,11 @@ pub async fn commit<S: Single>(
         match wave {
             [write] if write.key().kind() != Kind::Handle => {
                 run.handles_still_there(writes, &mut handles_at).await?;
-                run.make(std::slice::from_ref(write)).await?;
+                run.make_or_undo(std::slice::from_ref(write)).await?;
             }
             wave => {
                 handles_at.get_or_insert_with(|| store.elapsed());
-                run.make(wave).await?;
+                run.make_or_undo(wave).await?;
             }
         }
     }
@@ -103,6 +105,19 @@ struct Run<'a, S: Single> {
 }
 
 impl<S: Single> Run<'_, S> {
+    /// Makes writes that do not depend on each other. Where one is refused for certain, what was made is undone.
+    async fn make_or_undo(&mut self, wave: &[Write]) -> Result<(), CommitError> {
+        match self.make(wave).await {
+            Err(CommitError::Conflict { key, .. }) if self.guarded => {
+                Err(CommitError::Conflict { key, written: self.undo().await })
+            }
+            Err(CommitError::Refused { key, reason, .. }) if self.guarded => {
+                Err(CommitError::Refused { key, reason, written: self.undo().await })
+            }
+            result => result,
+        }
+    }
+
     /// Makes writes that do not depend on each other.
     async fn make(&mut self, wave: &[Write]) -> Result<(), CommitError> {
         // Only a commit that may have to be undone pays for looking at what it replaces.
@@ -264,10 +279,12 @@ fn replaced(write: &Write) -> Option<&Version> {
     }
 }
 
-/// The writes in order: consecutive handles together, everything else by itself.
+/// The writes in order: consecutive handles together, with what passes through a state right before them; everything else
+/// by itself. A handle without its block is what a crash may leave anyway, so it need not wait for the affinity.
 fn waves(writes: &[Write]) -> impl Iterator<Item = &[Write]> {
+    let is_handle = |write: &Write| write.key().kind() == Kind::Handle;
     writes
-        .chunk_by(|one, next| one.key().kind() == Kind::Handle && next.key().kind() == Kind::Handle)
+        .chunk_by(move |one, next| (is_handle(one) || matches!(one, Write::Pass { .. })) && is_handle(next))
         .flat_map(|run| run.chunks(TOGETHER))
 }
 
@@ -467,6 +484,19 @@ mod tests {
     }
 
     #[test]
+    fn a_lost_claim_leaves_neither_affinity_nor_handle() {
+        for taken in [claim(), config()] {
+            let memory = Memory::new();
+            futures::executor::block_on(memory.commit(&[], std::slice::from_ref(&taken))).unwrap();
+            let store = OneByOne::over(&memory);
+            let writes = [claim(), Write::Create(handle("a")), config()];
+            let error = run(&store, &[Check::Absent(Key::ClusterInformation)], &writes).unwrap_err();
+            assert_eq!(error, CommitError::Conflict { key: taken.key(), written: 0 });
+            assert_eq!(all(&memory), 1);
+        }
+    }
+
+    #[test]
     fn one_handle_in_conflict_lets_the_others_of_its_wave_stand_and_no_block_is_written() {
         let memory = Memory::new();
         futures::executor::block_on(memory.commit(&[], &[Write::Create(handle("b"))])).unwrap();
@@ -507,6 +537,6 @@ mod tests {
         writes.insert(0, claim());
         writes.push(config());
         let sizes: Vec<usize> = waves(&writes).map(<[Write]>::len).collect();
-        assert_eq!(sizes, [1, 32, 8, 1]);
+        assert_eq!(sizes, [32, 9, 1]);
     }
 }

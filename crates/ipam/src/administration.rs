@@ -151,7 +151,7 @@ async fn claim_one<D: Datastore>(
         let claim = Claim::of(owner, cidr, pool);
         match affinity::claim(store, clock, &claim, std::mem::replace(&mut known, Known::Unread)).await {
             Ok(_) => return Ok(true),
-            Err(ClaimError::Taken { .. }) => return Ok(false),
+            Err(ClaimError::Taken { .. } | ClaimError::Refused(_)) => return Ok(false),
             Err(ClaimError::Store(error)) => return Err(Some(error)),
             Err(ClaimError::PoolChanged { .. }) => {
                 let found: Option<Seen<Pool>> = seen::get(store, &Key::Pool(pool.value.name.clone()))

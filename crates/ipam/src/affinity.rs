@@ -14,11 +14,12 @@ use crate::block::{self, Taken};
 use crate::clock::Clock;
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::host_reserved::HostReserved;
-use crate::plan::{self, Handles, PendingPlan, Want};
+use crate::plan::{self, AddressRequest, BlockPlan, Handles, NewBlock, PendingPlan, PlanRefusal, Want};
 use crate::reservations::ReservationSet;
-use crate::seen::{self, Seen};
+use crate::seen::{self, HandleInHand, Seen};
 use api::{Affinity, AffinityState, Block, Cidr, Owner, Pool};
 use datastore::{Check, CommitError, Datastore, Key, Record, Write};
+use jiff::Timestamp;
 
 /// A block to be made ours, or to be found ours.
 #[derive(Clone, Copy, Debug)]
@@ -29,19 +30,35 @@ pub struct Claim<'a> {
     pub cidr: Cidr,
     /// The pool it is cut from, as read: a new block is made only while the pool is unchanged.
     pub pool: &'a Seen<Pool>,
-    /// Addresses to put into the block if it is made now.
-    pub want: Option<&'a Want>,
+    /// What is put into the block if it is made now.
+    pub content: Content<'a>,
     /// Addresses never handed out automatically.
     pub reserved: &'a ReservationSet,
     /// Ordinals that the host keeps of the block if it is made now.
     pub host_reserved: Option<&'a HostReserved>,
 }
 
+/// What is put into a block that is made.
+#[derive(Clone, Copy, Debug)]
+pub enum Content<'a> {
+    /// Nothing.
+    Nothing,
+    /// Any addresses, as many as there is room for; the handle may hold `cap` of the family, 0: any number.
+    Any {
+        /// What is wanted.
+        want: &'a Want,
+        /// The most that the handle may hold.
+        cap: u32,
+    },
+    /// One particular address.
+    One(&'a AddressRequest),
+}
+
 impl<'a> Claim<'a> {
-    /// The claim of a block without addresses to put into it.
+    /// The claim of a block with nothing to put into it.
     pub fn of(owner: &'a Owner, cidr: Cidr, pool: &'a Seen<Pool>) -> Self {
         static NOTHING: ReservationSet = ReservationSet::none();
-        Self { owner, cidr, pool, want: None, reserved: &NOTHING, host_reserved: None }
+        Self { owner, cidr, pool, content: Content::Nothing, host_reserved: None, reserved: &NOTHING }
     }
 }
 
@@ -73,6 +90,9 @@ pub enum ClaimError {
         /// The pool.
         pool: String,
     },
+    /// What was to be put into it is refused; the block is not made.
+    #[error(transparent)]
+    Refused(#[from] PlanRefusal),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -91,9 +111,31 @@ pub enum Known {
 
 /// Makes `claim.cidr` a block of `claim.owner` and confirms it, whatever half-done state it is in.
 ///
-/// Datastore calls where nothing exists and `known` is [`Known::Absent`]: 3 commits (affinity pending; handle and block
-/// with its first addresses, conditional on the pool; affinity confirmed) and 1 read if the want has a handle. Where
-/// the block is ours and confirmed: 1 read. Each conflict adds 2 reads.
+/// As [`claim_for`], for content that no handle holds.
+///
+/// # Errors
+/// See [`ClaimError`].
+pub async fn claim<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    claim: &Claim<'_>,
+    known: Known,
+) -> Result<Claimed, ClaimError> {
+    let mut hand = HandleInHand::unread(match claim.content {
+        Content::Nothing => None,
+        Content::Any { want, .. } => want.handle.as_deref(),
+        Content::One(request) => request.handle.as_deref(),
+    });
+    claim_for(store, clock, claim, known, &mut hand).await
+}
+
+/// Makes `claim.cidr` a block of `claim.owner` and confirms it, whatever half-done state it is in.
+///
+/// `hand` is the handle that will hold the content; it is read if it is not known.
+///
+/// Datastore calls where nothing exists and `known` is [`Known::Absent`]: 1 commit, of the affinity that passes through
+/// pending, the handle, and the block with its first addresses, conditional on the pool. Where the block is ours and
+/// confirmed: 1 read, of the block; where it is ours and not confirmed, 1 commit more. Each conflict adds 2 reads.
 ///
 /// # Errors
 /// See [`ClaimError`]. After [`ClaimError::Taken`] no affinity of the owner for the block is left, unless it could not be
@@ -101,27 +143,25 @@ pub enum Known {
 ///
 /// # Cancellation
 /// Leaves at most a pending affinity, or a block that is ours with its affinity pending; the next claim mends both.
-pub async fn claim<D: Datastore>(
+pub async fn claim_for<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
     claim: &Claim<'_>,
     known: Known,
+    hand: &mut HandleInHand,
 ) -> Result<Claimed, ClaimError> {
     let (owner, cidr) = (claim.owner, claim.cidr);
     let mut known = known;
     for _ in 0..ATTEMPTS {
-        let found = match std::mem::replace(&mut known, Known::Unread) {
-            Known::Unread => seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?,
-            Known::Absent => None,
-            Known::Found(found) => Some(found),
+        let (found, look) = match std::mem::replace(&mut known, Known::Unread) {
+            Known::Unread => (seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?, true),
+            Known::Absent => (None, false),
+            Known::Found(found) => (Some(found), true),
         };
         // What exists is looked at after the affinity was read: a claim made since then changes the affinity.
-        let existing = match &found {
-            Some(_) => seen::block(store, cidr).await.map_err(StoreError::from)?,
-            None => None,
-        };
+        let existing = if look { seen::block(store, cidr).await.map_err(StoreError::from)? } else { None };
         let Some(existing) = existing else {
-            if let Some(claimed) = make(store, clock, claim, found).await? {
+            if let Some(claimed) = make(store, clock, claim, found.as_ref(), hand).await? {
                 return Ok(claimed);
             }
             continue;
@@ -140,7 +180,11 @@ pub async fn claim<D: Datastore>(
                 }
             }
             // Under per-block names another node has just begun to claim what is ours; it will find the block and go.
-            _ => return Ok(Claimed { block: existing, taken: Vec::new(), made: false }),
+            Some(_) => return Ok(Claimed { block: existing, taken: Vec::new(), made: false }),
+            None => {
+                settle(store, owner, cidr).await?;
+                return Ok(Claimed { block: existing, taken: Vec::new(), made: false });
+            }
         }
     }
     Err(StoreError::Contention { what: format!("the claim of block {cidr}") }.into())
@@ -153,110 +197,136 @@ async fn make<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
     claim: &Claim<'_>,
-    found: Option<Seen<Affinity>>,
+    found: Option<&Seen<Affinity>>,
+    hand: &mut HandleInHand,
 ) -> Result<Option<Claimed>, ClaimError> {
     let (owner, cidr) = (claim.owner, claim.cidr);
-    let Some(pending) = hold_pending(store, clock, owner, cidr, found).await? else { return Ok(None) };
-    let handle = claim.want.and_then(|want| want.handle.as_deref()).map(block::sanitized);
-    let mut handles = Handles::new();
-    if let Some(id) = handle
-        && let Some(seen) = seen::handle(store, id).await.map_err(StoreError::from)?
-    {
-        handles.insert(id.to_owned(), seen);
+    if cidr.prefix() != claim.pool.value.block_size {
+        // Begun when the pool had another block size: made now, the block could lie across others (invariant 4).
+        drop_affinity(store, owner, found).await;
+        return Err(ClaimError::Taken { block: cidr, owner: None });
     }
-    let wants = claim.want.map(std::slice::from_ref).unwrap_or_default();
     let now = clock.now();
-    let kept = claim.host_reserved;
-    let Ok(mut plan) = plan::plan_new_block(cidr, owner, now, wants, &handles, claim.reserved, kept) else {
-        return Ok(None);
+    let pass = match plan_pass(owner, cidr, found, now) {
+        Ok(pass) => pass,
+        Err(by) => return Err(ClaimError::Taken { block: cidr, owner: Some(by) }),
     };
-    let (Some(planned), Some(place)) = (plan.block.take(), plan.block_write()) else { return Ok(None) };
+    hand.look(store).await.map_err(StoreError::from)?;
+    let mut plan = plan_content(claim, now, &hand.handles())?;
+    let mut writes = vec![pass];
+    writes.append(&mut plan.writes);
+    let place = writes.len() - 1;
+    let Some(planned) = plan.block else { return Ok(None) };
     let pool = &claim.pool.value.name;
     let check = Check::Unchanged(Key::Pool(pool.clone()), claim.pool.version.revision);
-    let written = match store.commit(&[check], &plan.writes).await {
+    let block = match store.commit(&[check], &writes).await {
         Ok(versions) => {
+            hand.wrote(&writes, &versions);
             versions.get(place).cloned().map(|version| Seen::written(planned, version, Some(now)))
         }
         Err(CommitError::Conflict { key: Key::Pool(_), .. }) => {
-            drop_affinity(store, owner, Some(&pending)).await;
             return Err(ClaimError::PoolChanged { pool: pool.clone() });
         }
-        Err(CommitError::Conflict { .. }) => None,
-        Err(CommitError::Unknown { .. }) => match found_as_planned(store, cidr, &planned).await? {
-            // With the answer the check was lost: it is made here before anybody is told (architecture D3).
-            Some(block) if !pool_unchanged(store, claim.pool).await? => {
-                let write = Write::Delete(Record::Block(block.value), block.version);
-                store.commit(&[], &[write]).await.map_err(StoreError::from)?;
-                drop_affinity(store, owner, Some(&pending)).await;
-                return Err(ClaimError::PoolChanged { pool: pool.clone() });
+        Err(CommitError::Conflict { .. }) => {
+            hand.forget();
+            None
+        }
+        Err(CommitError::Unknown { .. }) => {
+            hand.forget();
+            let found = seen::block(store, cidr).await.map_err(StoreError::from)?;
+            let ours = found.filter(|seen| {
+                seen.value.affinity.as_ref() == Some(owner) && holds(&seen.value, &plan.taken, hand.id())
+            });
+            match ours {
+                // With the answer the check was lost: it is made here before anybody is told (architecture D3).
+                Some(block) if !pool_unchanged(store, claim.pool).await? => {
+                    take_back(store, owner, block, hand).await?;
+                    return Err(ClaimError::PoolChanged { pool: pool.clone() });
+                }
+                Some(block) => {
+                    // The addresses are in the block. Whoever took the affinity from us acted on a block without them,
+                    // and failed. Nothing is taken again: what is held is answered.
+                    settle(store, owner, cidr).await?;
+                    Some(block)
+                }
+                None => None,
             }
-            found => found,
-        },
+        }
         Err(error) => return Err(StoreError::from(error).into()),
     };
-    let Some(block) = written else { return Ok(None) };
-    if !confirm(store, pending).await? {
-        // The addresses are in the block. Whoever took the affinity from us acted on a block without them, and failed.
-        // The loop finds the block ours and confirms it, but must not take again: answer with what is held.
-        settle(store, owner, cidr).await?;
-    }
-    Ok(Some(Claimed { block, taken: plan.taken.into_iter().flatten().collect(), made: true }))
+    let taken = plan.taken.into_iter().flatten().collect();
+    Ok(block.map(|block| Claimed { block, taken, made: true }))
 }
 
-/// The block, if it is there exactly as planned; times lose their fractions on the way (data model §2.4).
-async fn found_as_planned<D: Datastore>(
-    store: &D,
+fn plan_content(claim: &Claim<'_>, now: Timestamp, handles: &Handles) -> Result<BlockPlan, PlanRefusal> {
+    let new = NewBlock {
+        cidr: claim.cidr,
+        owner: claim.owner,
+        host_reserved: claim.host_reserved,
+        reserved: claim.reserved,
+    };
+    match claim.content {
+        Content::Nothing => Ok(plan::plan_new_block(&new, now, &[], handles)?),
+        Content::Any { want, cap } => plan::plan_new_block_capped(&new, now, want, cap, handles),
+        Content::One(request) => plan::plan_new_block_with(&new, now, request, handles),
+    }
+}
+
+/// The affinity of `owner` for `cidr`, pending while its block is made, confirmed at last.
+///
+/// # Errors
+/// The owner whose affinity stands there and may not be taken over.
+fn plan_pass(
+    owner: &Owner,
     cidr: Cidr,
-    planned: &Block,
-) -> Result<Option<Seen<Block>>, StoreError> {
-    let found = seen::block(store, cidr).await?;
-    Ok(found.filter(|seen| seen.value == Block { claim_time: seen.value.claim_time, ..planned.clone() }))
+    found: Option<&Seen<Affinity>>,
+    now: Timestamp,
+) -> Result<Write, Owner> {
+    if let PendingPlan::Taken(by) = plan::plan_pending(owner, cidr, found, false, now) {
+        return Err(by);
+    }
+    let affinity = |state| Record::Affinity(Affinity { owner: owner.clone(), cidr, state, deleted: false });
+    Ok(Write::Pass {
+        passing: Box::new(affinity(AffinityState::Pending)),
+        last: affinity(AffinityState::Confirmed),
+        seen: found.map(|found| found.version.clone()),
+    })
+}
+
+/// Whether a block as read back carries these allocations, by ordinal, stamp and handle.
+pub fn holds(block: &Block, taken: &[Vec<Taken>], handle: Option<&str>) -> bool {
+    taken.iter().flatten().all(|taken| {
+        let held = block::attribute_of(block, taken.address);
+        let holder = held.and_then(|attribute| attribute.handle_id.as_deref()).map(block::sanitized);
+        held.is_some_and(|attribute| attribute.released_at.is_none())
+            && block::stamp(block, taken.ordinal) == taken.sequence
+            && holder.unwrap_or_default() == handle.map(block::sanitized).unwrap_or_default()
+    })
+}
+
+/// Removes a block that was just made, with the handle's entry for it and the affinity.
+async fn take_back<D: Datastore>(
+    store: &D,
+    owner: &Owner,
+    block: Seen<Block>,
+    hand: &mut HandleInHand,
+) -> Result<(), ClaimError> {
+    let cidr = block.value.cidr;
+    hand.look(store).await.map_err(StoreError::from)?;
+    let mut writes = vec![Write::Delete(Record::Block(block.value), block.version)];
+    if let Some(id) = hand.id() {
+        writes.extend(plan::handle_write(id, hand.handles().get(id), cidr, 0));
+    }
+    hand.forget();
+    store.commit(&[], &writes).await.map_err(StoreError::from)?;
+    let affinity = seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?;
+    drop_affinity(store, owner, affinity.as_ref()).await;
+    Ok(())
 }
 
 async fn pool_unchanged<D: Datastore>(store: &D, pool: &Seen<Pool>) -> Result<bool, StoreError> {
     let found: Option<Seen<Pool>> = seen::get(store, &Key::Pool(pool.value.name.clone())).await?;
     Ok(found.is_some_and(|found| found.version == pool.version))
-}
-
-/// Makes the affinity pending and ours. `None`: it changed meanwhile, look again.
-async fn hold_pending<D: Datastore>(
-    store: &D,
-    clock: &dyn Clock,
-    owner: &Owner,
-    cidr: Cidr,
-    found: Option<Seen<Affinity>>,
-) -> Result<Option<Seen<Affinity>>, ClaimError> {
-    let write = match (plan::plan_pending(owner, cidr, found.as_ref(), false, clock.now()), found) {
-        (PendingPlan::Taken(by), _) => return Err(ClaimError::Taken { block: cidr, owner: Some(by) }),
-        (PendingPlan::Pending, Some(found)) => return Ok(Some(found)),
-        // Confirmed without block: somebody deleted the block by hand. Pending again first.
-        (PendingPlan::Confirmed, Some(found)) => plan::affinity_write(&found, AffinityState::Pending),
-        (PendingPlan::Write(write), _) => write,
-        (PendingPlan::Pending | PendingPlan::Confirmed, None) => return Ok(None),
-    };
-    let value = Affinity { owner: owner.clone(), cidr, state: AffinityState::Pending, deleted: false };
-    match store.commit(&[], std::slice::from_ref(&write)).await {
-        Ok(versions) => {
-            Ok(versions.into_iter().next().map(|version| Seen::written(value, version, Some(clock.now()))))
-        }
-        Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => Ok(None),
-        Err(error) => Err(StoreError::from(error).into()),
-    }
-}
-
-/// Confirms an affinity as we wrote it. False: it is not as we wrote it any more, and not confirmed either.
-async fn confirm<D: Datastore>(store: &D, pending: Seen<Affinity>) -> Result<bool, ClaimError> {
-    let write = plan::affinity_write(&pending, AffinityState::Confirmed);
-    match store.commit(&[], std::slice::from_ref(&write)).await {
-        Ok(_) => Ok(true),
-        Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => {
-            let found = seen::affinity(store, &pending.value.owner, pending.value.cidr).await;
-            Ok(found.map_err(StoreError::from)?.is_some_and(|found| {
-                found.value.owner == pending.value.owner && found.value.state == AffinityState::Confirmed
-            }))
-        }
-        Err(error) => Err(StoreError::from(error).into()),
-    }
 }
 
 /// Brings the affinity of a block that is ours to confirmed, making it again if it is gone (architecture D9).
@@ -293,6 +363,8 @@ async fn settle<D: Datastore>(store: &D, owner: &Owner, cidr: Cidr) -> Result<()
 /// Confirms the unconfirmed affinity of a block that is ours: pending, a new revision of the block, confirmed.
 ///
 /// The rewritten block makes a release that read the old one fail. `None`: somebody interfered, look again.
+///
+/// Datastore calls: 1 commit.
 async fn revive<D: Datastore>(
     store: &D,
     affinity: Seen<Affinity>,
@@ -300,23 +372,26 @@ async fn revive<D: Datastore>(
 ) -> Result<Option<Seen<Block>>, ClaimError> {
     let mut touched = block.value;
     block::advance(&mut touched);
+    let state = |state| Record::Affinity(Affinity { state, ..affinity.value.clone() });
     let writes = [
-        plan::affinity_write(&affinity, AffinityState::Pending),
+        Write::Pass {
+            passing: Box::new(state(AffinityState::Pending)),
+            last: state(AffinityState::Confirmed),
+            seen: Some(affinity.version.clone()),
+        },
         Write::Update(Record::Block(touched.clone()), block.version),
     ];
-    let mut versions = match store.commit(&[], &writes).await {
-        Ok(versions) => versions.into_iter(),
-        Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => return Ok(None),
-        Err(error) => return Err(StoreError::from(error).into()),
-    };
-    let (Some(pending), Some(version)) = (versions.next(), versions.next()) else { return Ok(None) };
-    let value = Affinity { state: AffinityState::Pending, ..affinity.value };
-    let pending = Seen::written(value, pending, affinity.created);
-    Ok(confirm(store, pending).await?.then(|| Seen::written(touched, version, block.created)))
+    match store.commit(&[], &writes).await {
+        Ok(versions) => {
+            Ok(versions.into_iter().nth(1).map(|version| Seen::written(touched, version, block.created)))
+        }
+        Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => Ok(None),
+        Err(error) => Err(StoreError::from(error).into()),
+    }
 }
 
 /// Deletes our affinity in the state it was read in. A failure leaves it to the owner's next request (W13).
-async fn drop_affinity<D: Datastore>(store: &D, owner: &Owner, found: Option<&Seen<Affinity>>) {
+pub(crate) async fn drop_affinity<D: Datastore>(store: &D, owner: &Owner, found: Option<&Seen<Affinity>>) {
     if let Some(found) = found.filter(|found| found.value.owner == *owner) {
         let write = Write::Delete(Record::Affinity(found.value.clone()), found.version.clone());
         let _ = store.commit(&[], std::slice::from_ref(&write)).await;
@@ -466,9 +541,9 @@ mod tests {
         want: Option<&Want>,
         known: Known,
     ) -> Result<Claimed, ClaimError> {
+        let content = want.map_or(Content::Nothing, |want| Content::Any { want, cap: 0 });
         let owner = Owner::host(node);
-        let claimed = Claim { want, ..Claim::of(&owner, cidr(), pool) };
-        claim(store, clock, &claimed, known).await
+        claim(store, clock, &Claim { content, ..Claim::of(&owner, cidr(), pool) }, known).await
     }
 
     async fn state(store: &Memory, node: &str) -> Option<AffinityState> {
@@ -490,8 +565,8 @@ mod tests {
             assert_eq!(claimed.taken[0].address.to_string(), "10.0.0.64");
             assert_eq!(state(&store, "n1").await, Some(AffinityState::Confirmed));
             assert_eq!(seen::block(&store, cidr()).await.unwrap().unwrap(), claimed.block);
-            // Affinity pending, handle, block, affinity confirmed.
-            assert_eq!(store.revision().0 - before, 4);
+            // Affinity, handle, block.
+            assert_eq!(store.revision().0 - before, 3);
         });
     }
 

@@ -1,21 +1,27 @@
-//! Handing out addresses (algorithm §10 and §11): from the node's own blocks, from a newly claimed one, then from others'.
+//! Handing out addresses (algorithm §10): from the node's own blocks, from a newly claimed one, then from others'.
 //!
-//! This is the direct way, for callers without an agent: it reads what it needs. The agent keeps the same state by
-//! watch and shares the planning ([`crate::plan`]).
+//! This is the direct way, for callers without an agent: it reads what it needs, and what can be read together is read
+//! together. A *trip* is a set of requests that are under way at the same time. The agent keeps the same state by watch
+//! and shares the planning ([`crate::plan`]).
 
-use crate::affinity::{self, Claim, ClaimError, Claimed, Known, ReleaseAffinityError, ReleaseTerms};
+use crate::affinity::{self, Claim, ClaimError, Claimed, Content, Known, ReleaseTerms};
 use crate::block::{self, TakeError, Taken};
 use crate::candidate;
+use crate::cap;
 use crate::clock::Clock;
-use crate::explain::{BlockOutcome, Explain, Few, PoolFill, Shortage};
+use crate::explain::{BlockOutcome, Explain, Explained, Relief, Shortage};
 use crate::failure::{ATTEMPTS, StoreError};
-use crate::plan::{self, AddressRequest, BlockPlan, Handles, TakeRules, Want};
-use crate::pools::{self, PoolRequest, SelectError, Selection};
-use crate::reservations::ReservationSet;
-use crate::seen::{self, Seen};
+use crate::host_reserved::{HostReserved, HostReservedError};
+use crate::plan::{self, PlanRefusal, TakeRules, Want};
+use crate::pools::SelectError;
+use crate::seen::{self, HandleInHand, Seen, TOGETHER};
+use crate::setting::{Setting, World};
+use crate::shortage::{self, relief};
+use crate::take::{OnBlock, commit_on};
 use crate::vacancy::{self, Search, Vacant};
-use api::{Affinity, Block, Cidr, IpVersion, IpamConfig, Node, Owner, OwnerKind, Pool, Use};
-use datastore::{CommitError, Datastore, Key, Kind, Scope};
+use api::{Affinity, AffinityState, Block, Cidr, IpVersion, Owner, Pool, Use};
+use datastore::Datastore;
+use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
@@ -41,6 +47,8 @@ pub struct AssignRequest {
     pub max_blocks: u32,
     /// Addresses of this family that the handle may hold; 0: any number.
     pub max_per_handle: u32,
+    /// Ordinals that the owner keeps for itself in every block that it makes.
+    pub host_reserved: Option<HostReserved>,
 }
 
 impl AssignRequest {
@@ -55,6 +63,7 @@ impl AssignRequest {
             namespace_labels: BTreeMap::new(),
             max_blocks: 0,
             max_per_handle: 0,
+            host_reserved: None,
         }
     }
 }
@@ -62,10 +71,29 @@ impl AssignRequest {
 /// What was handed out, perhaps less than wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assigned {
-    /// The addresses.
+    /// The addresses taken by this request.
     pub taken: Vec<Taken>,
+    /// The answer where the handle may not hold more: addresses that it held already, as single ones (algorithm §10.2).
+    /// `taken` is then part of them.
+    pub held: Vec<Cidr>,
     /// How it came to that; its shortage says why it is less than wanted.
     pub explain: Explain,
+}
+
+impl Assigned {
+    /// The addresses to answer with: with their block's prefix, or as single ones if the handle held them already.
+    pub fn answer(&self) -> Vec<String> {
+        if self.held.is_empty() {
+            self.taken.iter().map(Taken::with_block_prefix).collect()
+        } else {
+            self.held.iter().map(Cidr::to_string).collect()
+        }
+    }
+
+    /// Whether it is as many as were wanted.
+    pub fn is_enough(&self) -> bool {
+        self.explain.assigned >= self.explain.wanted
+    }
 }
 
 /// Why the request could not be worked on.
@@ -80,6 +108,17 @@ pub enum AssignError {
         /// Its name.
         node: String,
     },
+    /// The ordinals that the host keeps make no sense.
+    #[error(transparent)]
+    HostReserved(#[from] HostReservedError),
+    /// A Windows node cannot use addresses of blocks of others.
+    #[error(
+        "node {node} runs Windows, which needs strict affinity: run calicoctl ipam configure --strictaffinity=true"
+    )]
+    StrictAffinityRequired {
+        /// The node.
+        node: String,
+    },
     /// The store failed. What was taken before stays taken: release it or ask again by the same handle.
     #[error("assigning addresses was interrupted after {} of them", taken.len())]
     Interrupted {
@@ -91,23 +130,17 @@ pub enum AssignError {
     },
 }
 
-/// What one request works with, read once.
-struct Setting {
-    config: IpamConfig,
-    reserved: ReservationSet,
-    pools: BTreeMap<String, Seen<Pool>>,
-    selection: Selection,
-    affine: VecDeque<Seen<Affinity>>,
-}
-
 /// Hands out up to `want.count` addresses. Running out is not an error: the account says why.
 ///
-/// Datastore calls with room in the first own block: 7 reads (configuration, reservations, node, pools, affinities, block,
-/// handle) and 1 commit. With a new block: as many reads (all blocks at once in place of one) and 3 commits. Each full own
-/// block before: 2 reads more. Borrowing: 2 lists of all blocks, and 1 read and 1 commit per block tried.
+/// Datastore calls, as trips where commits are atomic: 3 with room in a confirmed own block, of 6 reads (configuration,
+/// reservations, node, pools, affinities, handle), 1 read per own block, and 1 commit; 3 without an own block and with one
+/// to be made, where the own blocks' place is taken by the list of all blocks. On a Kubernetes API the commit is 2 requests
+/// one after another (handle, block), with a new block 4 trips (affinity and handle, block, pool, affinity). Own blocks
+/// that are all full: 1 trip more, of the list. Each further block taken from: 1 commit. More than 24 own blocks are read 24
+/// at a time. Taking an empty block from its owner: 5 trips more. A handle at its cap: 1 read per block of it.
 ///
 /// # Errors
-/// See [`AssignError`].
+/// See [`AssignError`]; the account comes with it.
 ///
 /// # Cancellation
 /// May leave addresses assigned that nobody was told of; they are found by their handle.
@@ -115,28 +148,43 @@ pub async fn assign<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
     request: &AssignRequest,
-) -> Result<Assigned, AssignError> {
+) -> Result<Assigned, Box<Explained<AssignError>>> {
+    let mut hand = HandleInHand::unread(request.want.handle.as_deref());
+    assign_in(store, clock, request, &mut None, &mut hand).await
+}
+
+/// As [`assign`], with what was read already, if anything; what was read last is left there.
+pub(crate) async fn assign_in<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    request: &AssignRequest,
+    world: &mut Option<World>,
+    hand: &mut HandleInHand,
+) -> Result<Assigned, Box<Explained<AssignError>>> {
     let explain = Explain::new(&request.owner.name, request.version, request.want.count);
-    let mut run = Run { store, clock, request, taken: Vec::new(), explain };
-    // A pool that changes while a block of it is claimed is rare; what was taken before stays.
-    for _ in 0..ATTEMPTS {
-        match run.once().await {
-            Ok(()) => {
-                run.explain.assigned = run.taken.len();
-                return Ok(Assigned { taken: run.taken, explain: run.explain });
-            }
-            Err(Stop::Restart) => {}
-            Err(Stop::Failed(error)) => return Err(error),
-            Err(Stop::Store(source)) => return Err(AssignError::Interrupted { taken: run.taken, source }),
+    let mut run = Run { store, clock, request, hand, taken: Vec::new(), held: Vec::new(), explain };
+    let failure = match run.carry_out(world).await {
+        Ok(()) => None,
+        Err(Stop::Failed(error)) => Some(error),
+        Err(Stop::Store(source)) => Some(AssignError::Interrupted { taken: run.taken.clone(), source }),
+        Err(Stop::Restart | Stop::Answered) => {
+            let source = StoreError::Contention { what: format!("addresses for {}", request.owner) };
+            Some(AssignError::Interrupted { taken: run.taken.clone(), source })
         }
+    };
+    let Run { taken, held, mut explain, .. } = run;
+    explain.assigned = taken.len().max(held.len());
+    match failure {
+        None => Ok(Assigned { taken, held, explain }),
+        Some(error) => Err(Box::new(Explained { error, explain })),
     }
-    let source = StoreError::Contention { what: format!("addresses for {}", request.owner) };
-    Err(AssignError::Interrupted { taken: run.taken, source })
 }
 
 enum Stop {
     /// The pools changed: read everything again.
     Restart,
+    /// Nothing more is to be done: the request is answered, or cannot be.
+    Answered,
     Failed(AssignError),
     Store(StoreError),
 }
@@ -151,7 +199,9 @@ struct Run<'a, D> {
     store: &'a D,
     clock: &'a dyn Clock,
     request: &'a AssignRequest,
+    hand: &'a mut HandleInHand,
     taken: Vec<Taken>,
+    held: Vec<Cidr>,
     explain: Explain,
 }
 
@@ -161,187 +211,316 @@ impl<D: Datastore> Run<'_, D> {
         Want { count: want.count.saturating_sub(self.taken.len()), ..want.clone() }
     }
 
+    /// Whether blocks of others may not be used: by strict affinity, and because a tunnel's address must be routed to its
+    /// node before any route of a borrowed one can come over the tunnel.
+    fn only_own(&self, world: &World) -> bool {
+        world.config.strict_affinity || self.request.intended_use == Use::Tunnel
+    }
+
     fn satisfied(&self) -> bool {
         self.taken.len() >= self.request.want.count
     }
 
-    async fn once(&mut self) -> Result<(), Stop> {
-        let mut setting = self.setting().await?;
-        self.explain.considered(setting.selection.considered.clone());
-        let limit = block_limit(self.request.max_blocks, setting.config.max_blocks_per_host);
-        let mut owned = u32::try_from(setting.affine.len()).unwrap_or(u32::MAX);
-        while !self.satisfied() {
-            if let Some(affinity) = setting.affine.pop_front() {
-                self.take_from_own(&setting, affinity).await?;
-            } else if owned >= limit {
-                self.explain.shortage = Some(Shortage::BlockLimit { limit, owned });
-                return Ok(());
-            } else if !setting.config.auto_allocate_blocks {
-                self.explain.shortage = Some(Shortage::AutoAllocateOff);
-                return Ok(());
-            } else if self.take_from_new(&setting).await? {
-                owned += 1;
-            } else {
-                break;
+    async fn carry_out(&mut self, world: &mut Option<World>) -> Result<(), Stop> {
+        // A pool that changes while a block of it is claimed is rare; what was taken before stays.
+        for _ in 0..ATTEMPTS {
+            let read = match world.take() {
+                Some(read) => read,
+                None => World::read(self.store, &self.request.owner, self.hand).await?,
+            };
+            let read = world.insert(read);
+            match self.once(read).await {
+                Ok(()) | Err(Stop::Answered) => return Ok(()),
+                Err(Stop::Restart) => *world = None,
+                Err(stop) => return Err(stop),
             }
         }
+        Err(Stop::Restart)
+    }
+
+    async fn once(&mut self, world: &World) -> Result<(), Stop> {
+        let setting = Setting::of(world, self.request).map_err(|error| {
+            if let AssignError::Pools(error) = &error {
+                self.explain.considered(error.considered().to_vec());
+            }
+            Stop::Failed(error)
+        })?;
+        self.explain.considered(setting.considered.clone());
+        if self.is_over_cap() {
+            self.answer_at_cap().await?;
+        }
+        let unmade = self.take_from_own(world, &setting).await?;
         if !self.satisfied() {
-            self.borrow(&setting).await?;
+            self.take_from_others(world, &setting, unmade).await?;
+        }
+        self.give_up(&setting.deselected).await;
+        Ok(())
+    }
+
+    /// Whether what the handle's record counts leaves no room for what is missing.
+    fn is_over_cap(&self) -> bool {
+        let cap = u64::from(self.request.max_per_handle);
+        let missing = u64::try_from(self.missing().count).unwrap_or(u64::MAX);
+        let counted = |handle| cap::counted(handle, self.request.version, None);
+        cap > 0 && self.hand.record().map_or(0, counted).saturating_add(missing) > cap
+    }
+
+    /// Answers a request whose handle may not hold more with what it holds (algorithm §10.2), and stops.
+    ///
+    /// Who holds fewer than are wanted looks again while somebody else may be taking for the same handle: while the handle
+    /// counts more than its blocks hold. `Ok`: there is room after all.
+    async fn answer_at_cap(&mut self) -> Result<(), Stop> {
+        let (version, wanted) = (self.request.version, self.request.want.count);
+        let mut held = Vec::new();
+        for _ in 0..ATTEMPTS {
+            self.hand.look(self.store).await?;
+            let Some(handle) = self.hand.record() else { return Ok(()) };
+            let cidrs: Vec<Cidr> =
+                handle.blocks.keys().copied().filter(|cidr| cidr.version() == version).collect();
+            let counted = cap::counted(handle, version, None);
+            let id = handle.id.clone();
+            held = addresses_in(&seen::blocks_of(self.store, &cidrs).await?, &id);
+            if let Some(answer) = cap::instead(&held, version, wanted) {
+                self.held = answer;
+                return Err(Stop::Answered);
+            }
+            if u64::try_from(held.len()).is_ok_and(|held| held >= counted) {
+                break;
+            }
+            self.hand.forget();
+            self.hand.look(self.store).await?;
+            if !self.is_over_cap() {
+                return Ok(());
+            }
+        }
+        let limit = self.request.max_per_handle;
+        self.explain.shortage = Some(Shortage::HandleLimit { limit, held: held.len() });
+        Err(Stop::Answered)
+    }
+
+    /// Takes from blocks that we have an affinity for. Returns the affinities whose block does not exist.
+    async fn take_from_own(
+        &mut self,
+        world: &World,
+        setting: &Setting,
+    ) -> Result<VecDeque<Seen<Affinity>>, Stop> {
+        let (mut unmade, mut unsettled) = (VecDeque::new(), Vec::new());
+        for some in setting.affine.chunks(TOGETHER) {
+            if self.satisfied() {
+                return Ok(unmade);
+            }
+            let cidrs: Vec<Cidr> = some.iter().map(|affinity| affinity.value.cidr).collect();
+            let blocks = seen::blocks_of(self.store, &cidrs).await?;
+            for (affinity, block) in some.iter().zip(blocks) {
+                match block {
+                    None => unmade.push_back(affinity.clone()),
+                    Some(block) if is_settled(affinity, &block) => {
+                        if !self.satisfied() {
+                            self.take_from_block(world, block, BlockOutcome::Took).await?;
+                        }
+                    }
+                    Some(_) => unsettled.push(affinity.clone()),
+                }
+            }
+        }
+        for affinity in unsettled {
+            let cidr = affinity.value.cidr;
+            if let Some(pool) = setting.pool_of(cidr).filter(|_| !self.satisfied())
+                && let Some(claimed) = self.claim(world, pool, cidr, Known::Found(affinity)).await?
+            {
+                self.take_from_claimed(world, claimed).await?;
+            }
+        }
+        Ok(unmade)
+    }
+
+    /// Takes from blocks to be made, from blocks to be taken over, and from blocks of others.
+    async fn take_from_others(
+        &mut self,
+        world: &World,
+        setting: &Setting,
+        mut unmade: VecDeque<Seen<Affinity>>,
+    ) -> Result<(), Stop> {
+        let limit = block_limit(self.request.max_blocks, world.config.max_blocks_per_host);
+        let mut owned = u32::try_from(setting.affine.len()).unwrap_or(u32::MAX);
+        let mut listed: Option<Vec<Seen<Block>>> = None;
+        // Each turn takes something, claims something, or loses a race.
+        let mut races = 0;
+        while !self.satisfied() {
+            let may_claim = !unmade.is_empty() || (owned < limit && world.config.auto_allocate_blocks);
+            if !may_claim {
+                let shortage = if owned >= limit {
+                    Shortage::BlockLimit { limit, owned }
+                } else {
+                    Shortage::AutoAllocateOff
+                };
+                let search = search_of(self.request, world, self.clock.now());
+                let listed = listed.as_ref();
+                let relief =
+                    listed.map_or_else(Relief::default, |blocks| relief(&search, &setting.usable, blocks));
+                self.fall_short(shortage, relief);
+                return Ok(());
+            }
+            if races >= ATTEMPTS {
+                let what = format!("a new block for {}", self.request.owner);
+                return Err(StoreError::Contention { what }.into());
+            }
+            // Listed after the pools were read: only a changed pool, which the claim notices, has other blocks.
+            let mut blocks = match listed.take() {
+                Some(blocks) => blocks,
+                None => seen::blocks(self.store).await?,
+            };
+            if let Some(affinity) = unmade.pop_front() {
+                if let Some(claimed) = self.make_up(world, setting, affinity, &blocks).await? {
+                    blocks.push(claimed.block.clone());
+                    self.take_from_claimed(world, claimed).await?;
+                } else {
+                    owned = owned.saturating_sub(1);
+                }
+                listed = Some(blocks);
+                continue;
+            }
+            let Some(Vacant { pool, cidr, known }) = self.vacant(world, setting, &blocks).await? else {
+                self.borrow(world, setting, blocks).await?;
+                return Ok(());
+            };
+            match self.claim(world, pool, cidr, known).await? {
+                Some(claimed) => {
+                    owned = owned.saturating_add(1);
+                    // One that was there already is no longer as it was listed.
+                    if claimed.made {
+                        blocks.push(claimed.block.clone());
+                        listed = Some(blocks);
+                    }
+                    self.take_from_claimed(world, claimed).await?;
+                }
+                None => races += 1,
+            }
         }
         Ok(())
     }
 
-    /// Reads what the request works with (algorithm §6 and §7), and gives up empty blocks of pools that are no longer for us.
-    async fn setting(&self) -> Result<Setting, Stop> {
-        let (store, request) = (self.store, self.request);
-        let config = seen::config(store).await?;
-        let reservations: Vec<Seen<api::Reservation>> =
-            seen::list(store, &Scope::All(Kind::Reservation)).await?;
-        let reserved = ReservationSet::new(reservations.iter().map(|seen| &seen.value));
-        let labels = self.node_labels().await?;
-        let pools = seen::pools(store).await?;
-        let asked = PoolRequest {
-            version: request.version,
-            requested: &request.pools,
-            node: &request.owner.name,
-            node_labels: &labels,
-            namespace_labels: &request.namespace_labels,
-            intended_use: request.intended_use,
-            max_prefix: request.version.bits(),
-        };
-        let selection = pools::select(pools.iter().map(|seen| &seen.value), &asked)
-            .map_err(|error| Stop::Failed(error.into()))?;
-        let held: Vec<Seen<Affinity>> =
-            seen::list(store, &Scope::AffinitiesOf(request.owner.clone())).await?;
-        let mut affine = VecDeque::new();
-        for affinity in held.into_iter().filter(|seen| seen.value.cidr.version() == request.version) {
-            let cidr = affinity.value.cidr;
-            if selection.usable.iter().any(|pool| pool.cidr.contains_cidr(cidr)) {
-                affine.push_back(affinity);
-            } else if deselected(&pools, &selection, &labels, cidr) {
-                self.give_up(cidr).await?;
-            }
-        }
-        let pools = pools.into_iter().map(|seen| (seen.value.name.clone(), seen)).collect();
-        Ok(Setting { config, reserved, pools, selection, affine })
+    fn fall_short(&mut self, shortage: Shortage, relief: Relief) {
+        self.explain.shortage = Some(shortage);
+        self.explain.relief = relief;
     }
 
-    async fn node_labels(&self) -> Result<BTreeMap<String, String>, Stop> {
-        let owner = &self.request.owner;
-        if owner.kind == OwnerKind::Virtual {
-            return Ok(BTreeMap::new());
-        }
-        let node: Option<Seen<Node>> = seen::get(self.store, &Key::Node(owner.name.clone())).await?;
-        node.map(|seen| seen.value.labels)
-            .ok_or_else(|| Stop::Failed(AssignError::NoSuchNode { node: owner.name.clone() }))
-    }
-
-    /// Gives up a block of ours if it is empty; one in use is left alone.
-    async fn give_up(&self, cidr: Cidr) -> Result<(), Stop> {
-        let terms = ReleaseTerms { must_be_empty: true, ..ReleaseTerms::default() };
-        match affinity::release_affinity(self.store, self.clock, &self.request.owner, cidr, terms).await {
-            Err(ReleaseAffinityError::Store(error)) => Err(error.into()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Takes from a block that we have, or ought to have, an affinity for.
-    async fn take_from_own(&mut self, setting: &Setting, affinity: Seen<Affinity>) -> Result<(), Stop> {
+    /// Makes the block that an affinity of ours promises, unless it would lie across others by now.
+    async fn make_up(
+        &mut self,
+        world: &World,
+        setting: &Setting,
+        affinity: Seen<Affinity>,
+        blocks: &[Seen<Block>],
+    ) -> Result<Option<Claimed>, Stop> {
         let cidr = affinity.value.cidr;
-        let Some(pool) = pool_of(setting, cidr).filter(|_| !setting.reserved.covers(cidr)) else {
-            self.explain.tried(cidr, BlockOutcome::Full);
-            return Ok(());
-        };
-        match self.claim(setting, pool, cidr, Known::Found(affinity)).await? {
-            Some(claimed) => self.take_from_claimed(setting, claimed).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Claims a block and takes from it. False: there is none left to claim.
-    async fn take_from_new(&mut self, setting: &Setting) -> Result<bool, Stop> {
-        for _ in 0..ATTEMPTS {
-            let blocks = seen::blocks(self.store).await?;
-            let Some(Vacant { pool, cidr, known }) = self.find_usable(setting, &blocks).await? else {
-                let all: Vec<Block> = blocks.into_iter().map(|seen| seen.value).collect();
-                self.explain.shortage = Some(shortage(setting, &self.request.owner, &all));
-                return Ok(false);
-            };
-            if let Some(claimed) = self.claim(setting, pool, cidr, known).await? {
-                let outcome = if claimed.made { BlockOutcome::Claimed } else { BlockOutcome::Took };
-                self.explain.tried(cidr, outcome);
-                self.take_from_claimed(setting, claimed).await?;
-                return Ok(true);
+        let crossed = blocks.iter().any(|seen| seen.value.cidr != cidr && seen.value.cidr.overlaps(cidr));
+        match setting.pool_of(cidr).filter(|_| !crossed) {
+            Some(pool) => self.claim(world, pool, cidr, Known::Found(affinity)).await,
+            None => {
+                affinity::drop_affinity(self.store, &self.request.owner, Some(&affinity)).await;
+                Ok(None)
             }
         }
-        Err(StoreError::Contention { what: format!("a new block for {}", self.request.owner) }.into())
     }
 
+    /// Makes a block ours, with the missing addresses in it if it is made now. `None`: another was quicker.
     async fn claim(
         &mut self,
-        setting: &Setting,
+        world: &World,
         pool: &Seen<Pool>,
         cidr: Cidr,
         known: Known,
     ) -> Result<Option<Claimed>, Stop> {
-        let want = self.missing();
-        let claim = Claim {
-            want: Some(&want),
-            reserved: &setting.reserved,
-            ..Claim::of(&self.request.owner, cidr, pool)
-        };
-        match affinity::claim(self.store, self.clock, &claim, known).await {
-            Ok(claimed) => Ok(Some(claimed)),
-            Err(ClaimError::Taken { .. }) => {
-                self.explain.tried(cidr, BlockOutcome::LostRace);
-                Ok(None)
+        for _ in 0..ATTEMPTS {
+            let want = self.missing();
+            let claim = Claim {
+                content: Content::Any { want: &want, cap: self.request.max_per_handle },
+                host_reserved: self.request.host_reserved.as_ref(),
+                reserved: &world.reserved,
+                ..Claim::of(&self.request.owner, cidr, pool)
+            };
+            match affinity::claim_for(self.store, self.clock, &claim, known.clone(), self.hand).await {
+                Ok(claimed) => {
+                    let outcome = if claimed.made { BlockOutcome::Claimed } else { BlockOutcome::Took };
+                    self.explain.tried(cidr, outcome);
+                    return Ok(Some(claimed));
+                }
+                Err(ClaimError::Taken { .. } | ClaimError::Refused(PlanRefusal::Take(_))) => {
+                    self.explain.tried(cidr, BlockOutcome::LostRace);
+                    return Ok(None);
+                }
+                Err(ClaimError::Refused(PlanRefusal::Cap(_))) => self.answer_at_cap().await?,
+                Err(ClaimError::PoolChanged { .. }) => return Err(Stop::Restart),
+                Err(ClaimError::Store(error)) => return Err(error.into()),
             }
-            Err(ClaimError::PoolChanged { .. }) => Err(Stop::Restart),
-            Err(ClaimError::Store(error)) => Err(error.into()),
         }
+        Err(StoreError::Contention { what: format!("the claim of block {cidr}") }.into())
     }
 
     /// Counts what a claim brought, or takes from the block if it was there already.
-    async fn take_from_claimed(&mut self, setting: &Setting, claimed: Claimed) -> Result<(), Stop> {
+    async fn take_from_claimed(&mut self, world: &World, claimed: Claimed) -> Result<(), Stop> {
         if claimed.made {
             self.taken.extend(claimed.taken);
             return Ok(());
         }
-        let only = setting.config.strict_affinity.then_some(&self.request.owner);
-        self.take_from_block(setting, claimed.block, only, BlockOutcome::Took).await
+        self.take_from_block(world, claimed.block, BlockOutcome::Took).await
     }
 
     /// Takes from a block as read, reading it again after each conflict.
     async fn take_from_block(
         &mut self,
-        setting: &Setting,
+        world: &World,
         block: Seen<Block>,
-        only_owner: Option<&Owner>,
         outcome: BlockOutcome,
     ) -> Result<(), Stop> {
         let cidr = block.value.cidr;
-        let want = self.missing();
-        let rules = TakeRules { reserved: &setting.reserved, avoid: &BTreeSet::new(), only_owner };
-        let cooldown = setting.config.ip_cooldown_seconds;
-        let taken = take_from(self.store, self.clock, block, &want, &rules, cooldown).await?;
-        self.explain.tried(cidr, if taken.is_empty() { BlockOutcome::Full } else { outcome });
-        self.taken.extend(taken);
-        Ok(())
+        let cooldown = world.config.ip_cooldown_seconds;
+        let only_owner = self.only_own(world).then_some(&self.request.owner);
+        let avoid = BTreeSet::new();
+        let rules = TakeRules { reserved: &world.reserved, avoid: &avoid, only_owner };
+        let (want, cap) = (self.missing(), self.request.max_per_handle);
+        let mut block = block;
+        for _ in 0..ATTEMPTS {
+            let planned = |seen: &Seen<Block>, handles: &plan::Handles| {
+                plan::plan_take_capped(seen, &want, cap, handles, &rules)
+            };
+            let (hand, explain) = (&mut *self.hand, &mut self.explain);
+            let done = commit_on(self.store, self.clock, block, hand, cooldown, explain, planned).await?;
+            let outcome = match done {
+                OnBlock::Took(taken) => {
+                    self.taken.extend(taken);
+                    outcome
+                }
+                OnBlock::Full => BlockOutcome::Full,
+                OnBlock::Gone => BlockOutcome::Gone,
+                OnBlock::Refused(PlanRefusal::Take(TakeError::NotOwner { .. })) => BlockOutcome::NotOurs,
+                OnBlock::Refused(PlanRefusal::Take(_)) => BlockOutcome::Failed,
+                OnBlock::Refused(PlanRefusal::Cap(_)) => {
+                    self.answer_at_cap().await?;
+                    match seen::block(self.store, cidr).await? {
+                        Some(again) => {
+                            block = again;
+                            continue;
+                        }
+                        None => BlockOutcome::Gone,
+                    }
+                }
+            };
+            self.explain.tried(cidr, outcome);
+            return Ok(());
+        }
+        Err(StoreError::Contention { what: format!("addresses of block {cidr}") }.into())
     }
 
     /// Finds a block to claim (algorithm §8): one that does not exist, or one that its owner does not use.
-    async fn find_usable<'s>(
+    async fn vacant<'s>(
         &self,
+        world: &World,
         setting: &'s Setting,
         blocks: &[Seen<Block>],
     ) -> Result<Option<Vacant<'s>>, Stop> {
-        let search = Search {
-            owner: &self.request.owner,
-            reserved: &setting.reserved,
-            cooldown_seconds: setting.config.ip_cooldown_seconds,
-            now: self.clock.now(),
-        };
-        let found = search.among(usable(setting), blocks);
+        let found = search_of(self.request, world, self.clock.now()).among(&setting.usable, blocks);
         if found.first.is_some() {
             return Ok(found.first);
         }
@@ -353,36 +532,82 @@ impl<D: Datastore> Run<'_, D> {
         Ok(None)
     }
 
-    /// Takes from blocks of others, unless strict affinity forbids it.
-    async fn borrow(&mut self, setting: &Setting) -> Result<(), Stop> {
-        // A tunnel's address must be routed to its node before any route of a borrowed one can come over the tunnel.
-        if setting.config.strict_affinity || self.request.intended_use == Use::Tunnel {
-            return Ok(());
-        }
-        let now = self.clock.now();
-        let blocks = seen::blocks(self.store).await?;
+    /// Takes from blocks of others as listed, unless strict affinity forbids it, and says what is short then.
+    async fn borrow(
+        &mut self,
+        world: &World,
+        setting: &Setting,
+        blocks: Vec<Seen<Block>>,
+    ) -> Result<(), Stop> {
+        let strict = world.config.strict_affinity;
+        let may_borrow = !self.only_own(world);
+        let search = search_of(self.request, world, self.clock.now());
+        let (now, cooldown) = (search.now, search.cooldown_seconds);
+        let shortage = shortage::shortage(&search, &setting.usable, strict, &blocks);
+        let relief = relief(&search, &setting.usable, &blocks);
         let mut by_cidr: BTreeMap<Cidr, Seen<Block>> =
             blocks.into_iter().map(|seen| (seen.value.cidr, seen)).collect();
-        for pool in usable(setting) {
+        for pool in setting.usable.iter().filter(|_| may_borrow) {
             let existing = by_cidr.keys().copied().collect::<Vec<_>>();
             for cidr in candidate::in_order(&pool.value, &self.request.owner.name, now, existing) {
                 if self.satisfied() {
-                    self.explain.shortage = None;
                     return Ok(());
                 }
                 let Some(seen) = by_cidr.remove(&cidr) else { continue };
                 let mut collected = seen.value.clone();
-                block::collect(&mut collected, setting.config.ip_cooldown_seconds, now);
-                if block::free_count(&collected, &setting.reserved) > 0 {
-                    self.take_from_block(setting, seen, None, BlockOutcome::Borrowed).await?;
+                block::collect(&mut collected, cooldown, now);
+                if block::free_count(&collected, &world.reserved) > 0 {
+                    self.take_from_block(world, seen, BlockOutcome::Borrowed).await?;
                 }
             }
         }
-        if self.satisfied() {
-            self.explain.shortage = None;
+        if !self.satisfied() {
+            self.fall_short(shortage, relief);
         }
         Ok(())
     }
+
+    /// Gives up blocks of ours in pools that are no longer for us, those that are empty. The request is served already:
+    /// failing to is not its concern, and the next one tries again.
+    async fn give_up(&self, cidrs: &[Cidr]) {
+        let Ok(blocks) = seen::blocks_of(self.store, cidrs).await else { return };
+        let terms = ReleaseTerms { must_be_empty: true, ..ReleaseTerms::default() };
+        for block in blocks.into_iter().flatten() {
+            // Cooling ones may be over their time; the release looks exactly.
+            let held = block::allocated(&block.value).any(|(_, attribute)| attribute.released_at.is_none());
+            if !held || block::is_empty(&block.value) {
+                let owner = &self.request.owner;
+                let _ =
+                    affinity::release_affinity(self.store, self.clock, owner, block.value.cidr, terms).await;
+            }
+        }
+    }
+}
+
+fn search_of<'s>(request: &'s AssignRequest, world: &'s World, now: Timestamp) -> Search<'s> {
+    Search {
+        owner: &request.owner,
+        reserved: &world.reserved,
+        host_reserved: request.host_reserved.as_ref(),
+        cooldown_seconds: world.config.ip_cooldown_seconds,
+        now,
+    }
+}
+
+fn is_settled(affinity: &Seen<Affinity>, block: &Seen<Block>) -> bool {
+    affinity.value.state == AffinityState::Confirmed
+        && block.value.affinity.as_ref() == Some(&affinity.value.owner)
+}
+
+/// The addresses that a handle holds in these blocks, in their order.
+fn addresses_in(blocks: &[Option<Seen<Block>>], id: &str) -> Vec<IpAddr> {
+    blocks
+        .iter()
+        .flatten()
+        .flat_map(|seen| {
+            block::held_by(&seen.value, id).filter_map(|ordinal| seen.value.cidr.address(ordinal))
+        })
+        .collect()
 }
 
 /// The stricter of what the request and the configuration allow; 20 where neither says anything.
@@ -392,251 +617,4 @@ pub fn block_limit(requested: u32, configured: u32) -> u32 {
         (0, limit) | (limit, 0) => limit,
         (requested, configured) => requested.min(configured),
     }
-}
-
-fn usable(setting: &Setting) -> impl Iterator<Item = &Seen<Pool>> {
-    setting.selection.usable.iter().filter_map(|pool| setting.pools.get(&pool.name))
-}
-
-fn pool_of(setting: &Setting, cidr: Cidr) -> Option<&Seen<Pool>> {
-    usable(setting).find(|pool| pool.value.cidr.contains_cidr(cidr))
-}
-
-/// Whether a block of ours lies in an enabled pool whose node selector is no longer for us (algorithm §7.3).
-fn deselected(
-    pools: &[Seen<Pool>],
-    selection: &Selection,
-    labels: &BTreeMap<String, String>,
-    cidr: Cidr,
-) -> bool {
-    if selection.selecting.iter().any(|pool| pool.cidr.contains_cidr(cidr)) {
-        return false;
-    }
-    let home =
-        pools.iter().map(|seen| &seen.value).find(|pool| pool.is_enabled() && pool.cidr.contains_cidr(cidr));
-    home.is_some_and(|pool| pools::selects_node(pool, labels) == Ok(false))
-}
-
-/// Why no block can be claimed for `owner` and nothing is left to take, given all blocks.
-fn shortage(setting: &Setting, owner: &Owner, blocks: &[Block]) -> Shortage {
-    let pools: Few<PoolFill> = usable(setting)
-        .map(|pool| {
-            PoolFill::of(
-                &pool.value,
-                blocks.iter().map(|block| (&block.cidr, block.affinity.as_ref() == Some(owner))),
-            )
-        })
-        .collect();
-    let queued = blocks
-        .iter()
-        .filter(|block| usable(setting).any(|pool| pool.value.cidr.contains_cidr(block.cidr)))
-        .any(|block| !block.unallocated.is_empty());
-    let reserved = !setting.reserved.is_empty()
-        && (queued || pools.listed().iter().any(|fill| fill.claimed < fill.blocks));
-    if setting.config.strict_affinity {
-        Shortage::StrictAffinity { pools }
-    } else if reserved {
-        Shortage::Reserved { pools }
-    } else {
-        Shortage::PoolsFull { pools }
-    }
-}
-
-/// Takes addresses from one block as read: handle and block in one commit, read again and planned again on a conflict.
-///
-/// Returns what was taken, perhaps nothing: the block is full, or is not `rules.only_owner`'s, or is gone.
-///
-/// Datastore calls: 1 read (the handle, if any) and 1 commit; after each conflict 2 reads and 1 commit more.
-///
-/// # Errors
-/// [`StoreError`]. A commit whose answer was lost is looked up and not repeated blindly (invariant I40).
-pub async fn take_from<D: Datastore>(
-    store: &D,
-    clock: &dyn Clock,
-    block: Seen<Block>,
-    want: &Want,
-    rules: &TakeRules<'_>,
-    cooldown_seconds: u32,
-) -> Result<Vec<Taken>, StoreError> {
-    // A block that changed hands has nothing for us: as good as full.
-    let planned = |seen: &Seen<Block>, handles: &Handles| {
-        plan::plan_take(seen, std::slice::from_ref(want), handles, rules).ok()
-    };
-    let taken = commit_on(store, clock, block, want.handle.as_deref(), cooldown_seconds, planned).await?;
-    Ok(taken.into_iter().flatten().flatten().collect())
-}
-
-/// Plans on a block, commits, and starts over on a conflict. `None`: the plan had nothing to write, or there is no block.
-async fn commit_on<D: Datastore>(
-    store: &D,
-    clock: &dyn Clock,
-    block: Seen<Block>,
-    handle: Option<&str>,
-    cooldown_seconds: u32,
-    planned: impl Fn(&Seen<Block>, &Handles) -> Option<BlockPlan>,
-) -> Result<Option<Vec<Vec<Taken>>>, StoreError> {
-    let cidr = block.value.cidr;
-    let mut block = block;
-    for _ in 0..ATTEMPTS {
-        let mut handles = Handles::new();
-        if let Some(id) = handle.map(block::sanitized)
-            && let Some(seen) = seen::handle(store, id).await?
-        {
-            handles.insert(id.to_owned(), seen);
-        }
-        block::collect(&mut block.value, cooldown_seconds, clock.now());
-        let Some(plan) = planned(&block, &handles).filter(|plan| !plan.writes.is_empty()) else {
-            return Ok(None);
-        };
-        let unknown = match store.commit(&[], &plan.writes).await {
-            Ok(_) => return Ok(Some(plan.taken)),
-            Err(CommitError::Conflict { .. }) => false,
-            Err(CommitError::Unknown { .. }) => true,
-            Err(error) => return Err(error.into()),
-        };
-        let Some(again) = seen::block(store, cidr).await? else { return Ok(None) };
-        if unknown && holds(&again.value, &plan.taken, handle) {
-            return Ok(Some(plan.taken));
-        }
-        block = again;
-    }
-    Err(StoreError::Contention { what: format!("addresses of block {cidr}") })
-}
-
-/// Whether a block as read back carries these allocations, by ordinal, stamp and handle.
-pub fn holds(block: &Block, taken: &[Vec<Taken>], handle: Option<&str>) -> bool {
-    taken.iter().flatten().all(|taken| {
-        let held = block::attribute_of(block, taken.address);
-        let holder = held.and_then(|attribute| attribute.handle_id.as_deref()).map(block::sanitized);
-        held.is_some_and(|attribute| attribute.released_at.is_none())
-            && block::stamp(block, taken.ordinal) == taken.sequence
-            && holder == handle.map(block::sanitized)
-    })
-}
-
-/// Why one particular address was not assigned.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AssignAddressError {
-    /// No enabled pool has it.
-    #[error("address {address} is not in a configured pool: choose one that is, or add a pool")]
-    NoPool {
-        /// The address.
-        address: IpAddr,
-    },
-    /// Its pool is not for this.
-    #[error(
-        "address {address} is in pool {pool}, which is not allowed for use as {intended_use}: choose another"
-    )]
-    WrongUse {
-        /// The address.
-        address: IpAddr,
-        /// The pool.
-        pool: String,
-        /// The use.
-        intended_use: &'static str,
-    },
-    /// Its block would overlap one of another size, made when the pool had another block size.
-    #[error(
-        "address {address} would need block {block}, which overlaps block {other} of an earlier block size: release what \
-         block {other} holds first"
-    )]
-    Overlap {
-        /// The address.
-        address: IpAddr,
-        /// The block that would be made.
-        block: Cidr,
-        /// The block that is there.
-        other: Cidr,
-    },
-    /// It is assigned, or its block is another's under strict affinity.
-    #[error(transparent)]
-    Refused(#[from] TakeError),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Assigns one particular address. Selectors, reservations and the block limit do not apply.
-///
-/// An address that the same handle holds already is answered with success.
-///
-/// Datastore calls: 4 reads (pools, configuration, block, handle) and 1 commit; where the block does not exist 1 list of
-/// blocks and 2 commits more.
-///
-/// # Errors
-/// See [`AssignAddressError`].
-pub async fn assign_address<D: Datastore>(
-    store: &D,
-    clock: &dyn Clock,
-    request: &AddressRequest,
-) -> Result<Taken, AssignAddressError> {
-    let address = request.address;
-    let pools = seen::pools(store).await.map_err(StoreError::from)?;
-    let pool = pools
-        .iter()
-        .find(|pool| pool.value.is_enabled() && pool.value.cidr.contains(address))
-        .ok_or(AssignAddressError::NoPool { address })?;
-    if let Some(wrong) = request.intended_use.filter(|wanted| !pool.value.allowed_uses.contains(wanted)) {
-        let pool = pool.value.name.clone();
-        return Err(AssignAddressError::WrongUse { address, pool, intended_use: wrong.as_str() });
-    }
-    let config = seen::config(store).await.map_err(StoreError::from)?;
-    let mut cidr =
-        Cidr::containing(address, pool.value.block_size).ok_or(AssignAddressError::NoPool { address })?;
-    let only_owner = config.strict_affinity.then_some(&request.owner);
-    for _ in 0..ATTEMPTS {
-        let Some(block) = seen::block(store, cidr).await.map_err(StoreError::from)? else {
-            // Listed after the pool was read, so that only a changed pool, which the claim notices, has other blocks.
-            let blocks = seen::blocks(store).await.map_err(StoreError::from)?;
-            let others: Vec<Cidr> = blocks.iter().map(|seen| seen.value.cidr).collect();
-            if let Some(around) = others.iter().find(|other| other.contains(address)) {
-                cidr = *around;
-                continue;
-            }
-            if let Some(other) = others.iter().copied().find(|other| other.overlaps(cidr)) {
-                return Err(AssignAddressError::Overlap { address, block: cidr, other });
-            }
-            let claim = Claim::of(&request.owner, cidr, pool);
-            match affinity::claim(store, clock, &claim, Known::Unread).await {
-                // Lost to another node: its block is there now (quirk Q6).
-                Ok(_) | Err(ClaimError::Taken { .. }) => continue,
-                Err(ClaimError::PoolChanged { .. }) => return Err(AssignAddressError::NoPool { address }),
-                Err(ClaimError::Store(error)) => return Err(error.into()),
-            }
-        };
-        if let Some(taken) = held_already(&block.value, request) {
-            return Ok(taken);
-        }
-        let refusal = std::cell::Cell::new(None);
-        let planned = |seen: &Seen<Block>, handles: &Handles| {
-            plan::plan_assign(seen, request, handles, only_owner)
-                .map_err(|error| refusal.set(Some(error)))
-                .ok()
-        };
-        let handle = request.handle.as_deref();
-        let taken = commit_on(store, clock, block, handle, config.ip_cooldown_seconds, planned).await?;
-        if let Some(taken) = taken.into_iter().flatten().flatten().next() {
-            return Ok(taken);
-        }
-        if let Some(refusal) = refusal.take() {
-            return Err(refusal.into());
-        }
-    }
-    Err(StoreError::Contention { what: format!("address {address}") }.into())
-}
-
-/// The allocation of the requested address, if the requesting handle has it.
-fn held_already(block: &Block, request: &AddressRequest) -> Option<Taken> {
-    let wanted = block::sanitized(request.handle.as_deref()?);
-    let held = block::attribute_of(block, request.address)?;
-    if held.handle_id.as_deref().map(block::sanitized) != Some(wanted) {
-        return None;
-    }
-    let ordinal = block.cidr.ordinal(request.address)?;
-    Some(Taken {
-        block: block.cidr,
-        ordinal,
-        address: request.address,
-        sequence: block::stamp(block, ordinal),
-    })
 }

@@ -355,12 +355,13 @@ impl fmt::Display for Explain {
             for pool in passed_over.iter().take(SHOWN) {
                 line.push_str(&format!("; pool {} {} is {}", pool.pool, pool.cidr, pool.verdict));
             }
-            let tried = self.blocks.listed().iter().take(SHOWN);
-            line.extend(tried.map(|tried| format!("; block {} {}", tried.block, tried.outcome)));
-            let more = self.blocks.total().saturating_sub(SHOWN);
-            if more > 0 {
-                line.push_str(&format!("; {more} more blocks tried"));
-            }
+            // That blocks of a full pool are full goes without saying.
+            let odd = |tried: &&BlockTried| {
+                use BlockOutcome::{Failed, Gone, LostRace, NotOurs};
+                matches!(tried.outcome, LostRace | Failed | NotOurs | Gone)
+            };
+            let odd = self.blocks.listed().iter().filter(odd).take(SHOWN);
+            line.extend(odd.map(|tried| format!("; block {} {}", tried.block, tried.outcome)));
         }
         if self.conflicts.total() > 0 {
             line.push_str(&format!("; tried again {} times because records changed", self.conflicts.total()));
@@ -378,6 +379,27 @@ pub(crate) fn cut(text: &str, most: usize) -> String {
     let room = most.saturating_sub(ELLIPSIS.len_utf8());
     let end = (0..=room).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
     format!("{}{ELLIPSIS}", &text[..end])
+}
+
+/// An error with the account of how it came to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained<E> {
+    /// What went wrong.
+    pub error: E,
+    /// What was considered before.
+    pub explain: Explain,
+}
+
+impl<E: fmt::Display> fmt::Display for Explained<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<E: std::error::Error> std::error::Error for Explained<E> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ pub async fn ensure_block<D: Datastore>(
             let claim = Claim { host_reserved: Some(reserved), ..Claim::of(&setting.owner, cidr, pool) };
             match affinity::claim(store, clock, &claim, Known::Found(affinity.clone())).await {
                 Ok(claimed) => return Ok(claimed.block.value.cidr),
-                Err(ClaimError::Taken { .. } | ClaimError::PoolChanged { .. }) => {}
+                Err(ClaimError::Taken { .. } | ClaimError::PoolChanged { .. } | ClaimError::Refused(_)) => {}
                 Err(ClaimError::Store(error)) => return Err(error.into()),
             }
         }
@@ -113,7 +113,7 @@ pub async fn ensure_block<D: Datastore>(
         match affinity::claim(store, clock, &claim, known).await {
             Ok(claimed) => return Ok(claimed.block.value.cidr),
             // Lost to another node, or the pool is another now: look at everything again.
-            Err(ClaimError::Taken { .. } | ClaimError::PoolChanged { .. }) => {}
+            Err(ClaimError::Taken { .. } | ClaimError::PoolChanged { .. } | ClaimError::Refused(_)) => {}
             Err(ClaimError::Store(error)) => return Err(error.into()),
         }
     }
@@ -164,6 +164,7 @@ async fn vacant<'s, D: Datastore>(
     let search = Search {
         owner: &setting.owner,
         reserved: &setting.reserved,
+        host_reserved: None,
         cooldown_seconds: setting.config.ip_cooldown_seconds,
         now: clock.now(),
     };

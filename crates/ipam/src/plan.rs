@@ -6,6 +6,7 @@
 //! crash does not count twice (architecture D4).
 
 use crate::block::{self, ReleaseError, Released, Take, TakeError, Taken};
+use crate::cap::{self, CapReached};
 use crate::host_reserved::{self, HostReserved};
 use crate::reservations::ReservationSet;
 use crate::seen::Seen;
@@ -45,6 +46,22 @@ pub struct AddressRequest {
     pub handle: Option<String>,
     /// Attributes stored with it.
     pub attributes: BTreeMap<String, String>,
+    /// Addresses of this family that the handle may hold; 0: any number.
+    pub max_per_handle: u32,
+}
+
+impl AddressRequest {
+    /// A request by this handle, or by nobody, whose use is not checked and whose handle is not capped.
+    pub fn new(owner: Owner, address: IpAddr, handle: Option<&str>) -> Self {
+        Self {
+            owner,
+            address,
+            intended_use: None,
+            handle: handle.map(str::to_owned),
+            attributes: BTreeMap::new(),
+            max_per_handle: 0,
+        }
+    }
 }
 
 /// How to take from a block.
@@ -56,6 +73,30 @@ pub struct TakeRules<'a> {
     pub avoid: &'a BTreeSet<Ordinal>,
     /// Refuse the block of anybody else. `None`: borrow.
     pub only_owner: Option<&'a Owner>,
+}
+
+/// A block to be made, and what is put into it at once.
+#[derive(Clone, Copy, Debug)]
+pub struct NewBlock<'a> {
+    /// Which.
+    pub cidr: Cidr,
+    /// For whom.
+    pub owner: &'a Owner,
+    /// Ordinals that the owner keeps for itself.
+    pub host_reserved: Option<&'a HostReserved>,
+    /// Addresses never handed out automatically.
+    pub reserved: &'a ReservationSet,
+}
+
+/// Why nothing is planned on a block.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanRefusal {
+    /// The block does not allow it.
+    #[error(transparent)]
+    Take(#[from] TakeError),
+    /// The handle may not hold more.
+    #[error(transparent)]
+    Cap(#[from] CapReached),
 }
 
 /// One commit on one block.
@@ -131,6 +172,36 @@ pub fn plan_take(
     Ok(BlockPlan { block: Some(block), writes, taken })
 }
 
+/// Plans as [`plan_take`] for one want whose handle may hold at most `cap` addresses of the family; 0: any number.
+///
+/// # Errors
+/// See [`PlanRefusal`].
+pub fn plan_take_capped(
+    seen: &Seen<Block>,
+    want: &Want,
+    cap: u32,
+    handles: &Handles,
+    rules: &TakeRules<'_>,
+) -> Result<BlockPlan, PlanRefusal> {
+    let plan = plan_take(seen, std::slice::from_ref(want), handles, rules)?;
+    let taken = plan.taken.iter().map(Vec::len).sum();
+    if taken > 0 {
+        check_cap(want.handle.as_deref(), &seen.value, taken, cap, handles)?;
+    }
+    Ok(plan)
+}
+
+fn check_cap(
+    handle: Option<&str>,
+    before: &Block,
+    taken: usize,
+    cap: u32,
+    handles: &Handles,
+) -> Result<(), CapReached> {
+    let Some(id) = handle.map(block::sanitized) else { return Ok(()) };
+    cap::check(id, handles.get(id).map(|seen| &seen.value), before, taken, cap)
+}
+
 /// Plans a block that does not exist yet, with what its host keeps of it and the first addresses in it. `wants` may be empty.
 ///
 /// The affinity must be pending before this is committed, and the pool's revision be among the commit's checks.
@@ -138,41 +209,83 @@ pub fn plan_take(
 /// # Errors
 /// None in practice: a new block belongs to its owner.
 pub fn plan_new_block(
-    cidr: Cidr,
-    owner: &Owner,
+    new: &NewBlock<'_>,
     now: Timestamp,
     wants: &[Want],
     handles: &Handles,
-    reserved: &ReservationSet,
-    host_reserved: Option<&HostReserved>,
 ) -> Result<BlockPlan, TakeError> {
-    let mut block = block::new_block(cidr, owner, now);
-    if let Some(kept) = host_reserved {
-        host_reserved::keep(&mut block, kept);
-    }
-    let rules = TakeRules { reserved, avoid: &BTreeSet::new(), only_owner: Some(owner) };
+    let mut block = fresh(new, now);
+    let rules = TakeRules { reserved: new.reserved, avoid: &BTreeSet::new(), only_owner: Some(new.owner) };
     let taken = take_all(&mut block, wants, &rules)?;
+    let writes = handle_writes(served(wants, &taken), handles, &block);
+    Ok(created(block, writes, taken))
+}
+
+/// Plans as [`plan_new_block`] for one want whose handle may hold at most `cap` addresses of the family; 0: any number.
+///
+/// # Errors
+/// See [`PlanRefusal`].
+pub fn plan_new_block_capped(
+    new: &NewBlock<'_>,
+    now: Timestamp,
+    want: &Want,
+    cap: u32,
+    handles: &Handles,
+) -> Result<BlockPlan, PlanRefusal> {
+    let plan = plan_new_block(new, now, std::slice::from_ref(want), handles)?;
+    let taken = plan.taken.iter().map(Vec::len).sum();
+    check_cap(want.handle.as_deref(), &fresh(new, now), taken, cap, handles)?;
+    Ok(plan)
+}
+
+/// Plans a block that does not exist yet, with one particular address assigned in it.
+///
+/// # Errors
+/// See [`PlanRefusal`].
+pub fn plan_new_block_with(
+    new: &NewBlock<'_>,
+    now: Timestamp,
+    request: &AddressRequest,
+    handles: &Handles,
+) -> Result<BlockPlan, PlanRefusal> {
+    let mut block = fresh(new, now);
+    let handle = request.handle.as_deref();
+    check_cap(handle, &block, 1, request.max_per_handle, handles)?;
+    let taken = block::assign(&mut block, request.address, handle, &request.attributes, Some(new.owner))?;
+    let writes = handle_writes(handle, handles, &block);
+    Ok(created(block, writes, vec![vec![taken]]))
+}
+
+fn fresh(new: &NewBlock<'_>, now: Timestamp) -> Block {
+    let mut block = block::new_block(new.cidr, new.owner, now);
+    if let Some(reserved) = new.host_reserved {
+        host_reserved::keep(&mut block, reserved);
+    }
+    block
+}
+
+fn created(mut block: Block, mut writes: Vec<Write>, taken: Vec<Vec<Taken>>) -> BlockPlan {
     if taken.iter().any(|taken| !taken.is_empty()) {
         block::advance(&mut block);
     }
-    let mut writes = handle_writes(served(wants, &taken), handles, &block);
     writes.push(Write::Create(Record::Block(block.clone())));
-    Ok(BlockPlan { block: Some(block), writes, taken })
+    BlockPlan { block: Some(block), writes, taken }
 }
 
 /// Plans the assignment of one particular address of a block as read.
 ///
 /// # Errors
-/// See [`TakeError`].
+/// See [`PlanRefusal`].
 pub fn plan_assign(
     seen: &Seen<Block>,
     request: &AddressRequest,
     handles: &Handles,
     only_owner: Option<&Owner>,
-) -> Result<BlockPlan, TakeError> {
+) -> Result<BlockPlan, PlanRefusal> {
     let mut block = seen.value.clone();
     let handle = request.handle.as_deref();
     let taken = block::assign(&mut block, request.address, handle, &request.attributes, only_owner)?;
+    check_cap(handle, &seen.value, 1, request.max_per_handle, handles)?;
     block::advance(&mut block);
     let mut writes = handle_writes(handle, handles, &block);
     writes.push(Write::Update(Record::Block(block.clone()), seen.version.clone()));
@@ -208,8 +321,9 @@ fn served<'a>(wants: &'a [Want], taken: &'a [Vec<Taken>]) -> impl Iterator<Item 
 
 /// Plans the release of everything that these handles hold in a block as read, and takes them off the handles.
 ///
-/// A handle that holds nothing here loses its entry all the same (quirk Q9): call it only with a block read after the
-/// handle. An empty block without owner is deleted.
+/// A handle that holds nothing here loses its entry all the same (quirk Q9). The block is then written too, unchanged:
+/// where a handle is written before its block, somebody may be about to write this block with an address for it, and
+/// fails. An empty block without owner is deleted.
 pub fn plan_release_by_handles(
     seen: &Seen<Block>,
     ids: &[&str],
@@ -218,9 +332,12 @@ pub fn plan_release_by_handles(
     now: Timestamp,
 ) -> BlockPlan {
     let mut block = seen.value.clone();
+    let seen_cidr = block.cidr;
     let mut changed = false;
     for id in ids {
         changed |= !block::release_by_handle(&mut block, id, None, cooldown_seconds, now).is_empty();
+        let counted = handles.get(*id).and_then(|seen| seen.value.blocks.get(&seen_cidr).copied());
+        changed |= counted.is_some_and(|count| count > 0);
     }
     released(seen, block, changed, ids.iter().copied(), handles)
 }
@@ -362,16 +479,13 @@ mod tests {
 
     #[test]
     fn a_new_block_stamps_its_first_addresses_below_its_own_number_and_behind_what_the_host_keeps() {
-        let plan = plan_new_block(
-            "10.0.0.0/29".parse().unwrap(),
-            &Owner::host("n"),
-            now(),
-            &[want("a")],
-            &Handles::new(),
-            &ReservationSet::default(),
-            Some(&HostReserved::windows()),
-        )
-        .unwrap();
+        let new = NewBlock {
+            cidr: "10.0.0.0/29".parse().unwrap(),
+            owner: &Owner::host("n"),
+            host_reserved: Some(&HostReserved::windows()),
+            reserved: &ReservationSet::default(),
+        };
+        let plan = plan_new_block(&new, now(), &[want("a")], &Handles::new()).unwrap();
         let block = plan.block.unwrap();
         assert!(plan.taken[0][0].sequence < block.sequence_number);
         assert_eq!(plan.taken[0][0].address.to_string(), "10.0.0.3");
@@ -407,15 +521,15 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_without_addresses_here_loses_only_its_entry() {
+    fn a_handle_without_addresses_here_loses_only_its_entry_and_nobody_gives_it_one_meanwhile() {
         let block = seen(block::new_block(cidr(), &Owner::host("n"), now()));
         let other = "10.0.1.0/30".parse().unwrap();
         let handle =
             seen(Handle { id: "a".to_owned(), blocks: [(cidr(), 1), (other, 1)].into(), deleted: false });
         let handles = Handles::from([("a".to_owned(), handle)]);
         let plan = plan_release_by_handles(&block, &["a"], &handles, 0, now());
-        assert_eq!(keys(&plan), ["handle a"]);
-        let Write::Update(Record::Handle(handle), _) = &plan.writes[0] else { panic!("{:?}", plan.writes) };
+        assert_eq!(keys(&plan), ["block 10.0.0.0/30", "handle a"]);
+        let Write::Update(Record::Handle(handle), _) = &plan.writes[1] else { panic!("{:?}", plan.writes) };
         assert_eq!(handle.blocks.keys().collect::<Vec<_>>(), [&other]);
     }
 

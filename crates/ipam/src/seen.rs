@@ -1,7 +1,10 @@
 //! Records as read, with the version that a write of them is conditional on, and typed reads of a store.
 
+use crate::block;
+use crate::plan::Handles;
 use api::{Affinity, Block, Cidr, ClusterInformation, Handle, IpamConfig, Node, Owner, Pool, Reservation};
-use datastore::{Datastore, Key, Kind, ReadError, Record, Scope, Stored, Version};
+use datastore::{Datastore, Key, Kind, ReadError, Record, Scope, Stored, Version, Write};
+use futures::future::join_all;
 use jiff::Timestamp;
 
 /// A record of known kind as it was read.
@@ -131,4 +134,98 @@ pub async fn blocks<D: Datastore>(store: &D) -> Result<Vec<Seen<Block>>, ReadErr
     let mut found: Vec<Seen<Block>> = list(store, &Scope::All(Kind::Block)).await?;
     found.retain(|seen| !seen.value.deleted);
     Ok(found)
+}
+
+/// How many records are read at the same time at most.
+///
+/// Below thirty, up to which `join_all` asks each of its futures whenever it is asked itself: a simulator that hands out
+/// turns relies on it.
+pub const TOGETHER: usize = 24;
+
+/// Reads blocks, [`TOGETHER`] at a time; one that is not there, or is marked deleted, is `None`.
+///
+/// Datastore calls: 1 per block, in 1 trip per [`TOGETHER`].
+///
+/// # Errors
+/// [`ReadError`] of the first that could not be read.
+pub async fn blocks_of<D: Datastore>(
+    store: &D,
+    cidrs: &[Cidr],
+) -> Result<Vec<Option<Seen<Block>>>, ReadError> {
+    let mut found = Vec::with_capacity(cidrs.len());
+    for some in cidrs.chunks(TOGETHER) {
+        for read in join_all(some.iter().map(|cidr| block(store, *cidr))).await {
+            found.push(read?);
+        }
+    }
+    Ok(found)
+}
+
+/// The handle of one operation, kept in hand over its commits so that it is read once.
+#[derive(Clone, Debug)]
+pub struct HandleInHand {
+    /// Sanitised id; `None` for an anonymous operation.
+    id: Option<String>,
+    /// `None`: to be read before it is relied on.
+    seen: Option<Option<Seen<Handle>>>,
+}
+
+impl HandleInHand {
+    /// The handle of this id, not read yet. Without an id, or with an empty one, there is nothing to read.
+    pub fn unread(id: Option<&str>) -> Self {
+        let id = id.map(block::sanitized).filter(|id| !id.is_empty()).map(str::to_owned);
+        let seen = id.is_none().then_some(None);
+        Self { id, seen }
+    }
+
+    /// Its sanitised id.
+    pub fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    /// Reads it if it is not known.
+    ///
+    /// Datastore calls: at most 1.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn look<D: Datastore>(&mut self, store: &D) -> Result<(), ReadError> {
+        if let (None, Some(id)) = (&self.seen, &self.id) {
+            self.seen = Some(handle(store, id).await?);
+        }
+        Ok(())
+    }
+
+    /// What is known of it, as plans want it.
+    pub fn handles(&self) -> Handles {
+        match (&self.id, &self.seen) {
+            (Some(id), Some(Some(seen))) => Handles::from([(id.clone(), seen.clone())]),
+            _ => Handles::new(),
+        }
+    }
+
+    /// The record, if it is known to exist.
+    pub fn record(&self) -> Option<&Handle> {
+        self.seen.as_ref()?.as_ref().map(|seen| &seen.value)
+    }
+
+    /// Makes it be read again before it is relied on.
+    pub fn forget(&mut self) {
+        if self.id.is_some() {
+            self.seen = None;
+        }
+    }
+
+    /// Takes over what a commit wrote of it.
+    pub fn wrote(&mut self, writes: &[Write], versions: &[Version]) {
+        for (write, version) in writes.iter().zip(versions) {
+            let Record::Handle(handle) = write.record() else { continue };
+            if self.id.as_deref() == Some(handle.id.as_str()) {
+                self.seen = Some(match write {
+                    Write::Delete(..) => None,
+                    _ => Some(Seen::written(handle.clone(), version.clone(), None)),
+                });
+            }
+        }
+    }
 }

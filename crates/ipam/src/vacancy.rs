@@ -5,6 +5,7 @@ use crate::block;
 use crate::candidate;
 use crate::clock::Clock;
 use crate::failure::StoreError;
+use crate::host_reserved::{self, HostReserved};
 use crate::reservations::ReservationSet;
 use crate::seen::{self, Seen};
 use api::{Block, Cidr, Owner, Pool};
@@ -22,6 +23,8 @@ pub struct Search<'a> {
     pub owner: &'a Owner,
     /// Addresses never handed out automatically.
     pub reserved: &'a ReservationSet,
+    /// Ordinals that the owner keeps for itself in a block that it makes.
+    pub host_reserved: Option<&'a HostReserved>,
     /// Seconds that a released address is not used.
     pub cooldown_seconds: u32,
     /// The present instant.
@@ -71,6 +74,9 @@ impl Search<'_> {
             };
             for cidr in candidate::candidates_past(&pool.value, &self.owner.name, self.now, passed) {
                 let Some(seen) = index.get(&cidr) else {
+                    if !self.leaves_something(cidr) {
+                        continue;
+                    }
                     let first = Some(Vacant { pool, cidr, known: Known::Absent });
                     return Vacancies { first, reclaimable: Vec::new() };
                 };
@@ -89,6 +95,14 @@ impl Search<'_> {
             }
         }
         Vacancies { first: None, reclaimable }
+    }
+
+    /// Whether a block made of this would have an address to give: what the host leaves of it may be reserved.
+    fn leaves_something(&self, cidr: Cidr) -> bool {
+        let Some(kept) = self.host_reserved.filter(|_| self.reserved.touches(cidr)) else { return true };
+        let mut made = block::new_block(cidr, self.owner, self.now);
+        host_reserved::keep(&mut made, kept);
+        block::free_count(&made, self.reserved) > 0
     }
 
     fn is_old(&self, block: &Block) -> bool {
@@ -161,7 +175,8 @@ mod tests {
         let reserved = ReservationSet::default();
         let owner = Owner::host("me");
         let now = Timestamp::from_second(1000).unwrap();
-        let search = Search { owner: &owner, reserved: &reserved, cooldown_seconds: 0, now };
+        let search =
+            Search { owner: &owner, reserved: &reserved, host_reserved: None, cooldown_seconds: 0, now };
         let found = search.among([pool], blocks);
         (
             found.first.map(|vacant| vacant.cidr.to_string()),
@@ -196,5 +211,19 @@ mod tests {
     fn an_own_block_with_room_is_used_though_its_affinity_is_not_known() {
         let pool = pool("10.0.0.0/30", 30);
         assert_eq!(found(&pool, &[block_of("10.0.0.0/30", "me", 999)]).0, Some("10.0.0.0/30".to_owned()));
+    }
+
+    #[test]
+    fn a_block_of_which_only_reserved_addresses_would_be_left_is_not_made() {
+        let pool = pool("10.0.0.0/28", 29);
+        // What a Windows node would leave of the first block, and one address of the second.
+        let reserved = ["10.0.0.3/32", "10.0.0.4/31", "10.0.0.6/32", "10.0.0.8/32"];
+        let reserved = ReservationSet::of_cidrs(reserved.map(|text| text.parse().unwrap()));
+        let (owner, windows) = (Owner::host("w"), HostReserved::windows());
+        let now = Timestamp::from_second(1000).unwrap();
+        let host_reserved = Some(&windows);
+        let search = Search { owner: &owner, reserved: &reserved, host_reserved, cooldown_seconds: 0, now };
+        let first = search.among([&pool], &[]).first.unwrap();
+        assert_eq!(first.cidr.to_string(), "10.0.0.8/29");
     }
 }

@@ -3,6 +3,7 @@
 
 use api::{AffinityNaming, IpVersion, Node, Owner, Pool, Use};
 use datastore::memory::Memory;
+use datastore::ordered::{self, Single};
 use datastore::{
     Capabilities, Check, CommitError, Datastore, Event, Key, Kind, Listing, ReadError, Record, Revision,
     Scope, Stored, Version, Write,
@@ -24,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -40,28 +42,17 @@ enum Fault {
     LostBefore,
     /// The answer is lost, and the call took effect.
     LostAfter,
-    /// The client dies when the first of a commit's writes is made; atomic commits have no such point.
-    DiesAmid,
-    /// The answer is lost when the first of a commit's writes is made.
-    LostAmid,
     /// The store cannot be reached.
     Unreachable,
 }
 
-const FAULTS: [Fault; 7] = [
-    Fault::DiesBefore,
-    Fault::DiesAfter,
-    Fault::LostBefore,
-    Fault::LostAfter,
-    Fault::DiesAmid,
-    Fault::LostAmid,
-    Fault::Unreachable,
-];
+const FAULTS: [Fault; 5] =
+    [Fault::DiesBefore, Fault::DiesAfter, Fault::LostBefore, Fault::LostAfter, Fault::Unreachable];
 
 /// A store whose n-th call meets a fault.
 struct Faulty {
     store: Memory,
-    /// Commits are made write by write, as on a Kubernetes API.
+    /// Commits are made write by write, each a call, as on a Kubernetes API.
     ordered: bool,
     calls: AtomicUsize,
     at: usize,
@@ -78,24 +69,53 @@ impl Faulty {
     async fn before_read(&self, what: &str) -> Result<(), ReadError> {
         match self.fault() {
             None => Ok(()),
-            Some(Fault::DiesBefore | Fault::DiesAfter | Fault::DiesAmid) => futures::future::pending().await,
+            Some(Fault::DiesBefore | Fault::DiesAfter) => futures::future::pending().await,
             Some(_) => Err(ReadError::Unavailable { what: what.to_owned(), reason: "fault".to_owned() }),
         }
     }
 
     async fn make(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
-        if !self.ordered {
-            return self.store.commit(checks, writes).await;
+        let key = writes.first().map_or(Key::Config, Write::key);
+        let unknown = Err(CommitError::Unknown { key: key.clone(), reason: "fault".to_owned() });
+        match self.fault() {
+            None => self.store.commit(checks, writes).await,
+            Some(Fault::Unreachable) => Err(CommitError::Unavailable { key, reason: "fault".to_owned() }),
+            Some(Fault::DiesBefore) => futures::future::pending().await,
+            Some(Fault::LostBefore) => unknown,
+            Some(Fault::LostAfter) => {
+                let _ = self.store.commit(checks, writes).await;
+                unknown
+            }
+            Some(Fault::DiesAfter) => {
+                let _ = self.store.commit(checks, writes).await;
+                futures::future::pending().await
+            }
         }
-        let mut versions = Vec::new();
-        for (written, write) in writes.iter().enumerate() {
-            let made = self.store.commit(&[], std::slice::from_ref(write)).await;
-            versions.extend(made.map_err(|error| match error {
-                CommitError::Conflict { key, .. } => CommitError::Conflict { key, written },
-                other => other,
-            })?);
-        }
-        Ok(versions)
+    }
+}
+
+impl Single for Faulty {
+    type Before = Record;
+
+    async fn write_one(&self, write: &Write) -> Result<Version, CommitError> {
+        Ok(self.make(&[], std::slice::from_ref(write)).await?.remove(0))
+    }
+
+    async fn version_of(&self, key: &Key) -> Result<Option<Version>, ReadError> {
+        Ok(Datastore::get(self, key).await?.map(|stored| stored.version))
+    }
+
+    async fn before(&self, key: &Key, version: &Version) -> Result<Option<Record>, ReadError> {
+        let found = Datastore::get(self, key).await?;
+        Ok(found.filter(|stored| stored.version == *version).map(|stored| stored.record))
+    }
+
+    async fn restore(&self, _: &Key, before: Record, version: &Version) -> Result<(), CommitError> {
+        self.write_one(&Write::Update(before, version.clone())).await.map(drop)
+    }
+
+    fn elapsed(&self) -> Duration {
+        Duration::ZERO
     }
 }
 
@@ -115,23 +135,10 @@ impl Datastore for Faulty {
     }
 
     async fn commit(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
-        let key = writes.first().map_or(Key::Config, Write::key);
-        let unknown = Err(CommitError::Unknown { key: key.clone(), reason: "fault".to_owned() });
-        match self.fault() {
-            None => self.make(checks, writes).await,
-            Some(Fault::Unreachable) => Err(CommitError::Unavailable { key, reason: "fault".to_owned() }),
-            Some(Fault::DiesBefore) => futures::future::pending().await,
-            Some(Fault::LostBefore) => unknown,
-            Some(fault) => {
-                let amid = self.ordered && matches!(fault, Fault::DiesAmid | Fault::LostAmid);
-                let made = if amid { &writes[..1.min(writes.len())] } else { writes };
-                let _ = self.make(checks, made).await;
-                if matches!(fault, Fault::LostAfter | Fault::LostAmid) {
-                    return unknown;
-                }
-                futures::future::pending().await
-            }
+        if self.ordered {
+            return ordered::commit(self, checks, writes).await;
         }
+        self.make(checks, writes).await
     }
 
     async fn watch(
@@ -215,15 +222,16 @@ async fn recover(store: &Memory) -> Outcome {
     check(store).await
 }
 
-/// Runs `operation` with each fault at each call until it has fewer calls than that; returns how many calls it makes.
+/// Runs `operation` with each fault at each call until it has fewer calls than that; returns how many calls it makes where
+/// commits are atomic, and how many where they are not.
 async fn sweep<F, T>(
     held: usize,
     operation: impl Fn(std::sync::Arc<Faulty>) -> F,
-) -> Result<usize, Box<dyn std::error::Error>>
+) -> Result<[usize; 2], Box<dyn std::error::Error>>
 where
     F: Future<Output = Result<T, String>>,
 {
-    let mut most = 0;
+    let mut most = [0, 0];
     for ordered in [false, true] {
         for fault in FAULTS {
             for at in 0.. {
@@ -241,7 +249,7 @@ where
                 check(&store).await.map_err(|error| format!("{context}: {error}"))?;
                 if calls <= at {
                     answer.ok_or_else(|| format!("{context}: no answer without a fault"))??;
-                    most = most.max(calls);
+                    most[usize::from(ordered)] = calls;
                     break;
                 }
                 recover(&store).await.map_err(|error| format!("{context}: {error}"))?;
@@ -258,7 +266,7 @@ async fn ask(store: &Faulty, node: &str, count: usize) -> Result<(), String> {
     for taken in &assigned.taken {
         let block = seen::block(&store.store, taken.block).await.map_err(|error| error.to_string())?;
         let held =
-            block.is_some_and(|seen| ipam::assign::holds(&seen.value, &[vec![taken.clone()]], Some("a")));
+            block.is_some_and(|seen| ipam::affinity::holds(&seen.value, &[vec![taken.clone()]], Some("a")));
         if !held {
             return Err(format!("{} was answered and is not held", taken.address));
         }
@@ -270,8 +278,8 @@ async fn ask(store: &Faulty, node: &str, count: usize) -> Result<(), String> {
 fn claiming_a_block_survives_a_fault_at_every_call() -> Outcome {
     block_on(async {
         let calls = sweep(0, |store| async move { ask(&store, "a", 1).await }).await?;
-        // Configuration, reservations, node, pools, affinities, blocks, handle; affinity, block, affinity.
-        assert_eq!(calls, 10);
+        // Configuration, reservations, node, pools, affinities, handle; blocks; affinity, handle, block, pool, affinity.
+        assert_eq!(calls, [8, 12]);
         Ok(())
     })
 }
@@ -280,8 +288,8 @@ fn claiming_a_block_survives_a_fault_at_every_call() -> Outcome {
 fn taking_from_the_own_block_survives_a_fault_at_every_call() -> Outcome {
     block_on(async {
         let calls = sweep(1, |store| async move { ask(&store, "a", 1).await }).await?;
-        // Configuration, reservations, node, pools, affinities, block, handle; handle and block.
-        assert_eq!(calls, 8);
+        // Configuration, reservations, node, pools, affinities, handle; block; handle and block.
+        assert_eq!(calls, [8, 9]);
         Ok(())
     })
 }
@@ -290,7 +298,8 @@ fn taking_from_the_own_block_survives_a_fault_at_every_call() -> Outcome {
 fn borrowing_survives_a_fault_at_every_call() -> Outcome {
     block_on(async {
         let calls = sweep(4, |store| async move { ask(&store, "a", 1).await }).await?;
-        assert!(calls <= 12, "{calls} calls");
+        // Own block, blocks; handle and block of the other node.
+        assert_eq!(calls, [9, 10]);
         Ok(())
     })
 }
@@ -303,7 +312,7 @@ fn releasing_by_handle_survives_a_fault_at_every_call() -> Outcome {
         })
         .await?;
         // Handle, configuration, block; commit; node and pools, because the block is empty.
-        assert_eq!(calls, 6);
+        assert_eq!(calls, [6, 7]);
         Ok(())
     })
 }
@@ -328,7 +337,7 @@ fn releasing_addresses_survives_a_fault_at_every_call() -> Outcome {
         })
         .await?;
         // Pools, configuration, block, handle; commit.
-        assert_eq!(calls, 5);
+        assert_eq!(calls, [5, 6]);
         Ok(())
     })
 }
@@ -345,7 +354,7 @@ fn giving_blocks_up_survives_a_fault_at_every_call() -> Outcome {
             })
             .await?;
             // Affinities; affinity, configuration, block; pending deletion; block and affinity.
-            assert_eq!(calls, 6);
+            assert_eq!(calls, [6, 7]);
         }
         Ok(())
     })

@@ -4,7 +4,8 @@ use api::{Affinity, AffinityNaming, Cidr, IpVersion, IpamConfig, Node, Owner, Po
 use datastore::memory::Memory;
 use datastore::{Datastore, Kind, Record, Scope, Write};
 use futures::executor::block_on;
-use ipam::assign::{AssignAddressError, AssignError, AssignRequest, Assigned, assign, assign_address};
+use ipam::assign::{AssignError, AssignRequest, Assigned, assign};
+use ipam::assign_address::{AssignAddressError, assign_address};
 use ipam::block::{self, Release};
 use ipam::clock::FixedClock;
 use ipam::explain::Shortage;
@@ -47,7 +48,7 @@ fn request(node: &str, handle: &str, count: usize) -> AssignRequest {
 }
 
 async fn ask(store: &Memory, node: &str, handle: &str, count: usize) -> Result<Assigned, AssignError> {
-    assign(store, &CLOCK, &request(node, handle, count)).await
+    assign(store, &CLOCK, &request(node, handle, count)).await.map_err(|failure| failure.error)
 }
 
 fn texts(assigned: &Assigned) -> Vec<String> {
@@ -169,14 +170,11 @@ fn reserved_addresses_are_never_handed_out_automatically() -> Outcome {
         assert_eq!(taken, ["10.0.0.4", "10.0.0.6", "10.0.0.7"].map(str::to_owned).into());
         assert!(matches!(some.explain.shortage, Some(Shortage::Reserved { .. })));
         let asked = AddressRequest {
-            owner: Owner::host("a"),
-            address: "10.0.0.5".parse()?,
             intended_use: Some(Use::Workload),
-            handle: Some("asked".to_owned()),
-            attributes: BTreeMap::new(),
+            ..AddressRequest::new(Owner::host("a"), "10.0.0.5".parse()?, Some("asked"))
         };
-        assert_eq!(assign_address(&store, &CLOCK, &asked).await?.address.to_string(), "10.0.0.5");
-        assert_eq!(assign_address(&store, &CLOCK, &asked).await?.address.to_string(), "10.0.0.5");
+        assert_eq!(assign_address(&store, &CLOCK, &asked).await?.answer(), ["10.0.0.5/30"]);
+        assert_eq!(assign_address(&store, &CLOCK, &asked).await?.answer(), ["10.0.0.5/30"]);
         let other = AddressRequest { handle: Some("other".to_owned()), ..asked };
         assert!(assign_address(&store, &CLOCK, &other).await.is_err());
         check(&store).await
@@ -187,14 +185,8 @@ fn reserved_addresses_are_never_handed_out_automatically() -> Outcome {
 fn an_address_asked_for_brings_its_block_with_it() -> Outcome {
     block_on(async {
         let store = lab("10.0.0.0/24", 26, &["a"]).await?;
-        let asked = AddressRequest {
-            owner: Owner::host("a"),
-            address: "10.0.0.200".parse()?,
-            intended_use: None,
-            handle: Some("h".to_owned()),
-            attributes: BTreeMap::new(),
-        };
-        assert_eq!(assign_address(&store, &CLOCK, &asked).await?.with_block_prefix(), "10.0.0.200/26");
+        let asked = AddressRequest::new(Owner::host("a"), "10.0.0.200".parse()?, Some("h"));
+        assert_eq!(assign_address(&store, &CLOCK, &asked).await?.answer(), ["10.0.0.200/26"]);
         assert_eq!(addresses_of(&store, "h", None).await?, ["10.0.0.200".parse::<IpAddr>()?]);
         let outside = AddressRequest { address: "10.1.0.1".parse()?, ..asked };
         assert!(assign_address(&store, &CLOCK, &outside).await.is_err());
@@ -271,18 +263,12 @@ fn an_address_asked_for_makes_no_block_across_those_of_another_size() -> Outcome
         let small = block::new_block("10.0.0.0/28".parse()?, &Owner::host("a"), CLOCK.0);
         create(&store, Record::Block(small)).await?;
         let wanted = |address: &str| -> Result<AddressRequest, std::net::AddrParseError> {
-            Ok(AddressRequest {
-                owner: Owner::host("a"),
-                address: address.parse()?,
-                handle: Some("h".to_owned()),
-                attributes: BTreeMap::new(),
-                intended_use: None,
-            })
+            Ok(AddressRequest::new(Owner::host("a"), address.parse()?, Some("h")))
         };
         let taken = assign_address(&store, &CLOCK, &wanted("10.0.0.5")?).await?;
-        assert_eq!(taken.with_block_prefix(), "10.0.0.5/28");
-        let refused = assign_address(&store, &CLOCK, &wanted("10.0.0.40")?).await;
-        assert!(matches!(refused, Err(AssignAddressError::Overlap { .. })), "{refused:?}");
+        assert_eq!(taken.answer(), ["10.0.0.5/28"]);
+        let refused = assign_address(&store, &CLOCK, &wanted("10.0.0.40")?).await.unwrap_err().error;
+        assert!(matches!(refused, AssignAddressError::Overlap { .. }), "{refused:?}");
         Ok(())
     })
 }

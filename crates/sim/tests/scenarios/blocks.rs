@@ -6,7 +6,8 @@ use api::{AffinityState, AssignmentMode, IpVersion, Owner, Use};
 use datastore::{Key, Record};
 use futures::FutureExt;
 use ipam::agent::{Demand, Reply};
-use ipam::assign::{AssignAddressError, assign, assign_address};
+use ipam::assign::assign;
+use ipam::assign_address::{AssignAddressError, assign_address};
 use ipam::explain::{BlockOutcome, Shortage};
 use ipam::plan::AddressRequest;
 use ipam::query::utilization_of;
@@ -269,6 +270,7 @@ fn ctl_797_reserved_addresses_are_never_given_out_by_themselves() {
         intended_use: None,
         handle: Some("named".to_owned()),
         attributes: BTreeMap::new(),
+        max_per_handle: 0,
     };
     let taken = stage.play(assign_address(&stage.wire, &stage.time, &wanted)).unwrap();
     assert!(taken.is_ok(), "{taken:?}");
@@ -318,9 +320,10 @@ fn calico_13301_an_address_asked_for_by_name_must_be_of_a_pool_for_its_use() {
         intended_use: Some(Use::Workload),
         handle: Some("a".to_owned()),
         attributes: BTreeMap::new(),
+        max_per_handle: 0,
     };
-    let refused = stage.play(assign_address(&stage.wire, &stage.time, &wanted)).unwrap();
-    assert!(matches!(refused, Err(AssignAddressError::WrongUse { .. })), "{refused:?}");
+    let refused = stage.play(assign_address(&stage.wire, &stage.time, &wanted)).unwrap().unwrap_err().error;
+    assert!(matches!(refused, AssignAddressError::WrongUse { .. }), "{refused:?}");
     let mut host = Host::start(&stage, "n1");
     let mut named = add_request("b");
     named.requested = Some(ip("10.9.0.5"));

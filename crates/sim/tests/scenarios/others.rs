@@ -6,7 +6,8 @@ use crate::wire::Fate;
 use api::{IpVersion, Owner};
 use futures::FutureExt;
 use ipam::agent::{Effect, Reply};
-use ipam::assign::{AssignAddressError, assign, assign_address};
+use ipam::assign::assign;
+use ipam::assign_address::{AssignAddressError, assign_address};
 use ipam::block::TakeError;
 use ipam::plan::AddressRequest;
 use ipam::query::utilization_of;
@@ -408,11 +409,12 @@ fn m3_1440_an_address_asked_for_twice_is_refused_to_the_second() {
         intended_use: None,
         handle: Some(handle.to_owned()),
         attributes: BTreeMap::new(),
+        max_per_handle: 0,
     };
     let ask = |wanted: &AddressRequest| stage.play(assign_address(&stage.wire, &stage.time, wanted)).unwrap();
     assert!(ask(&wanted("n1", "a")).is_ok());
-    let refused = ask(&wanted("n1", "b"));
-    let taken = matches!(refused, Err(AssignAddressError::Refused(TakeError::AlreadyAssigned { .. })));
+    let refused = ask(&wanted("n1", "b")).unwrap_err().error;
+    let taken = matches!(refused, AssignAddressError::Refused(TakeError::AlreadyAssigned { .. }));
     assert!(taken, "{refused:?}");
     assert!(ask(&wanted("n2", "b")).is_err(), "nor on another node");
     assert!(ask(&wanted("n1", "a")).is_ok(), "its owner may ask again");

@@ -152,7 +152,7 @@ impl Stage {
 
     /// An ADD in direct mode, answered.
     pub(crate) fn ask(&self, wanted: &AssignRequest) -> Result<Assigned, AssignError> {
-        self.play(assign(&self.wire, &self.time, wanted)).unwrap()
+        self.play(assign(&self.wire, &self.time, wanted)).unwrap().map_err(|failure| failure.error)
     }
 
     /// One IPv4 address for this handle, if there is one.
