@@ -323,6 +323,10 @@ impl ReleaseQueue {
             && let Some(queued) = self.entries.get_mut(&number)
         {
             match queued.durable {
+                // The log is being told to forget it: nothing may be written after that.
+                _ if matches!(queued.stage, Stage::Removing | Stage::Remembered) => {
+                    effects.push(Effect::Reply(request, Verdict::Accepted));
+                }
                 Durable::Yes => effects.push(Effect::Reply(request, Verdict::Accepted)),
                 Durable::Writing => queued.waiting.push(request),
                 Durable::Perhaps => {

@@ -131,6 +131,18 @@ fn a_del_that_cannot_be_kept_is_refused_and_released_all_the_same() {
 }
 
 #[test]
+fn a_del_repeated_after_its_release_is_not_written_behind_the_note_that_it_is_done() {
+    let mut queue = empty();
+    let owed = entry(0, held(7));
+    queue.step(at(0), Event::Del(DEL, owed.clone()));
+    queue.step(at(0), Event::Logged(Number(1), Err("disk full".to_owned())));
+    let effects = queue.step(at(0), Event::Released(Number(1), Replayed::Done));
+    assert!(effects.contains(&Effect::Remove(Number(1))), "{effects:?}");
+    let effects = queue.step(at(0), Event::Del(DEL, owed));
+    assert_eq!(effects, [Effect::Reply(DEL, Verdict::Accepted)]);
+}
+
+#[test]
 fn a_release_of_another_cluster_is_dropped() {
     let (mut queue, number, owed) = owing();
     let effects = queue.step(at(0), Event::Released(number, Replayed::Foreign));
