@@ -7,6 +7,7 @@
 mod commit;
 mod failure;
 mod object;
+mod rate;
 mod together;
 
 use crate::{
@@ -15,12 +16,15 @@ use crate::{
 };
 use api::wire::Group;
 use api::{AffinityNaming, Owner};
+pub use rate::Rate;
+
 use failure::Failure;
 use futures::stream::{self, BoxStream, StreamExt};
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::WatchEvent;
 use object::Face;
+use rate::Limiter;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -112,6 +116,7 @@ struct Shared {
 pub struct Kubernetes {
     client: Client,
     deadline: Duration,
+    limiter: Option<Arc<Limiter>>,
     shared: Arc<Shared>,
 }
 
@@ -139,7 +144,7 @@ impl Kubernetes {
             naming: Mutex::default(),
             kept: Mutex::default(),
         };
-        Self { client, deadline: DEADLINE, shared: Arc::new(shared) }
+        Self { client, deadline: DEADLINE, limiter: None, shared: Arc::new(shared) }
     }
 
     /// The same driver for records in `group`, by the plain API.
@@ -156,6 +161,22 @@ impl Kubernetes {
     #[must_use]
     pub fn with_deadline(self, deadline: Duration) -> Self {
         Self { deadline, ..self }
+    }
+
+    /// The same driver with a limit of its calls; clones share it. Waiting for a place counts against no deadline.
+    #[must_use]
+    pub fn with_rate(self, rate: Rate) -> Self {
+        Self { limiter: Limiter::new(rate).map(Arc::new), ..self }
+    }
+
+    /// Waits until a call may go out.
+    async fn admitted(&self) {
+        if let Some(limiter) = &self.limiter {
+            let wait = limiter.take(Instant::now());
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+        }
     }
 
     /// The client, for calls that are not about records.
@@ -244,6 +265,7 @@ impl Kubernetes {
             .header(http::header::ACCEPT, "application/json")
             .body(body.map(Value::to_string).unwrap_or_default().into_bytes())
             .map_err(|error| Failure::Unreadable(error.to_string()))?;
+        self.admitted().await;
         match tokio::time::timeout(self.deadline, self.client.request::<Value>(request)).await {
             Ok(result) => result.map_err(Failure::from_client),
             Err(_) => Err(Failure::deadline(self.deadline)),
@@ -435,6 +457,7 @@ impl Datastore for Kubernetes {
             .header(http::header::ACCEPT, "application/json")
             .body(Vec::new())
             .map_err(|error| ReadError::Malformed { what: scope.to_string(), reason: error.to_string() })?;
+        self.admitted().await;
         let opening = self.client.request_events::<Value>(request);
         let events = match tokio::time::timeout(self.deadline, opening).await {
             Ok(result) => result.map_err(|error| Failure::from_client(error).reading(scope.to_string()))?,

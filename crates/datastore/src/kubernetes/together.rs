@@ -45,6 +45,7 @@ impl Kubernetes {
                 return Outcome::Made(Err(failure.writing(first(writes), 0, false)));
             }
         };
+        self.admitted().await;
         match tokio::time::timeout(self.deadline, self.client.request::<Value>(request)).await {
             Ok(Ok(answer)) => Outcome::Made(results(&answer, writes)),
             Ok(Err(kube::Error::Api(status))) => {
