@@ -396,7 +396,7 @@ impl Datastore for Kubernetes {
         let mut starts = 0;
         'again: loop {
             starts += 1;
-            let (mut items, mut next) = (Vec::new(), String::new());
+            let (mut items, mut unreadable, mut next) = (Vec::new(), Vec::new(), String::new());
             loop {
                 let path = if next.is_empty() {
                     base.clone()
@@ -412,20 +412,25 @@ impl Datastore for Kubernetes {
                     Err(failure) => return Err(failure.reading(scope.to_string())),
                 };
                 if let Some(Value::Array(objects)) = page.get_mut("items").map(Value::take) {
-                    items.extend(
-                        objects.iter().filter_map(|object| self.record(kind, object)).filter(|stored| {
-                            scope.holds(&stored.record.key()) && !stored.record.is_deleted()
-                        }),
-                    );
+                    for object in &objects {
+                        match self.record(kind, object) {
+                            Some(stored) => items.push(stored),
+                            None => unreadable.extend(object::key_of(kind, object)),
+                        }
+                    }
                 }
                 match page.pointer("/metadata/continue").and_then(Value::as_str) {
                     Some(token) if !token.is_empty() => next = token.to_owned(),
                     _ => {
+                        items.retain(|stored: &Stored| {
+                            scope.holds(&stored.record.key()) && !stored.record.is_deleted()
+                        });
                         items.sort_by_cached_key(|stored: &Stored| stored.record.key());
+                        unreadable.retain(|key| scope.holds(key));
                         let revision = object::version(&page)
                             .map_err(|reason| ReadError::Malformed { what: scope.to_string(), reason })?
                             .revision;
-                        return Ok(Listing { items, revision });
+                        return Ok(Listing { items, revision, unreadable });
                     }
                 }
             }

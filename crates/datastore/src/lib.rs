@@ -170,6 +170,9 @@ pub struct Listing {
     pub items: Vec<Stored>,
     /// The store's revision that the list shows; a watch continues from here.
     pub revision: Revision,
+    /// Records that exist and cannot be understood, as far as it can be told what they are of. They are not to be taken
+    /// for absent: nothing may be put in their place.
+    pub unreadable: Vec<Key>,
 }
 
 /// What to list or watch.

@@ -196,7 +196,7 @@ impl Datastore for Memory {
             .cloned()
             .collect();
         items.sort_by_key(|stored| stored.record.key());
-        Ok(Listing { items, revision: Revision(state.revision) })
+        Ok(Listing { items, revision: Revision(state.revision), ..Listing::default() })
     }
 
     async fn commit(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {

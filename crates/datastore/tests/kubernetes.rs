@@ -243,6 +243,7 @@ async fn object_that_makes_no_sense_is_left_out_of_a_list_and_told_by_a_get() {
     let store = driver(&fake);
     let listing = store.list(&Scope::All(Kind::Pool)).await.unwrap();
     assert_eq!(listing.items.len(), 1);
+    assert_eq!(listing.unreadable, [Key::Pool("bad".to_owned())], "and is not taken for absent");
     let bad = store.get(&Key::Pool("bad".to_owned())).await;
     assert!(matches!(bad, Err(ReadError::Malformed { .. })));
 }

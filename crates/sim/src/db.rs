@@ -189,7 +189,7 @@ impl Db {
         if kind == Kind::Affinity && self.naming == AffinityNaming::PerBlock {
             items.sort_by_key(|stored| stored.record.key());
         }
-        Listing { items, revision: Revision(self.revision) }
+        Listing { items, revision: Revision(self.revision), ..Listing::default() }
     }
 
     fn next_revision(&mut self) -> u64 {
