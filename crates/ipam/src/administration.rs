@@ -21,7 +21,7 @@ pub const MAX_BLOCKS_PER_CLAIM: u128 = 4096;
 pub struct ClaimedBlocks {
     /// Blocks that are the owner's now, those included that were before.
     pub claimed: Vec<Cidr>,
-    /// Blocks that are another's, or nobody's with addresses in use, or overlap one of another size.
+    /// Blocks that are another's, or nobody's with addresses in use, or overlap one of another size, or cannot be understood.
     pub failed: Vec<Cidr>,
 }
 
@@ -110,17 +110,16 @@ pub async fn claim_affinity<D: Datastore>(
     let mut held: BTreeMap<Cidr, Seen<Affinity>> =
         held.into_iter().map(|seen| (seen.value.cidr, seen)).collect();
     // Listed after the pool was read: blocks of another size appear only with a changed pool, which a claim notices.
-    let blocks: Vec<Block> =
-        seen::blocks(store).await.map_err(early)?.into_iter().map(|seen| seen.value).collect();
+    let all = seen::all_blocks(store).await.map_err(early)?;
     let mut done = ClaimedBlocks::default();
     for number in 0..count {
         let Some(wanted) = cidr.nth_block(pool.value.block_size, number) else { continue };
         let ours = held.remove(&wanted);
-        let taken = blocks.iter().any(|block| {
+        let taken = all.blocks.iter().map(|seen| &seen.value).any(|block| {
             block.cidr.overlaps(wanted)
                 && (block.cidr != wanted || (ours.is_none() && block.affinity.as_ref() != Some(owner)))
         });
-        if taken {
+        if taken || all.unreadable.iter().any(|other| other.overlaps(wanted)) {
             done.failed.push(wanted);
             continue;
         }
@@ -151,7 +150,9 @@ async fn claim_one<D: Datastore>(
         let claim = Claim::of(owner, cidr, pool);
         match affinity::claim(store, clock, &claim, std::mem::replace(&mut known, Known::Unread)).await {
             Ok(_) => return Ok(true),
-            Err(ClaimError::Taken { .. } | ClaimError::Refused(_)) => return Ok(false),
+            Err(ClaimError::Taken { .. } | ClaimError::Refused(_) | ClaimError::Unreadable(_)) => {
+                return Ok(false);
+            }
             Err(ClaimError::Store(error)) => return Err(Some(error)),
             Err(ClaimError::PoolChanged { .. }) => {
                 let found: Option<Seen<Pool>> = seen::get(store, &Key::Pool(pool.value.name.clone()))

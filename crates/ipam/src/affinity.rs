@@ -18,7 +18,7 @@ use crate::plan::{self, AddressRequest, BlockPlan, Handles, NewBlock, PendingPla
 use crate::reservations::ReservationSet;
 use crate::seen::{self, HandleInHand, Seen};
 use api::{Affinity, AffinityState, Block, Cidr, Owner, Pool};
-use datastore::{Check, CommitError, Datastore, Key, Record, Write};
+use datastore::{Check, CommitError, Datastore, Key, ReadError, Record, Write};
 use jiff::Timestamp;
 
 /// A block to be made ours, or to be found ours.
@@ -93,6 +93,10 @@ pub enum ClaimError {
     /// What was to be put into it is refused; the block is not made.
     #[error(transparent)]
     Refused(#[from] PlanRefusal),
+    /// There is such a block, and it cannot be understood: try another block. The affinity is left as it is, unless it was
+    /// only begun.
+    #[error(transparent)]
+    Unreadable(ReadError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -159,7 +163,15 @@ pub async fn claim_for<D: Datastore>(
             Known::Found(found) => (Some(found), true),
         };
         // What exists is looked at after the affinity was read: a claim made since then changes the affinity.
-        let existing = if look { seen::block(store, cidr).await.map_err(StoreError::from)? } else { None };
+        let existing = if look { seen::block(store, cidr).await } else { Ok(None) };
+        let existing = match existing {
+            Err(error @ ReadError::Malformed { .. }) => {
+                let begun = found.as_ref().filter(|found| found.value.state == AffinityState::Pending);
+                drop_affinity(store, owner, begun).await;
+                return Err(ClaimError::Unreadable(error));
+            }
+            existing => existing.map_err(StoreError::from)?,
+        };
         let Some(existing) = existing else {
             if let Some(claimed) = make(store, clock, claim, found.as_ref(), hand).await? {
                 return Ok(claimed);

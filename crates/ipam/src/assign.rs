@@ -14,7 +14,7 @@ use crate::failure::{ATTEMPTS, StoreError};
 use crate::host_reserved::{HostReserved, HostReservedError};
 use crate::plan::{self, PlanRefusal, TakeRules, Want};
 use crate::pools::SelectError;
-use crate::seen::{self, HandleInHand, Seen, TOGETHER};
+use crate::seen::{self, AllBlocks, HandleInHand, Seen, TOGETHER};
 use crate::setting::{Setting, World};
 use crate::shortage::{self, relief};
 use crate::take::{OnBlock, commit_on};
@@ -343,7 +343,7 @@ impl<D: Datastore> Run<'_, D> {
     ) -> Result<(), Stop> {
         let limit = block_limit(self.request.max_blocks, world.config.max_blocks_per_host);
         let mut owned = u32::try_from(setting.affine.len()).unwrap_or(u32::MAX);
-        let mut listed: Option<Vec<Seen<Block>>> = None;
+        let mut listed: Option<AllBlocks> = None;
         // Each turn takes something, claims something, or loses a race.
         let mut races = 0;
         while !self.satisfied() {
@@ -357,7 +357,7 @@ impl<D: Datastore> Run<'_, D> {
                 let search = search_of(self.request, world, self.clock.now());
                 let listed = listed.as_ref();
                 let relief =
-                    listed.map_or_else(Relief::default, |blocks| relief(&search, &setting.usable, blocks));
+                    listed.map_or_else(Relief::default, |all| relief(&search, &setting.usable, &all.blocks));
                 self.fall_short(shortage, relief);
                 return Ok(());
             }
@@ -366,22 +366,22 @@ impl<D: Datastore> Run<'_, D> {
                 return Err(StoreError::Contention { what }.into());
             }
             // Listed after the pools were read: only a changed pool, which the claim notices, has other blocks.
-            let mut blocks = match listed.take() {
-                Some(blocks) => blocks,
-                None => seen::blocks(self.store).await?,
+            let mut all = match listed.take() {
+                Some(all) => all,
+                None => seen::all_blocks(self.store).await?,
             };
             if let Some(affinity) = unmade.pop_front() {
-                if let Some(claimed) = self.make_up(world, setting, affinity, &blocks).await? {
-                    blocks.push(claimed.block.clone());
+                if let Some(claimed) = self.make_up(world, setting, affinity, &all).await? {
+                    all.blocks.push(claimed.block.clone());
                     self.take_from_claimed(world, claimed).await?;
                 } else {
                     owned = owned.saturating_sub(1);
                 }
-                listed = Some(blocks);
+                listed = Some(all);
                 continue;
             }
-            let Some(Vacant { pool, cidr, known }) = self.vacant(world, setting, &blocks).await? else {
-                self.borrow(world, setting, blocks).await?;
+            let Some(Vacant { pool, cidr, known }) = self.vacant(world, setting, &all).await? else {
+                self.borrow(world, setting, all.blocks).await?;
                 return Ok(());
             };
             match self.claim(world, pool, cidr, known).await? {
@@ -389,8 +389,8 @@ impl<D: Datastore> Run<'_, D> {
                     owned = owned.saturating_add(1);
                     // One that was there already is no longer as it was listed.
                     if claimed.made {
-                        blocks.push(claimed.block.clone());
-                        listed = Some(blocks);
+                        all.blocks.push(claimed.block.clone());
+                        listed = Some(all);
                     }
                     self.take_from_claimed(world, claimed).await?;
                 }
@@ -411,10 +411,15 @@ impl<D: Datastore> Run<'_, D> {
         world: &World,
         setting: &Setting,
         affinity: Seen<Affinity>,
-        blocks: &[Seen<Block>],
+        all: &AllBlocks,
     ) -> Result<Option<Claimed>, Stop> {
         let cidr = affinity.value.cidr;
-        let crossed = blocks.iter().any(|seen| seen.value.cidr != cidr && seen.value.cidr.overlaps(cidr));
+        if all.unreadable.iter().any(|other| other.overlaps(cidr)) {
+            // The block may be there and ours: its affinity is left to whoever mends it.
+            self.explain.tried(cidr, BlockOutcome::Failed);
+            return Ok(None);
+        }
+        let crossed = all.blocks.iter().any(|seen| seen.value.cidr != cidr && seen.value.cidr.overlaps(cidr));
         match setting.pool_of(cidr).filter(|_| !crossed) {
             Some(pool) => self.claim(world, pool, cidr, Known::Found(affinity)).await,
             None => {
@@ -448,6 +453,10 @@ impl<D: Datastore> Run<'_, D> {
                 }
                 Err(ClaimError::Taken { .. } | ClaimError::Refused(PlanRefusal::Take(_))) => {
                     self.explain.tried(cidr, BlockOutcome::LostRace);
+                    return Ok(None);
+                }
+                Err(ClaimError::Unreadable(_)) => {
+                    self.explain.tried(cidr, BlockOutcome::Failed);
                     return Ok(None);
                 }
                 Err(ClaimError::Refused(PlanRefusal::Cap(_))) => self.answer_at_cap().await?,
@@ -518,9 +527,9 @@ impl<D: Datastore> Run<'_, D> {
         &self,
         world: &World,
         setting: &'s Setting,
-        blocks: &[Seen<Block>],
+        all: &AllBlocks,
     ) -> Result<Option<Vacant<'s>>, Stop> {
-        let found = search_of(self.request, world, self.clock.now()).among(&setting.usable, blocks);
+        let found = search_of(self.request, world, self.clock.now()).among(&setting.usable, all);
         if found.first.is_some() {
             return Ok(found.first);
         }

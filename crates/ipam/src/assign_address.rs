@@ -264,12 +264,13 @@ impl<D: Datastore> Run<'_, D> {
     ) -> Result<Option<Look>, AssignAddressError> {
         let address = self.request.address;
         // Listed after the pool was read, so that only a changed pool, which the claim notices, has other blocks.
-        let blocks = seen::blocks(self.store).await.map_err(StoreError::from)?;
-        let others = || blocks.iter().map(|seen| seen.value.cidr);
+        let all = seen::all_blocks(self.store).await.map_err(StoreError::from)?;
+        let others = || all.blocks.iter().map(|seen| seen.value.cidr);
         if let Some(around) = others().find(|other| other.contains(address)) {
             return Ok(Some(Look::Other(around)));
         }
-        if let Some(other) = others().find(|other| other.overlaps(cidr)) {
+        let in_the_way = others().chain(all.unreadable.iter().copied());
+        if let Some(other) = in_the_way.into_iter().find(|other| other.overlaps(cidr)) {
             return Err(AssignAddressError::Overlap { address, block: cidr, other });
         }
         let claim =
@@ -289,6 +290,7 @@ impl<D: Datastore> Run<'_, D> {
             Err(ClaimError::PoolChanged { .. }) => Ok(None),
             Err(ClaimError::Refused(PlanRefusal::Take(refusal))) => Err(refusal.into()),
             Err(ClaimError::Refused(PlanRefusal::Cap(refusal))) => self.at_cap(refusal).await.map(Some),
+            Err(ClaimError::Unreadable(error)) => Err(StoreError::from(error).into()),
             Err(ClaimError::Store(error)) => Err(error.into()),
         }
     }

@@ -99,7 +99,12 @@ pub async fn ensure_block<D: Datastore>(
             let claim = Claim { host_reserved: Some(reserved), ..Claim::of(&setting.owner, cidr, pool) };
             match affinity::claim(store, clock, &claim, Known::Found(affinity.clone())).await {
                 Ok(claimed) => return Ok(claimed.block.value.cidr),
-                Err(ClaimError::Taken { .. } | ClaimError::PoolChanged { .. } | ClaimError::Refused(_)) => {}
+                Err(
+                    ClaimError::Taken { .. }
+                    | ClaimError::PoolChanged { .. }
+                    | ClaimError::Refused(_)
+                    | ClaimError::Unreadable(_),
+                ) => {}
                 Err(ClaimError::Store(error)) => return Err(error.into()),
             }
         }
@@ -113,7 +118,12 @@ pub async fn ensure_block<D: Datastore>(
         match affinity::claim(store, clock, &claim, known).await {
             Ok(claimed) => return Ok(claimed.block.value.cidr),
             // Lost to another node, or the pool is another now: look at everything again.
-            Err(ClaimError::Taken { .. } | ClaimError::PoolChanged { .. } | ClaimError::Refused(_)) => {}
+            Err(
+                ClaimError::Taken { .. }
+                | ClaimError::PoolChanged { .. }
+                | ClaimError::Refused(_)
+                | ClaimError::Unreadable(_),
+            ) => {}
             Err(ClaimError::Store(error)) => return Err(error.into()),
         }
     }
@@ -160,7 +170,7 @@ async fn vacant<'s, D: Datastore>(
     clock: &dyn Clock,
     setting: &'s Setting,
 ) -> Result<Option<Vacant<'s>>, EnsureBlockError> {
-    let blocks = seen::blocks(store).await.map_err(StoreError::from)?;
+    let blocks = seen::all_blocks(store).await.map_err(StoreError::from)?;
     let search = Search {
         owner: &setting.owner,
         reserved: &setting.reserved,

@@ -131,9 +131,31 @@ pub async fn pools<D: Datastore>(store: &D) -> Result<Vec<Seen<Pool>>, ReadError
 /// # Errors
 /// [`ReadError`].
 pub async fn blocks<D: Datastore>(store: &D) -> Result<Vec<Seen<Block>>, ReadError> {
-    let mut found: Vec<Seen<Block>> = list(store, &Scope::All(Kind::Block)).await?;
-    found.retain(|seen| !seen.value.deleted);
-    Ok(found)
+    Ok(all_blocks(store).await?.blocks)
+}
+
+/// Every block that there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AllBlocks {
+    /// Those that make sense.
+    pub blocks: Vec<Seen<Block>>,
+    /// Those that cannot be understood. They may be full of addresses: nothing is to be put in their place.
+    pub unreadable: Vec<Cidr>,
+}
+
+/// Reads all blocks, for whoever wants to make one where there is none.
+///
+/// # Errors
+/// [`ReadError`].
+pub async fn all_blocks<D: Datastore>(store: &D) -> Result<AllBlocks, ReadError> {
+    let listing = store.list(&Scope::All(Kind::Block)).await?;
+    let mut blocks: Vec<Seen<Block>> = listing.items.into_iter().filter_map(Seen::from_stored).collect();
+    blocks.retain(|seen| !seen.value.deleted);
+    let cidr_of = |key: Key| match key {
+        Key::Block(cidr) => Some(cidr),
+        _ => None,
+    };
+    Ok(AllBlocks { blocks, unreadable: listing.unreadable.into_iter().filter_map(cidr_of).collect() })
 }
 
 /// How many records are read at the same time at most.
@@ -142,12 +164,12 @@ pub async fn blocks<D: Datastore>(store: &D) -> Result<Vec<Seen<Block>>, ReadErr
 /// turns relies on it.
 pub const TOGETHER: usize = 24;
 
-/// Reads blocks, [`TOGETHER`] at a time; one that is not there, or is marked deleted, is `None`.
+/// Reads blocks, [`TOGETHER`] at a time; one that is not there, is marked deleted or cannot be understood is `None`.
 ///
 /// Datastore calls: 1 per block, in 1 trip per [`TOGETHER`].
 ///
 /// # Errors
-/// [`ReadError`] of the first that could not be read.
+/// [`ReadError`] of the first that the store did not answer.
 pub async fn blocks_of<D: Datastore>(
     store: &D,
     cidrs: &[Cidr],
@@ -155,7 +177,10 @@ pub async fn blocks_of<D: Datastore>(
     let mut found = Vec::with_capacity(cidrs.len());
     for some in cidrs.chunks(TOGETHER) {
         for read in join_all(some.iter().map(|cidr| block(store, *cidr))).await {
-            found.push(read?);
+            found.push(match read {
+                Err(ReadError::Malformed { .. }) => None,
+                read => read?,
+            });
         }
     }
     Ok(found)

@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::failure::StoreError;
 use crate::host_reserved::{self, HostReserved};
 use crate::reservations::ReservationSet;
-use crate::seen::{self, Seen};
+use crate::seen::{self, AllBlocks, Seen};
 use api::{Block, Cidr, Owner, Pool};
 use datastore::{CommitError, Datastore, Record, Write};
 use jiff::{SignedDuration, Timestamp};
@@ -55,22 +55,27 @@ impl Search<'_> {
     /// Searches `pools` in order for a block that does not exist, or is the owner's and has room; notes on the way the empty
     /// ones of others that were claimed at least [`MIN_RECLAIM_AGE`] ago.
     ///
-    /// A block that overlaps an existing one of another size is never chosen, whatever the pool says (invariant 4).
+    /// A block that overlaps an existing one of another size, or one that cannot be understood, is never chosen, whatever the
+    /// pool says (invariant 4).
     pub fn among<'p>(
         &self,
         pools: impl IntoIterator<Item = &'p Seen<Pool>>,
-        blocks: &[Seen<Block>],
+        all: &AllBlocks,
     ) -> Vacancies<'p> {
-        let index: BTreeMap<Cidr, &Seen<Block>> = blocks.iter().map(|seen| (seen.value.cidr, seen)).collect();
+        let index: BTreeMap<Cidr, &Seen<Block>> =
+            all.blocks.iter().map(|seen| (seen.value.cidr, seen)).collect();
         let mut reclaimable = Vec::new();
         for pool in pools {
             let size = pool.value.block_size;
-            let of_other_size = ReservationSet::of_cidrs(
-                index.keys().copied().filter(|cidr| cidr.prefix() != size && cidr.overlaps(pool.value.cidr)),
+            let of_other_size = index.keys().copied().filter(|cidr| cidr.prefix() != size);
+            let in_the_way = ReservationSet::of_cidrs(
+                of_other_size
+                    .chain(all.unreadable.iter().copied())
+                    .filter(|cidr| cidr.overlaps(pool.value.cidr)),
             );
             let passed = |cidr: Cidr| {
-                let across = || of_other_size.touches(cidr).then(|| cidr.last());
-                self.reserved.last_around(cidr).or_else(|| of_other_size.last_around(cidr)).or_else(across)
+                let across = || in_the_way.touches(cidr).then(|| cidr.last());
+                self.reserved.last_around(cidr).or_else(|| in_the_way.last_around(cidr)).or_else(across)
             };
             for cidr in candidate::candidates_past(&pool.value, &self.owner.name, self.now, passed) {
                 let Some(seen) = index.get(&cidr) else {
@@ -177,7 +182,8 @@ mod tests {
         let now = Timestamp::from_second(1000).unwrap();
         let search =
             Search { owner: &owner, reserved: &reserved, host_reserved: None, cooldown_seconds: 0, now };
-        let found = search.among([pool], blocks);
+        let all = AllBlocks { blocks: blocks.to_vec(), unreadable: Vec::new() };
+        let found = search.among([pool], &all);
         (
             found.first.map(|vacant| vacant.cidr.to_string()),
             found.reclaimable.iter().map(|(_, seen)| seen.value.cidr.to_string()).collect(),
@@ -208,6 +214,26 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_claimed_in_the_place_of_a_block_that_cannot_be_understood() {
+        let reserved = ReservationSet::default();
+        let owner = Owner::host("me");
+        let search = Search {
+            owner: &owner,
+            reserved: &reserved,
+            host_reserved: None,
+            cooldown_seconds: 0,
+            now: Timestamp::UNIX_EPOCH,
+        };
+        for unreadable in ["10.0.0.0/28", "10.0.0.0/29", "10.0.0.3/32"] {
+            let pool = pool("10.0.0.0/28", 30);
+            let all = AllBlocks { blocks: Vec::new(), unreadable: vec![unreadable.parse().unwrap()] };
+            let first = search.among([&pool], &all).first.map(|vacant| vacant.cidr);
+            assert_eq!(first.is_none(), unreadable == "10.0.0.0/28", "{unreadable}");
+            assert!(first.is_none_or(|first| !first.overlaps(all.unreadable[0])), "{unreadable}");
+        }
+    }
+
+    #[test]
     fn an_own_block_with_room_is_used_though_its_affinity_is_not_known() {
         let pool = pool("10.0.0.0/30", 30);
         assert_eq!(found(&pool, &[block_of("10.0.0.0/30", "me", 999)]).0, Some("10.0.0.0/30".to_owned()));
@@ -223,7 +249,7 @@ mod tests {
         let now = Timestamp::from_second(1000).unwrap();
         let host_reserved = Some(&windows);
         let search = Search { owner: &owner, reserved: &reserved, host_reserved, cooldown_seconds: 0, now };
-        let first = search.among([&pool], &[]).first.unwrap();
+        let first = search.among([&pool], &AllBlocks::default()).first.unwrap();
         assert_eq!(first.cidr.to_string(), "10.0.0.8/29");
     }
 }

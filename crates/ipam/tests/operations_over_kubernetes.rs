@@ -5,11 +5,12 @@
 #[path = "../../datastore/tests/fake/mod.rs"]
 mod fake;
 
-use api::{Block, Cidr, IpVersion, IpamConfig, Owner, Pool};
+use api::{Block, Cidr, IpVersion, IpamConfig, Owner, Pool, Use};
 use datastore::kubernetes::Kubernetes;
 use fake::{Fake, Fault};
 use ipam::administration::{claim_affinity, release_affinities_of, release_block_affinity};
 use ipam::affinity::ReleaseTerms;
+use ipam::assign::{AssignRequest, assign};
 use ipam::block::{self, Take};
 use ipam::clock::FixedClock;
 use ipam::cold::{Pass, collect_cold};
@@ -17,6 +18,7 @@ use ipam::config;
 use ipam::host::{ensure_block, remove_host, upgrade_host};
 use ipam::host_reserved::HostReserved;
 use ipam::owner_attributes::{Change, OwnerUpdate, set_owner_attributes};
+use ipam::plan::Want;
 use ipam::seen::{self, Seen};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -187,4 +189,49 @@ async fn a_stale_cold_pass_never_removes_a_block_that_was_made_anew() {
     assert_eq!(collect_cold(&store, &CLOCK, 0, &seen).await, Ok(Pass::Changed));
     let owner = seen::block(&store, seen.value.cidr).await.unwrap().unwrap().value.affinity;
     assert_eq!(owner, Some(Owner::host(NODE)));
+}
+
+/// One address for the node: the block it is of, and what was tried.
+async fn one_address(store: &Kubernetes, handle: &str) -> (Cidr, String) {
+    let want = Want { count: 1, handle: Some(handle.to_owned()), attributes: BTreeMap::new() };
+    let request = AssignRequest::new(Owner::host(NODE), IpVersion::V4, Use::Workload, want);
+    let assigned = assign(store, &CLOCK, &request).await.unwrap();
+    (assigned.taken[0].block, serde_json::to_string(&assigned.explain).unwrap())
+}
+
+#[tokio::test]
+async fn a_block_that_cannot_be_understood_is_left_alone_and_costs_nobody_an_address() {
+    let (_, store) = lab().await;
+    let first = one_address(&store, "h").await.0;
+
+    let (fake, store) = lab().await;
+    let path = |cidr: Cidr| format!("{GROUP}/ipamblocks/{}", cidr.name());
+    let affinity = |cidr: Cidr| format!("{GROUP}/blockaffinities/{NODE}-{}", cidr.name());
+    let strange = |cidr: Cidr| {
+        let mut object = block::new_block(cidr, &Owner::host(NODE), Timestamp::UNIX_EPOCH).to_v1();
+        object["spec"]["affinity"] = json!("@:worker-9");
+        object
+    };
+    fake.put(&path(first), strange(first));
+    let before = fake.object(&path(first));
+    let second = one_address(&store, "a").await.0;
+    assert_ne!(second, first);
+    assert_eq!(fake.object(&affinity(first)), None);
+    let claimed = claim_affinity(&store, &CLOCK, first, &Owner::host(NODE)).await.unwrap();
+    assert_eq!((claimed.claimed.len(), claimed.failed), (0, vec![first]));
+
+    // Its own block is edited by hand: the node goes on with another, and the edited one waits to be mended.
+    fake.put(&path(second), strange(second));
+    let edited = fake.object(&path(second));
+    let held = fake.object(&affinity(second));
+    for handle in ["b", "c"] {
+        let (third, explained) = one_address(&store, handle).await;
+        assert!(third != first && third != second);
+        assert!(handle == "c" || explained.contains(&second.to_string()), "{explained}");
+    }
+    assert_eq!(fake.object(&path(first)), before);
+    assert_eq!(fake.object(&path(second)), edited);
+    assert_eq!(fake.object(&affinity(second)), held);
+    let asked = seen::block(&store, second).await.unwrap_err().to_string();
+    assert!(asked.contains("@:worker-9") && asked.contains(&second.name()), "{asked}");
 }
