@@ -85,6 +85,36 @@ fn doors(root: &Path) -> Result<Vec<String>> {
         }
     }
     findings.extend(runtimes(root)?);
+    findings.extend(mistakes(root)?);
+    Ok(findings)
+}
+
+/// Programs that could be made to err on purpose: the simulator's switch must not be in any that is shipped.
+fn mistakes(root: &Path) -> Result<Vec<String>> {
+    let mut findings = Vec::new();
+    for program in ["tortie", "cni"] {
+        let output = Command::new(env!("CARGO"))
+            .args([
+                "tree",
+                "--locked",
+                "--edges",
+                "normal,features",
+                "--prefix",
+                "none",
+                "--package",
+                program,
+            ])
+            .current_dir(root)
+            .output()
+            .context("running cargo tree")?;
+        if !output.status.success() {
+            bail!("cargo tree --package {program}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        if String::from_utf8_lossy(&output.stdout).contains("ipam feature \"mistakes\"") {
+            findings
+                .push(format!("{program} is built with the planted mistakes of ipam: leave the feature out"));
+        }
+    }
     Ok(findings)
 }
 

@@ -14,6 +14,7 @@ use crate::block::{self, Taken};
 use crate::clock::Clock;
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::host_reserved::HostReserved;
+use crate::mistake::{Mistake, made};
 use crate::plan::{self, AddressRequest, BlockPlan, Handles, NewBlock, PendingPlan, PlanRefusal, Want};
 use crate::reservations::ReservationSet;
 use crate::seen::{self, HandleInHand, Seen};
@@ -213,7 +214,7 @@ async fn make<D: Datastore>(
     hand: &mut HandleInHand,
 ) -> Result<Option<Claimed>, ClaimError> {
     let (owner, cidr) = (claim.owner, claim.cidr);
-    if cidr.prefix() != claim.pool.value.block_size {
+    if cidr.prefix() != claim.pool.value.block_size && !made(Mistake::StaleAffinityTrusted) {
         // Begun when the pool had another block size: made now, the block could lie across others (invariant 4).
         drop_affinity(store, owner, found).await;
         return Err(ClaimError::Taken { block: cidr, owner: None });
@@ -231,7 +232,8 @@ async fn make<D: Datastore>(
     let Some(planned) = plan.block else { return Ok(None) };
     let pool = &claim.pool.value.name;
     let check = Check::Unchanged(Key::Pool(pool.clone()), claim.pool.version.revision);
-    let block = match store.commit(&[check], &writes).await {
+    let checks: &[Check] = if made(Mistake::StalePool) && found.is_some() { &[] } else { &[check] };
+    let block = match store.commit(checks, &writes).await {
         Ok(versions) => {
             hand.wrote(&writes, &versions);
             versions.get(place).cloned().map(|version| Seen::written(planned, version, Some(now)))
@@ -299,10 +301,15 @@ fn plan_pass(
     }
     let affinity = |state| Record::Affinity(Affinity { owner: owner.clone(), cidr, state, deleted: false });
     Ok(Write::Pass {
-        passing: Box::new(affinity(AffinityState::Pending)),
+        passing: Box::new(affinity(passing_state())),
         last: affinity(AffinityState::Confirmed),
         seen: found.map(|found| found.version.clone()),
     })
+}
+
+/// State of an affinity while its block is made.
+pub(crate) fn passing_state() -> AffinityState {
+    if made(Mistake::PendingSkipped) { AffinityState::Confirmed } else { AffinityState::Pending }
 }
 
 /// Whether a block as read back carries these allocations, by ordinal, stamp and handle.
@@ -488,7 +495,8 @@ pub async fn release_affinity<D: Datastore>(
         return Err(ReleaseAffinityError::Changed { block: cidr });
     }
     block::collect(&mut block, config.ip_cooldown_seconds, clock.now());
-    if let Some(other) = block.affinity.as_ref().filter(|other| *other != owner) {
+    let unchecked = made(Mistake::OwnerUnchecked);
+    if let Some(other) = block.affinity.as_ref().filter(|other| *other != owner && !unchecked) {
         drop_affinity(store, owner, Some(&affinity)).await;
         return Err(ReleaseAffinityError::Taken { block: cidr, owner: other.clone() });
     }

@@ -12,6 +12,7 @@ use crate::clock::Clock;
 use crate::explain::{BlockOutcome, Explain, Explained, Relief, Shortage};
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::host_reserved::{HostReserved, HostReservedError};
+use crate::mistake::{Mistake, made};
 use crate::plan::{self, PlanRefusal, TakeRules, Want};
 use crate::pools::SelectError;
 use crate::seen::{self, AllBlocks, HandleInHand, Seen, TOGETHER};
@@ -420,7 +421,7 @@ impl<D: Datastore> Run<'_, D> {
             return Ok(None);
         }
         let crossed = all.blocks.iter().any(|seen| seen.value.cidr != cidr && seen.value.cidr.overlaps(cidr));
-        match setting.pool_of(cidr).filter(|_| !crossed) {
+        match setting.pool_of(cidr).filter(|_| !crossed || made(Mistake::StaleAffinityTrusted)) {
             Some(pool) => self.claim(world, pool, cidr, Known::Found(affinity)).await,
             None => {
                 affinity::drop_affinity(self.store, &self.request.owner, Some(&affinity)).await;
@@ -484,7 +485,7 @@ impl<D: Datastore> Run<'_, D> {
         outcome: BlockOutcome,
     ) -> Result<(), Stop> {
         let cidr = block.value.cidr;
-        let cooldown = world.config.ip_cooldown_seconds;
+        let cooldown = borrowing_cooldown(world.config.ip_cooldown_seconds, outcome);
         let only_owner = self.only_own(world).then_some(&self.request.owner);
         let avoid = BTreeSet::new();
         let rules = TakeRules { reserved: &world.reserved, avoid: &avoid, only_owner };
@@ -551,7 +552,8 @@ impl<D: Datastore> Run<'_, D> {
         let strict = world.config.strict_affinity;
         let may_borrow = !self.only_own(world);
         let search = search_of(self.request, world, self.clock.now());
-        let (now, cooldown) = (search.now, search.cooldown_seconds);
+        let (now, cooldown) =
+            (search.now, borrowing_cooldown(search.cooldown_seconds, BlockOutcome::Borrowed));
         let shortage = shortage::shortage(&search, &setting.usable, strict, &blocks);
         let relief = relief(&search, &setting.usable, &blocks);
         let mut by_cidr: BTreeMap<Cidr, Seen<Block>> =
@@ -601,6 +603,11 @@ fn search_of<'s>(request: &'s AssignRequest, world: &'s World, now: Timestamp) -
         cooldown_seconds: world.config.ip_cooldown_seconds,
         now,
     }
+}
+
+/// Seconds that a released address is not used: as many in others' blocks as in own ones.
+fn borrowing_cooldown(seconds: u32, outcome: BlockOutcome) -> u32 {
+    if outcome == BlockOutcome::Borrowed && made(Mistake::CooldownIgnored) { 0 } else { seconds }
 }
 
 fn is_settled(affinity: &Seen<Affinity>, block: &Seen<Block>) -> bool {

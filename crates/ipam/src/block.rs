@@ -3,6 +3,7 @@
 //! None of them reads or writes a store. A write path takes a copy of the block read, changes it by these functions,
 //! calls [`advance`] once, and writes the copy on condition that the block read is still there.
 
+use crate::mistake::{Mistake, made};
 use crate::reservations::ReservationSet;
 use api::{Attribute, Block, Cidr, Ordinal, Owner};
 use jiff::{SignedDuration, Timestamp};
@@ -30,11 +31,18 @@ pub fn new_block(cidr: Cidr, owner: &Owner, now: Timestamp) -> Block {
         allocations: (0..size).map(|_| None).collect(),
         unallocated: (0..size).collect(),
         attributes: Vec::new(),
-        sequence_number: u64::try_from(now.as_nanosecond()).unwrap_or(0),
+        sequence_number: first_sequence_number(now),
         sequence_for_allocation: BTreeMap::new(),
         deleted: false,
         legacy_host_affinity: None,
     }
+}
+
+/// The nanoseconds of `now`.
+fn first_sequence_number(now: Timestamp) -> u64 {
+    const SECOND: u64 = 1_000_000_000;
+    let nanoseconds = u64::try_from(now.as_nanosecond()).unwrap_or(0);
+    if made(Mistake::StampReissued) { nanoseconds / SECOND * SECOND } else { nanoseconds }
 }
 
 /// Counts one write: to be called once before a changed block is written, a new one with addresses in it included.

@@ -19,6 +19,7 @@ pub mod explain;
 pub mod failure;
 pub mod host;
 pub mod host_reserved;
+pub mod mistake;
 pub mod owner_attributes;
 pub mod plan;
 pub mod pools;

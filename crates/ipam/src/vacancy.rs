@@ -6,6 +6,7 @@ use crate::candidate;
 use crate::clock::Clock;
 use crate::failure::StoreError;
 use crate::host_reserved::{self, HostReserved};
+use crate::mistake::{Mistake, made};
 use crate::reservations::ReservationSet;
 use crate::seen::{self, AllBlocks, Seen};
 use api::{Block, Cidr, Owner, Pool};
@@ -67,7 +68,11 @@ impl Search<'_> {
         let mut reclaimable = Vec::new();
         for pool in pools {
             let size = pool.value.block_size;
-            let of_other_size = index.keys().copied().filter(|cidr| cidr.prefix() != size);
+            let of_other_size = index
+                .iter()
+                .filter(|(cidr, _)| cidr.prefix() != size)
+                .filter(|(_, seen)| !made(Mistake::OverlapUnchecked) || seen.value.affinity.is_some())
+                .map(|(cidr, _)| *cidr);
             let in_the_way = ReservationSet::of_cidrs(
                 of_other_size
                     .chain(all.unreadable.iter().copied())

@@ -3,6 +3,7 @@
 #![expect(clippy::print_stdout, reason = "its printing is what it is for")]
 
 use clap::Parser;
+use ipam::mistake::{self, Mistake};
 use sim::coverage::Coverage;
 use sim::world::{self, End};
 use std::io::Write as _;
@@ -30,6 +31,9 @@ struct Arguments {
     /// Go on after a seed that breaks an invariant, and list all of them at the end.
     #[arg(long)]
     keep_going: bool,
+    /// Plant this mistake in the allocator, and look for a seed that finds it: one that is well without it.
+    #[arg(long)]
+    mistake: Option<Mistake>,
 }
 
 #[derive(Debug, Default)]
@@ -73,12 +77,13 @@ impl Sum {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.trace {
-        Some(seed) => trace(seed),
+        Some(seed) => trace(seed, arguments.mistake),
         None => seeds(&arguments),
     }
 }
 
-fn trace(seed: u64) -> ExitCode {
+fn trace(seed: u64, planted: Option<Mistake>) -> ExitCode {
+    mistake::make(planted);
     println!("{:#?}", sim::setting::Setting::draw(seed));
     let end = world::run(seed, true);
     for line in &end.lines {
@@ -86,6 +91,19 @@ fn trace(seed: u64) -> ExitCode {
     }
     println!("seed {seed}: {} steps, {} calls, digest {:016x}", end.steps, end.calls, end.digest);
     if end.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a seed with a mistake planted, if there is one. What it breaks without the mistake too is not the mistake's.
+fn run(seed: u64, planted: Option<Mistake>) -> End {
+    let mut end = world::run(seed, false);
+    if planted.is_some() && !end.broken.is_empty() {
+        mistake::make(None);
+        if !world::run(seed, false).broken.is_empty() {
+            end.broken.clear();
+        }
+        mistake::make(planted);
+    }
+    end
 }
 
 fn seeds(arguments: &Arguments) -> ExitCode {
@@ -103,12 +121,13 @@ fn seeds(arguments: &Arguments) -> ExitCode {
             scope.spawn(move || {
                 let mut sum = Sum::default();
                 let mut said = Instant::now();
+                mistake::make(arguments.mistake);
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= end || stop.load(Ordering::Relaxed) {
                         break;
                     }
-                    sum.add(seed, &world::run(seed, false));
+                    sum.add(seed, &run(seed, arguments.mistake));
                     if !sum.broken.is_empty() && !arguments.keep_going {
                         stop.store(true, Ordering::Relaxed);
                     }
@@ -127,11 +146,15 @@ fn seeds(arguments: &Arguments) -> ExitCode {
     });
     let Ok(mut sum) = total.into_inner() else { return ExitCode::FAILURE };
     sum.broken.sort();
-    report(&sum, begin.elapsed(), jobs);
+    report(&sum, begin.elapsed(), jobs, arguments.mistake);
+    if arguments.mistake.is_some() {
+        // Here a seed that breaks something is what is wanted.
+        return if sum.broken.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+    }
     if sum.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn report(sum: &Sum, took: Duration, jobs: usize) {
+fn report(sum: &Sum, took: Duration, jobs: usize, planted: Option<Mistake>) {
     println!("{}", sum.coverage);
     let missed = sum.coverage.missed();
     if !missed.is_empty() {
@@ -157,7 +180,15 @@ fn report(sum: &Sum, took: Duration, jobs: usize) {
         sum.cut_short,
     );
     for (seed, first) in sum.broken.iter().take(40) {
-        println!("seed {seed}: {first}\n    replay: cargo xtask sim --trace {seed}");
+        let option = planted.map_or_else(String::new, |mistake| format!(" --mistake {mistake}"));
+        println!("seed {seed}: {first}\n    replay: cargo xtask sim --trace {seed}{option}");
+    }
+    if let Some(mistake) = planted {
+        let seeds = sum.seeds;
+        match sum.broken.first() {
+            Some((seed, _)) => println!("the mistake {mistake} was found by seed {seed}"),
+            None => println!("THE MISTAKE {mistake} WAS NOT FOUND in {seeds} seeds"),
+        }
     }
     if sum.broken.len() > 1 {
         println!("{} seeds broke an invariant", sum.broken.len());

@@ -1,8 +1,8 @@
 //! Calico's speed, its plugin, load balancers and virtual machines.
 
 use crate::host::{Host, add_request, addresses};
-use crate::stage::{Stage, cidr};
-use api::Owner;
+use crate::stage::{Stage, cidr, pool, request};
+use api::{Cidr, IpVersion, Owner};
 use datastore::{Kind, Record};
 use ipam::agent::{Effect, Event, Reply};
 use ipam::block::Release;
@@ -151,4 +151,26 @@ fn calico_12503_a_request_that_waits_for_a_view_is_refused_in_time() {
     host.tick();
     assert!(matches!(&host.replies[&id], Reply::Failed(error) if error.code == 11));
     assert_eq!(stage.wire.counts().1, 0);
+}
+
+#[test]
+fn kubevirt_9589_a_virtual_machine_that_restarts_keeps_its_addresses() {
+    let stage = Stage::new("10.0.0.0/28", 30, &["n1", "n2"]);
+    stage.put(Record::Pool(pool("six", "fd00::/120", 122)));
+    let wanted = |node: &str, version| {
+        let mut wanted = request(node, "vm", version);
+        wanted.max_per_handle = 1;
+        wanted
+    };
+    let mut first = Vec::new();
+    for version in [IpVersion::V4, IpVersion::V6] {
+        first.push(stage.ask(&wanted("n1", version)).unwrap().taken[0].address);
+    }
+    for node in ["n1", "n2", "n1"] {
+        for (index, version) in [IpVersion::V4, IpVersion::V6].into_iter().enumerate() {
+            let again = stage.ask(&wanted(node, version)).unwrap();
+            assert_eq!((again.taken, again.held), (Vec::new(), vec![Cidr::from(first[index])]));
+        }
+    }
+    assert_eq!(stage.held().len(), 2);
 }
