@@ -8,32 +8,51 @@
 //! ```
 //!
 //! The caller performs every effect and brings back its result as an event with the effect's ticket. Nothing here reads
-//! a clock or a store. A warm ADD is one commit (handle and block), a warm DEL one commit; a claim is three: affinity
-//! pending, then handles and block with the first addresses in it, then affinity confirmed. Answers go out after the
-//! last of them, so a success is durable, and a block answered from is confirmed.
+//! a clock or a store. A claim is one commit like any other: affinity, handles, and the block with the first addresses
+//! in it. Answers go out after the commit, so a success is durable, and a block answered from is confirmed.
 //!
 //! Handles are keyed by container, so jobs of one handle are done one after the other. Every commit changes one block;
-//! a block has at most one commit in flight, and what arrives meanwhile is planned together when it is back.
+//! a block has at most one commit in flight, and what arrives meanwhile is planned together when it is back. What a block
+//! in hand can serve never waits for a claim or for a block of another node: those run beside.
 //!
-//! Datastore calls: ADD warm 1 commit; cold 3 commits; borrowing 1 read, 1 commit. DEL 1 commit, and 1 read of the
-//! handle where this process did not write it. A conflict adds the reads of what it touched and a new commit.
+//! Datastore calls (algorithm §17 has Calico's):
+//!
+//! | request, IPv4 | atomic store | Kubernetes |
+//! |---|---|---|
+//! | ADD, a block in hand has room | 1 commit | handle and block: 2 writes |
+//! | ADD, cold | 1 commit | affinity, handle, block, the pool read again, affinity: 4 writes, 1 read |
+//! | 32 ADDs waiting | 1 commit | 32 handles side by side, 1 block |
+//! | ADD again | 1 read of the block; after a restart 1 of the handle beside it | the same |
+//! | ADD from a block of another node | 1 read, 1 commit | 1 read, 2 writes |
+//! | DEL of what this process wrote | 1 commit | block, and the handle's delete (2 requests) |
+//! | DEL of what another process wrote | 1 read of the handle, then the same | the same |
+//!
+//! A conflict adds the reads of what it touched and a new commit. A pool that changed after the last sight of the blocks
+//! adds one list of the blocks before a claim.
 
 mod claim;
 mod draft;
+mod held;
+mod index;
 #[cfg(test)]
 mod interleavings;
 mod job;
 mod outcome;
 mod place;
+mod place_any;
 mod place_release;
 mod place_requested;
+mod runs;
+mod select;
 #[cfg(test)]
 mod tests;
 mod view;
 
+pub use index::Entry;
 pub use job::{BAD_REQUEST, Demand, INTERFACE, NOT_SERVED, Reply, RequestId, Surrender, TRY_AGAIN};
-pub use view::{Entry, View};
+pub use view::View;
 
+use crate::explain::Explain;
 use crate::seen::Seen;
 use api::attachment::ErrorReply;
 use api::{Cidr, Handle};
@@ -42,6 +61,7 @@ use datastore::follow::Change;
 use datastore::{Check, CommitError, Key, Kind, Listing, ReadError, Scope, Stored, Version, Write};
 use jiff::{SignedDuration, Timestamp};
 use job::{Errand, Job, Lane, Stage, Task};
+use select::Selections;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
@@ -143,6 +163,13 @@ pub enum Note {
         /// The handle.
         handle: String,
     },
+    /// What was considered for a request, one account per family asked for. Comes before its [`Effect::Reply`].
+    Explained {
+        /// The request.
+        request: RequestId,
+        /// The account.
+        explain: Box<Explain>,
+    },
     /// A request could not be served.
     Refused {
         /// Its handle.
@@ -190,7 +217,10 @@ pub struct Agent {
     errands: BTreeMap<Ticket, Errand>,
     /// A fresh list of blocks is on its way.
     indexing: bool,
+    selections: Selections,
     next: u64,
+    /// Of the step that is under way.
+    now: Timestamp,
     /// Something changed that another round of planning may use.
     again: bool,
     effects: Vec<Effect>,
@@ -213,7 +243,9 @@ impl Agent {
             lost_races: BTreeSet::new(),
             errands: BTreeMap::new(),
             indexing: false,
+            selections: Selections::default(),
             next: 0,
+            now: Timestamp::UNIX_EPOCH,
             again: false,
             effects: Vec::new(),
         }
@@ -258,12 +290,13 @@ impl Agent {
 
     /// Takes several events in and plans once for all of them.
     pub fn steps(&mut self, now: Timestamp, events: impl IntoIterator<Item = Event>) -> Vec<Effect> {
+        self.now = now;
         for event in events {
             match event {
                 Event::Changed(kind, change) => self.view.fold(kind, change),
                 Event::Add(request, demand) => self.add(now, request, demand),
                 Event::Del(request, surrender) => self.del(now, Some(request), surrender),
-                Event::Committed(ticket, result) => self.committed(ticket, result),
+                Event::Committed(ticket, result) => self.committed(now, ticket, result),
                 Event::Read(ticket, result) => self.read(ticket, result),
                 Event::Listed(ticket, result) => self.listed(ticket, result),
                 Event::Tick => {}
@@ -274,9 +307,7 @@ impl Agent {
     }
 
     fn add(&mut self, now: Timestamp, request: RequestId, demand: Demand) {
-        let left = demand.versions.iter().copied().collect();
-        let handle = demand.handle.clone();
-        self.enter(now, Some(request), Task::Add(demand), handle, left);
+        self.enter(Job::new(Some(request), Task::Add(demand), late(now)));
     }
 
     /// A DEL ends an ADD of the same container that has written nothing yet, and waits for one that has.
@@ -294,18 +325,11 @@ impl Agent {
                 self.fail(id, TRY_AGAIN, "a DEL for the same container came in".to_owned());
             }
         }
-        self.enter(now, request, Task::Del(surrender), handle, VecDeque::new());
+        self.enter(Job::new(request, Task::Del(surrender), late(now)));
     }
 
-    fn enter(
-        &mut self,
-        now: Timestamp,
-        request: Option<RequestId>,
-        task: Task,
-        handle: String,
-        left: VecDeque<api::IpVersion>,
-    ) {
-        if let Some(request) = request.filter(|_| self.jobs.len() >= QUEUE) {
+    fn enter(&mut self, job: Job) {
+        if let Some(request) = job.request.filter(|_| self.jobs.len() >= QUEUE) {
             let message = format!(
                 "node {} has {QUEUE} requests for addresses waiting; try again when some are done",
                 self.node
@@ -315,20 +339,7 @@ impl Agent {
             return;
         }
         let id = self.number();
-        self.turns.entry(handle.clone()).or_default().push_back(id);
-        let job = Job {
-            request,
-            task,
-            turn: handle.clone(),
-            handle,
-            stage: Stage::Waiting,
-            deadline: now.checked_add(PATIENCE).unwrap_or(Timestamp::MAX),
-            attempts: 0,
-            left,
-            got: Vec::new(),
-            visited: BTreeSet::new(),
-            tainted: false,
-        };
+        self.turns.entry(job.turn.clone()).or_default().push_back(id);
         self.jobs.insert(id, job);
     }
 
@@ -377,14 +388,24 @@ impl Agent {
 
     fn refuse(&mut self, id: u64, error: ErrorReply) {
         let Some(job) = self.jobs.get(&id) else { return };
-        let (handle, interface) = (job.handle.clone(), job.interface().map(str::to_owned));
-        let leaves = matches!(job.task, Task::Add(_)) && (job.tainted || !job.got.is_empty());
-        let deadline = job.deadline;
-        self.note(Note::Refused { handle: handle.clone(), error: error.clone() });
+        let (handle, spare, deadline) = (job.handle.clone(), job.spare.clone(), job.deadline);
+        let gained = job.got.iter().chain(&job.pledged).any(|taken| !spare.contains(&taken.address));
+        let leaves = match &job.task {
+            Task::Add(demand) if job.tainted || gained => {
+                let interface = demand.attributes.get(INTERFACE).cloned();
+                Some(Surrender { handle: handle.clone(), interface, legacy_handle: None })
+            }
+            _ => None,
+        };
+        self.note(Note::Refused { handle, error: error.clone() });
         self.end(id, Reply::Failed(error));
-        if leaves {
-            let surrender = Surrender { handle, interface, legacy_handle: None };
-            self.del(deadline, None, surrender);
+        if let Some(surrender) = leaves {
+            self.enter(Job { spare, ..Job::new(None, Task::Del(surrender), late(deadline)) });
         }
     }
+}
+
+/// When a request that came `now` is told to try again.
+fn late(now: Timestamp) -> Timestamp {
+    now.checked_add(PATIENCE).unwrap_or(Timestamp::MAX)
 }

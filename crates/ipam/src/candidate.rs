@@ -92,7 +92,7 @@ pub fn in_order(
 }
 
 /// Number of the block at which `node` starts.
-fn start(pool: &Pool, node: &str, now: Timestamp) -> u128 {
+pub(crate) fn start(pool: &Pool, node: &str, now: Timestamp) -> u128 {
     let (cidr, prefix) = (pool.cidr, pool.block_size);
     let count = cidr.block_count(prefix);
     let seed = if prefix == cidr.version().bits() {

@@ -366,6 +366,7 @@ impl Driver {
                     info!(handle, %address, %block, "assigned address");
                 }
             }
+            Note::Explained { request, explain } => debug!(request = request.0, %explain, "considered"),
             Note::Released { handle } => {
                 self.health.count(Count::Released);
                 info!(handle, "released addresses");

@@ -1,7 +1,7 @@
 //! One block write in the making: what a batch takes from a block and gives back to it (architecture D4).
 
-use super::job::Flight;
 use crate::block::{self, Release, Take, TakeError, Taken};
+use crate::host_reserved::{self, HostReserved};
 use crate::plan::handle_write;
 use crate::reservations::ReservationSet;
 use crate::seen::Seen;
@@ -22,10 +22,20 @@ pub(super) struct Draft {
     block: Block,
     /// Released by this batch, so not to be issued by it.
     avoid: BTreeSet<Ordinal>,
-    before: Vec<Write>,
-    after: Vec<Write>,
+    gaining: BTreeMap<String, Option<Seen<Handle>>>,
+    losing: BTreeMap<String, Option<Seen<Handle>>>,
     changed: bool,
-    jobs: Vec<(u64, Option<Taken>)>,
+    requests: BTreeSet<u64>,
+    taken: Vec<(u64, Option<Taken>)>,
+}
+
+/// What a draft comes to.
+#[derive(Debug)]
+pub(super) struct Drawn {
+    /// In order: handles that gain, the block, handles that lose.
+    pub(super) writes: Vec<Write>,
+    /// Jobs in it, with the addresses that each takes; `None` for one that gives back.
+    pub(super) jobs: Vec<(u64, Option<Taken>)>,
 }
 
 /// Who takes.
@@ -38,6 +48,16 @@ pub(super) struct Taker<'a> {
     pub(super) attributes: &'a BTreeMap<String, String>,
 }
 
+/// Who gives back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Giver<'a> {
+    pub(super) job: u64,
+    pub(super) handle: &'a str,
+    pub(super) known: Option<&'a Seen<Handle>>,
+    /// What: each only if it is still the allocation that was seen.
+    pub(super) ordinals: &'a [Ordinal],
+}
+
 impl Draft {
     /// Of a block as seen; ordinals that have cooled down are free again.
     pub(super) fn of(seen: &Seen<Block>, cooldown_seconds: u32, now: Timestamp) -> Self {
@@ -46,9 +66,18 @@ impl Draft {
         draft
     }
 
-    /// Of a block that does not exist yet.
-    pub(super) fn new_block(cidr: Cidr, owner: &Owner, now: Timestamp) -> Self {
-        Self { changed: true, ..Self::start(None, block::new_block(cidr, owner, now)) }
+    /// Of a block that does not exist yet, less what its host keeps for itself.
+    pub(super) fn new_block(
+        cidr: Cidr,
+        owner: &Owner,
+        reserved: Option<&HostReserved>,
+        now: Timestamp,
+    ) -> Self {
+        let mut block = block::new_block(cidr, owner, now);
+        if let Some(reserved) = reserved {
+            host_reserved::keep(&mut block, reserved);
+        }
+        Self { changed: true, ..Self::start(None, block) }
     }
 
     fn start(base: Option<Version>, block: Block) -> Self {
@@ -56,10 +85,11 @@ impl Draft {
             base,
             block,
             avoid: BTreeSet::new(),
-            before: Vec::new(),
-            after: Vec::new(),
+            gaining: BTreeMap::new(),
+            losing: BTreeMap::new(),
             changed: false,
-            jobs: Vec::new(),
+            requests: BTreeSet::new(),
+            taken: Vec::new(),
         }
     }
 
@@ -69,58 +99,55 @@ impl Draft {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.jobs.len() >= BATCH
+        self.requests.len() >= BATCH
     }
 
-    /// Takes one address from the head of the queue; `None` if there is none that may be had.
-    pub(super) fn take(&mut self, taker: Taker<'_>, reserved: &ReservationSet) -> Option<Taken> {
+    /// Takes up to `count` addresses from the head of the queue, and answers how many.
+    pub(super) fn take(&mut self, taker: Taker<'_>, count: usize, reserved: &ReservationSet) -> usize {
         let request = Take {
-            count: 1,
+            count,
             handle: Some(taker.handle),
             attributes: taker.attributes,
             reserved,
             avoid: &self.avoid,
             only_owner: None,
         };
-        let taken = block::take(&mut self.block, &request).ok()?.pop()?;
-        self.took(taker, taken.clone());
-        Some(taken)
+        let taken = block::take(&mut self.block, &request).unwrap_or_default();
+        let count = taken.len();
+        self.took(taker, taken);
+        count
     }
 
     /// Takes one particular address.
-    pub(super) fn assign(&mut self, taker: Taker<'_>, address: IpAddr) -> Result<Taken, TakeError> {
+    pub(super) fn assign(&mut self, taker: Taker<'_>, address: IpAddr) -> Result<(), TakeError> {
         if self.block.cidr.ordinal(address).is_some_and(|ordinal| self.avoid.contains(&ordinal)) {
             return Err(TakeError::AlreadyAssigned { block: self.block.cidr, address });
         }
         let taken = block::assign(&mut self.block, address, Some(taker.handle), taker.attributes, None)?;
-        self.took(taker, taken.clone());
-        Ok(taken)
+        self.took(taker, vec![taken]);
+        Ok(())
     }
 
-    fn took(&mut self, taker: Taker<'_>, taken: Taken) {
-        let count = block::count_of(&self.block, taker.handle);
-        self.before.extend(handle_write(taker.handle, taker.known, self.block.cidr, count));
+    fn took(&mut self, taker: Taker<'_>, taken: Vec<Taken>) {
+        if taken.is_empty() {
+            return;
+        }
+        self.gaining.entry(taker.handle.to_owned()).or_insert_with(|| taker.known.cloned());
         self.changed = true;
-        self.jobs.push((taker.job, Some(taken)));
+        self.requests.insert(taker.job);
+        self.taken.extend(taken.into_iter().map(|taken| (taker.job, Some(taken))));
     }
 
-    /// Gives back the ordinals of a handle, each of them only if it is still the allocation that was seen.
-    pub(super) fn give_back(
-        &mut self,
-        job: u64,
-        handle: &str,
-        known: Option<&Seen<Handle>>,
-        ordinals: &[Ordinal],
-        cooldown_seconds: u32,
-        now: Timestamp,
-    ) {
+    /// Gives back ordinals of a handle.
+    pub(super) fn give_back(&mut self, giver: Giver<'_>, cooldown_seconds: u32, now: Timestamp) {
         let cidr = self.block.cidr;
-        let releases: Vec<Release> = ordinals
+        let releases: Vec<Release> = giver
+            .ordinals
             .iter()
             .filter_map(|ordinal| {
                 Some(Release {
                     address: cidr.address(*ordinal)?,
-                    handle: Some(handle.to_owned()),
+                    handle: Some(giver.handle.to_owned()),
                     sequence: Some(block::stamp(&self.block, *ordinal)),
                 })
             })
@@ -129,9 +156,9 @@ impl Draft {
             self.changed |= !released.ordinals.is_empty();
             self.avoid.extend(released.ordinals);
         }
-        let count = block::count_of(&self.block, handle);
-        self.after.extend(handle_write(handle, known, cidr, count));
-        self.jobs.push((job, None));
+        self.losing.entry(giver.handle.to_owned()).or_insert_with(|| giver.known.cloned());
+        self.requests.insert(giver.job);
+        self.taken.push((giver.job, None));
     }
 
     /// Addresses that can still be taken automatically, after this write.
@@ -140,12 +167,23 @@ impl Draft {
     }
 
     /// The commit, unless nobody is in it and the block stays as it is.
-    pub(super) fn finish(mut self, claims: bool) -> Option<Flight> {
+    ///
+    /// Handles' counts are set from the block, so that a retry after a crash does not count twice.
+    pub(super) fn finish(mut self) -> Option<Drawn> {
         let cidr = self.block.cidr;
-        let mut writes = self.before;
+        let counts = |handles: BTreeMap<String, Option<Seen<Handle>>>, block: &Block| -> Vec<Write> {
+            let write = |(id, known): (String, Option<Seen<Handle>>)| {
+                handle_write(&id, known.as_ref(), cidr, block::count_of(block, &id))
+            };
+            handles.into_iter().filter_map(write).collect()
+        };
+        // A handle that both gains and loses is counted once, on the way in.
+        self.losing.retain(|handle, _| !self.gaining.contains_key(handle));
+        let mut writes = counts(self.gaining, &self.block);
+        let after = counts(self.losing, &self.block);
         if self.changed {
             let deserted = self.block.affinity.is_none() && block::is_empty(&self.block);
-            let took = self.jobs.iter().any(|(_, taken)| taken.is_some());
+            let took = self.taken.iter().any(|(_, taken)| taken.is_some());
             writes.push(match self.base {
                 Some(version) if deserted => Write::Delete(Record::Block(self.block), version),
                 Some(version) => {
@@ -161,12 +199,7 @@ impl Draft {
                 }
             });
         }
-        writes.append(&mut self.after);
-        (!writes.is_empty() || !self.jobs.is_empty()).then_some(Flight {
-            cidr,
-            writes,
-            jobs: self.jobs,
-            claims,
-        })
+        writes.extend(after);
+        (!writes.is_empty() || !self.taken.is_empty()).then_some(Drawn { writes, jobs: self.taken })
     }
 }

@@ -38,6 +38,8 @@ enum Work {
         checks: Vec<Check>,
         writes: Vec<Write>,
         done: Vec<(Version, Option<Stored>)>,
+        /// The checks held again; these are left to be brought to their last state.
+        confirming: Option<Vec<(usize, Record)>>,
     },
     Read(Ticket, Key),
     List(Ticket, Scope),
@@ -177,7 +179,13 @@ impl World {
         for effect in effects {
             match effect {
                 Effect::Commit { ticket, checks, writes } => {
-                    self.hosts[at].work.push(Work::Commit { ticket, checks, writes, done: Vec::new() });
+                    self.hosts[at].work.push(Work::Commit {
+                        ticket,
+                        checks,
+                        writes,
+                        done: Vec::new(),
+                        confirming: None,
+                    });
                 }
                 Effect::Read { ticket, key } => self.hosts[at].work.push(Work::Read(ticket, key)),
                 Effect::List { ticket, scope } => self.hosts[at].work.push(Work::List(ticket, scope)),
@@ -238,11 +246,25 @@ impl World {
             }
             Work::Read(ticket, key) => Event::Read(ticket, block_on(self.store.get(&key))),
             Work::List(ticket, scope) => Event::Listed(ticket, block_on(self.store.list(&scope))),
-            Work::Commit { ticket, checks, writes, mut done } => {
-                let Some(write) = writes.get(done.len()).cloned() else {
-                    let result = self.checked(&checks, &writes, done);
-                    self.hosts[at].work.push(Work::Deliver(Event::Committed(ticket, result)));
-                    return;
+            Work::Commit { ticket, checks, writes, mut done, mut confirming } => {
+                if done.len() == writes.len() && confirming.is_none() {
+                    match self.checked(&checks, &writes, &done) {
+                        Err(error) => {
+                            let event = Event::Committed(ticket, Err(error));
+                            return self.hosts[at].work.push(Work::Deliver(event));
+                        }
+                        Ok(()) => confirming = Some(passing(&writes)),
+                    }
+                }
+                let place = confirming.as_mut().map(Vec::pop);
+                let (place, write) = match place {
+                    Some(None) => {
+                        let versions = done.into_iter().map(|(version, _)| version).collect();
+                        let event = Event::Committed(ticket, Ok(versions));
+                        return self.hosts[at].work.push(Work::Deliver(event));
+                    }
+                    Some(Some((place, last))) => (Some(place), Write::Update(last, done[place].0.clone())),
+                    None => (None, first(&writes[done.len()])),
                 };
                 let key = write.key();
                 let happens = !fault || self.random.one_in(2);
@@ -262,8 +284,11 @@ impl World {
                         Event::Committed(ticket, Err(CommitError::Unknown { key, reason: reason() }))
                     }
                     Ok(mut versions) => {
-                        done.push((versions.remove(0), before));
-                        self.hosts[at].work.push(Work::Commit { ticket, checks, writes, done });
+                        match place {
+                            Some(place) => done[place].0 = versions.remove(0),
+                            None => done.push((versions.remove(0), before)),
+                        }
+                        self.hosts[at].work.push(Work::Commit { ticket, checks, writes, done, confirming });
                         return;
                     }
                 }
@@ -277,8 +302,8 @@ impl World {
         &mut self,
         checks: &[Check],
         writes: &[Write],
-        done: Vec<(Version, Option<Stored>)>,
-    ) -> Result<Vec<Version>, CommitError> {
+        done: &[(Version, Option<Stored>)],
+    ) -> Result<(), CommitError> {
         for check in checks {
             let (Check::Unchanged(key, _) | Check::Absent(key)) = check;
             let found = block_on(self.store.get(key)).unwrap().map(|stored| stored.version.revision);
@@ -292,9 +317,10 @@ impl World {
             self.count("undone");
             let mut left = writes.len();
             for (write, (version, before)) in writes.iter().zip(done).rev() {
-                let undo = match (write, before) {
-                    (Write::Create(record), _) => Write::Delete(record.clone(), version),
-                    (_, Some(before)) => Write::Update(before.record, version),
+                let version = version.clone();
+                let undo = match (first(write), before) {
+                    (Write::Create(record), _) => Write::Delete(record, version),
+                    (_, Some(before)) => Write::Update(before.record.clone(), version),
                     (_, None) => break,
                 };
                 if block_on(self.store.commit(&[], &[undo])).is_err() {
@@ -304,7 +330,7 @@ impl World {
             }
             return Err(CommitError::Conflict { key: key.clone(), written: left });
         }
-        Ok(done.into_iter().map(|(version, _)| version).collect())
+        Ok(())
     }
 
     /// What holds after every step.
@@ -351,6 +377,26 @@ impl World {
             assert_eq!(self.hosts[at].agent.waiting(), 0, "{}", self.hosts[at].node);
         }
     }
+}
+
+/// A write as it is made in its turn.
+fn first(write: &Write) -> Write {
+    match write {
+        Write::Pass { passing, seen: None, .. } => Write::Create((**passing).clone()),
+        Write::Pass { passing, seen: Some(version), .. } => {
+            Write::Update((**passing).clone(), version.clone())
+        }
+        write => write.clone(),
+    }
+}
+
+/// What passes through a state, and where it ends.
+fn passing(writes: &[Write]) -> Vec<(usize, Record)> {
+    let last = writes.iter().enumerate().filter_map(|(place, write)| match write {
+        Write::Pass { last, .. } => Some((place, last.clone())),
+        _ => None,
+    });
+    last.collect()
 }
 
 fn run(seed: u64, steps: usize) -> BTreeMap<&'static str, u32> {

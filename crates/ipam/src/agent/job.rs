@@ -2,8 +2,11 @@
 
 use super::Ticket;
 use crate::block::Taken;
+use crate::explain::{BlockOutcome, BlockTried, Few};
+use crate::host_reserved::HostReserved;
 use api::attachment::{AddRequest, DelRequest, ErrorReply};
 use api::{Cidr, IpVersion, Use};
+use datastore::{Key, Revision};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -24,7 +27,7 @@ pub struct RequestId(pub u64);
 pub struct Demand {
     /// Handle to hold them.
     pub handle: String,
-    /// Families, one address each, in order.
+    /// Families, one address each, in order; a family that is named more than once gets as many addresses.
     pub versions: Vec<IpVersion>,
     /// Pools asked for, by name or CIDR, per family in order; empty: any eligible.
     pub pools: Vec<String>,
@@ -36,12 +39,36 @@ pub struct Demand {
     pub intended_use: Use,
     /// Labels of the pod's namespace.
     pub namespace_labels: BTreeMap<String, String>,
+    /// Addresses of a family that the handle may hold, as a virtual machine's does; 0: any number. What it holds already
+    /// is then the answer, whichever interface it was taken for.
+    pub max_per_handle: u32,
+    /// What the node keeps for itself in each block that it makes, as Windows nodes do.
+    pub reserved: Option<HostReserved>,
 }
 
 /// Key of the attribute that tells interfaces of one container apart; peers carry it along.
 pub const INTERFACE: &str = "interface";
 
 impl Demand {
+    /// Addresses of `versions` for a workload, from any eligible pool and without a cap.
+    pub fn new(
+        handle: impl Into<String>,
+        versions: Vec<IpVersion>,
+        attributes: BTreeMap<String, String>,
+    ) -> Self {
+        Self {
+            handle: handle.into(),
+            versions,
+            pools: Vec::new(),
+            requested: None,
+            attributes,
+            intended_use: Use::Workload,
+            namespace_labels: BTreeMap::new(),
+            max_per_handle: 0,
+            reserved: None,
+        }
+    }
+
     /// What a CNI ADD asks for on `node` at `now`.
     ///
     /// # Errors
@@ -73,32 +100,26 @@ impl Demand {
         attributes.insert("timestamp".to_owned(), timestamp(now));
         attributes.entry(INTERFACE.to_owned()).or_insert_with(|| request.attachment.interface.clone());
         Ok(Self {
-            handle,
-            versions,
             pools: request.ipv4_pools.iter().chain(&request.ipv6_pools).cloned().collect(),
             requested: request.requested,
-            attributes,
-            intended_use: Use::Workload,
-            namespace_labels: BTreeMap::new(),
+            ..Self::new(handle, versions, attributes)
         })
     }
 
     /// The IPv4 address of `node`'s VXLAN device, from one of `pools` (dataplane §4.3).
     pub fn vxlan_tunnel(node: &str, pools: Vec<String>) -> Self {
         let attributes = [("node", node), ("type", "vxlanTunnelAddress")];
+        let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         Self {
-            handle: format!("vxlan-tunnel-addr-{node}"),
-            versions: vec![IpVersion::V4],
             pools,
-            requested: None,
-            attributes: attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             intended_use: Use::Tunnel,
-            namespace_labels: BTreeMap::new(),
+            ..Self::new(format!("vxlan-tunnel-addr-{node}"), vec![IpVersion::V4], attributes)
         }
     }
 
+    /// Only what this interface holds is the answer to a repeated request; a capped handle holds for all of them.
     pub(super) fn interface(&self) -> Option<&str> {
-        self.attributes.get(INTERFACE).map(String::as_str)
+        self.attributes.get(INTERFACE).map(String::as_str).filter(|_| self.max_per_handle == 0)
     }
 }
 
@@ -196,40 +217,86 @@ pub(super) struct Job {
     /// Families still to be served.
     pub(super) left: VecDeque<IpVersion>,
     pub(super) got: Vec<Taken>,
+    /// Addresses in a block whose handle has to be seen again before they count: their write took long.
+    pub(super) pledged: Vec<Taken>,
+    /// Held before the request came: stays, whatever becomes of it.
+    pub(super) spare: BTreeSet<IpAddr>,
     /// Blocks that were looked through for this handle.
     pub(super) visited: BTreeSet<Cidr>,
+    /// Blocks that the store has told of since the request came, or since a commit of it.
+    pub(super) looked: BTreeSet<Cidr>,
+    /// Blocks of others that had nothing for it.
+    pub(super) passed: BTreeSet<Cidr>,
     /// A commit of it may have left something behind.
     pub(super) tainted: bool,
+    /// What came of the blocks that were tried, for its account.
+    pub(super) tried: Few<BlockTried>,
+    /// Records that changed under it, for its account.
+    pub(super) conflicts: Few<String>,
 }
 
 impl Job {
+    pub(super) fn new(request: Option<RequestId>, task: Task, deadline: Timestamp) -> Self {
+        let (handle, left) = match &task {
+            Task::Add(demand) => (demand.handle.clone(), demand.versions.iter().copied().collect()),
+            Task::Del(surrender) => (surrender.handle.clone(), VecDeque::new()),
+        };
+        Self {
+            request,
+            task,
+            turn: handle.clone(),
+            handle,
+            stage: Stage::Waiting,
+            deadline,
+            attempts: 0,
+            left,
+            got: Vec::new(),
+            pledged: Vec::new(),
+            spare: BTreeSet::new(),
+            visited: BTreeSet::new(),
+            looked: BTreeSet::new(),
+            passed: BTreeSet::new(),
+            tainted: false,
+            tried: Few::default(),
+            conflicts: Few::default(),
+        }
+    }
+
     pub(super) fn interface(&self) -> Option<&str> {
         match &self.task {
             Task::Add(demand) => demand.interface(),
             Task::Del(surrender) => surrender.interface.as_deref(),
         }
     }
+
+    pub(super) fn tried(&mut self, block: Cidr, outcome: BlockOutcome) {
+        self.tried.push(BlockTried { block, outcome });
+    }
 }
 
 /// What a commit in flight will mean when it succeeds.
 #[derive(Clone, Debug)]
 pub(super) struct Flight {
-    pub(super) cidr: Cidr,
+    /// The block that it is about: no other commit of it is made meanwhile. `None`: a handle alone.
+    pub(super) cidr: Option<Cidr>,
     pub(super) writes: Vec<datastore::Write>,
-    /// Jobs in it, with the address that each takes.
+    /// Jobs in it, with the addresses that each takes.
     pub(super) jobs: Vec<(u64, Option<Taken>)>,
     /// It makes or repairs the block of the running claim.
     pub(super) claims: bool,
+    pub(super) sent: Timestamp,
 }
 
-/// What an outstanding ticket is for.
+/// What an outstanding ticket is for. Reads carry the revision that was known when they began.
 #[derive(Clone, Debug)]
 pub(super) enum Errand {
     Lane(Flight),
     Handle(String),
-    Block(Cidr),
-    /// Part of the running claim.
-    Claim,
+    Block(Cidr, Option<Revision>),
+    /// The running claim looks at its affinity or its pool.
+    ClaimRead(Key, Option<Revision>),
+    /// The running claim takes its affinity away.
+    ClaimDrop(Key),
     /// A fresh list of all blocks.
     Index,
 }

@@ -2,33 +2,44 @@
 
 use super::job::{Errand, Flight, NOT_SERVED, Stage, TRY_AGAIN};
 use super::{Agent, Effect, Known, Note, Ticket};
-use crate::block::Taken;
 use crate::seen::Seen;
-use api::Cidr;
 use datastore::{CommitError, Key, Kind, Listing, ReadError, Record, Scope, Stored, Version, Write};
+use jiff::{SignedDuration, Timestamp};
+
+/// How old a handle may be when the block that counts on it is known to be written, before it is looked at again:
+/// well below what a collector waits before it removes a handle without addresses.
+const HANDLE_FRESH: SignedDuration = SignedDuration::from_secs(10);
 
 impl Agent {
     /// A commit ended.
-    pub(super) fn committed(&mut self, ticket: Ticket, result: Result<Vec<Version>, CommitError>) {
+    pub(super) fn committed(
+        &mut self,
+        now: Timestamp,
+        ticket: Ticket,
+        result: Result<Vec<Version>, CommitError>,
+    ) {
         match self.errands.remove(&ticket) {
-            Some(Errand::Lane(flight)) => self.landed(flight, result),
-            Some(Errand::Claim) => self.claim_committed(result),
-            Some(Errand::Handle(_) | Errand::Block(_) | Errand::Index) | None => {}
+            Some(Errand::Lane(flight)) => self.landed(now, flight, result),
+            Some(Errand::ClaimDrop(key)) => {
+                let gone = result.map(|versions| versions.first().map(|version| version.revision));
+                self.claim_dropped(&key, gone);
+            }
+            Some(Errand::Handle(_) | Errand::Block(..) | Errand::ClaimRead(..) | Errand::Index) | None => {}
         }
     }
 
-    fn landed(&mut self, flight: Flight, result: Result<Vec<Version>, CommitError>) {
-        if let Some(lane) = self.lanes.get_mut(&flight.cidr) {
+    fn landed(&mut self, now: Timestamp, flight: Flight, result: Result<Vec<Version>, CommitError>) {
+        if let Some(lane) = flight.cidr.and_then(|cidr| self.lanes.get_mut(&cidr)) {
             lane.flying = None;
         }
         match result {
-            Ok(versions) => self.written(flight, versions),
+            Ok(versions) => self.written(now, flight, versions),
             Err(CommitError::Conflict { key, written }) => {
                 self.note(Note::Conflict { key: key.clone() });
                 self.distrust(&flight, &key, written > 0);
-                self.retry(&flight, written > 0);
+                self.retry(&flight, &key, written > 0);
                 if flight.claims {
-                    self.claim_conflicts(&key);
+                    self.claim_asks(Some(&key), written > 0);
                 }
             }
             Err(CommitError::Unavailable { key, reason }) => {
@@ -38,7 +49,7 @@ impl Agent {
                     self.fail(*id, TRY_AGAIN, message.clone());
                 }
                 if flight.claims {
-                    self.abandon_claim(TRY_AGAIN, &message);
+                    self.abandon_claim();
                 }
                 self.fail_waiting(&message);
             }
@@ -48,9 +59,9 @@ impl Agent {
                     reason: CommitError::Unknown { key: key.clone(), reason }.to_string(),
                 });
                 self.distrust(&flight, &key, true);
-                self.retry(&flight, true);
+                self.retry(&flight, &key, true);
                 if flight.claims {
-                    self.claim_unsure();
+                    self.claim_asks(None, true);
                 }
             }
             Err(CommitError::Refused { key, reason, written }) => {
@@ -65,12 +76,12 @@ impl Agent {
                         .find(|id| self.jobs.get(id).is_some_and(|job| job.handle == *handle)),
                     _ => None,
                 };
-                self.retry(&flight, written > 0);
+                self.retry(&flight, &key, written > 0);
                 match culprit {
                     Some(id) => {
                         self.fail(id, NOT_SERVED, message);
                         if flight.claims {
-                            self.claim_unsure();
+                            self.claim_asks(None, written > 0);
                         }
                     }
                     None => {
@@ -78,7 +89,7 @@ impl Agent {
                             self.fail(*id, NOT_SERVED, message.clone());
                         }
                         if flight.claims {
-                            self.abandon_claim(NOT_SERVED, &message);
+                            self.abandon_claim();
                         }
                     }
                 }
@@ -86,12 +97,15 @@ impl Agent {
         }
     }
 
-    fn written(&mut self, flight: Flight, versions: Vec<Version>) {
+    fn written(&mut self, now: Timestamp, flight: Flight, versions: Vec<Version>) {
+        let late = now.duration_since(flight.sent) > HANDLE_FRESH;
         for (write, version) in flight.writes.into_iter().zip(versions) {
             match write {
                 Write::Create(Record::Handle(handle)) | Write::Update(Record::Handle(handle), _) => {
                     let id = handle.id.clone();
-                    self.handles.insert(id, Known::Here(Seen::written(handle, version, None)));
+                    let known =
+                        if late { Known::Unsure } else { Known::Here(Seen::written(handle, version, None)) };
+                    self.handles.insert(id, known);
                 }
                 Write::Delete(Record::Handle(handle), _) => {
                     self.handles.insert(handle.id, Known::Absent);
@@ -99,28 +113,30 @@ impl Agent {
                 Write::Create(record) | Write::Update(record, _) | Write::Pass { last: record, .. } => {
                     self.view.keep(Stored { record, version, created: None });
                 }
-                Write::Delete(record, _) => self.view.absent(&record.key()),
+                Write::Delete(record, _) => self.view.absent(&record.key(), Some(version.revision)),
             }
         }
-        if flight.claims {
-            let jobs = flight.jobs.into_iter().filter_map(|(id, taken)| Some((id, taken?))).collect();
-            self.claim_stands(jobs);
-        } else {
-            for (id, taken) in flight.jobs {
-                self.got(id, taken, flight.cidr);
+        for (id, taken) in flight.jobs {
+            let outcome = flight.cidr.map(|cidr| (cidr, self.outcome_of(cidr, flight.claims)));
+            let Some(job) = self.jobs.get_mut(&id) else { continue };
+            job.stage = Stage::Waiting;
+            match taken {
+                Some(taken) => {
+                    if let Some((cidr, outcome)) = outcome {
+                        job.tried(cidr, outcome);
+                    }
+                    job.left.pop_front();
+                    if late {
+                        job.pledged.push(taken);
+                    } else {
+                        job.got.push(taken);
+                    }
+                }
+                None => job.visited.extend(flight.cidr),
             }
         }
-    }
-
-    /// A job's commit went through.
-    pub(super) fn got(&mut self, id: u64, taken: Option<Taken>, cidr: Cidr) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        job.stage = Stage::Waiting;
-        if let Some(taken) = taken {
-            job.left.pop_front();
-            job.got.push(taken);
-        } else {
-            job.visited.insert(cidr);
+        if let Some(cidr) = flight.cidr.filter(|_| flight.claims) {
+            self.claim_stands(cidr);
         }
         self.again = true;
     }
@@ -135,21 +151,26 @@ impl Agent {
                 self.handles.insert(handle.clone(), Known::Unsure);
             }
         }
-        let block = Key::Block(flight.cidr);
-        if all || *key == block {
-            self.lanes.entry(flight.cidr).or_default().stale = true;
-            self.read_block(flight.cidr);
+        if let Some(cidr) = flight.cidr
+            && (all || *key == Key::Block(cidr))
+        {
+            self.lanes.entry(cidr).or_default().stale = true;
+            self.read_block(cidr);
         }
     }
 
     /// Sends the jobs of a failed commit back to be placed again.
-    fn retry(&mut self, flight: &Flight, tainted: bool) {
+    fn retry(&mut self, flight: &Flight, key: &Key, tainted: bool) {
         for (id, taken) in &flight.jobs {
             if let Some(job) = self.jobs.get_mut(id) {
                 job.stage = Stage::Waiting;
                 job.attempts += 1;
                 job.tainted |= tainted && taken.is_some();
-                job.visited.remove(&flight.cidr);
+                job.conflicts.push(key.to_string());
+                if let Some(cidr) = &flight.cidr {
+                    job.visited.remove(cidr);
+                    job.looked.remove(cidr);
+                }
             }
         }
         self.again = true;
@@ -175,14 +196,22 @@ impl Agent {
                 Ok(found) => {
                     let known = found.and_then(Seen::from_stored).map_or(Known::Absent, Known::Here);
                     self.handles.insert(handle.clone(), known);
-                    self.wake(Some(&handle));
+                    self.wake(|job| job.handle == handle);
                 }
                 Err(error) => {
-                    self.handles.insert(handle, Known::Unsure);
-                    self.unanswered(&error);
+                    self.handles.insert(handle.clone(), Known::Unsure);
+                    if matches!(error, ReadError::Malformed { .. }) {
+                        // That is the trouble of whoever needs this handle, and of nobody else.
+                        for id in self.turns.get(&handle).cloned().unwrap_or_default() {
+                            self.fail(id, NOT_SERVED, error.to_string());
+                        }
+                        self.handles.remove(&handle);
+                    } else {
+                        self.unanswered(&error);
+                    }
                 }
             },
-            Some(Errand::Block(cidr)) => {
+            Some(Errand::Block(cidr, known)) => {
                 if let Some(lane) = self.lanes.get_mut(&cidr) {
                     lane.reading = None;
                 }
@@ -193,22 +222,34 @@ impl Agent {
                         }
                         match found {
                             Some(stored) => self.view.keep(stored),
-                            None => self.view.absent(&Key::Block(cidr)),
+                            None => self.view.absent(&Key::Block(cidr), known),
                         }
-                        self.wake(None);
+                        for job in self.jobs.values_mut().filter(|job| job.stage != Stage::Flying) {
+                            job.looked.insert(cidr);
+                        }
+                        self.wake(|_| true);
+                    }
+                    // It is there, and only who can correct it can do anything about it.
+                    Err(ReadError::Malformed { reason, .. }) => {
+                        if let Some(lane) = self.lanes.get_mut(&cidr) {
+                            lane.stale = false;
+                        }
+                        let at = self.view.index_at().max(known.unwrap_or_default());
+                        self.view.unreadable(cidr, at, &reason);
+                        self.wake(|_| true);
                     }
                     Err(error) => self.unanswered(&error),
                 }
             }
-            Some(Errand::Claim) => self.claim_read(result),
-            Some(Errand::Lane(_) | Errand::Index) | None => {}
+            Some(Errand::ClaimRead(key, known)) => self.claim_read(&key, known, result),
+            Some(Errand::Lane(_) | Errand::ClaimDrop(_) | Errand::Index) | None => {}
         }
     }
 
     fn unanswered(&mut self, error: &ReadError) {
         let reason = error.to_string();
         self.note(Note::Unanswered { reason: reason.clone() });
-        self.wake(None);
+        self.wake(|_| true);
         self.fail_waiting(&reason);
         // The agent's own jobs do not outlive a store that is away: the runtime's DEL and the collector come after.
         let own: Vec<u64> = self
@@ -221,14 +262,14 @@ impl Agent {
             self.fail(id, TRY_AGAIN, reason.clone());
         }
         if !self.claim_is_writing() {
-            self.abandon_claim(TRY_AGAIN, &reason);
+            self.abandon_claim();
         }
     }
 
-    /// Places jobs again that waited for a read: those of a handle, or all.
-    fn wake(&mut self, handle: Option<&str>) {
+    /// Places jobs again that waited for a read.
+    fn wake(&mut self, whom: impl Fn(&super::Job) -> bool) {
         for job in self.jobs.values_mut() {
-            if job.stage == Stage::Reading && handle.is_none_or(|handle| job.handle == handle) {
+            if job.stage == Stage::Reading && whom(job) {
                 job.stage = Stage::Waiting;
             }
         }
@@ -239,6 +280,7 @@ impl Agent {
     pub(super) fn list_blocks(&mut self) {
         if !self.indexing {
             self.indexing = true;
+            self.view.listing_begins();
             let ticket = self.ticket(Errand::Index);
             self.effects.push(Effect::List { ticket, scope: Scope::All(Kind::Block) });
         }
@@ -249,9 +291,13 @@ impl Agent {
         if let Some(Errand::Index) = self.errands.remove(&ticket) {
             self.indexing = false;
             match result {
-                Ok(listing) => self.view.replace(Kind::Block, listing),
+                Ok(listing) => {
+                    self.view.replace(Kind::Block, listing);
+                    self.again = true;
+                }
                 Err(error) => self.unanswered(&error),
             }
+            self.view.listing_ends();
         }
     }
 }

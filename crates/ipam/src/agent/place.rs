@@ -1,15 +1,13 @@
 //! Planning: which waiting job goes into which block, and what has to be read or claimed for the others.
 
-use super::draft::{Draft, Taker};
-use super::job::{BAD_REQUEST, Demand, Errand, Flight, Job, NOT_SERVED, Reply, Stage, TRY_AGAIN, Task};
+use super::draft::{Draft, Drawn};
+use super::held::Held;
+use super::job::{Demand, Errand, Flight, Job, Lane, NOT_SERVED, Reply, Stage, TRY_AGAIN, Task};
 use super::{ATTEMPTS, Agent, Effect, Known, Note};
-use crate::block::{self, Taken};
-use crate::explain::{Explain, Few, PoolFill, Shortage};
-use crate::plan::handle_write;
-use crate::pools::{self, PoolRequest, SelectError, Selection};
+use crate::explain::Explain;
 use crate::seen::Seen;
 use api::attachment::ErrorReply;
-use api::{Block, Cidr, Handle, IpVersion, Ordinal, Pool};
+use api::{Cidr, Handle, IpVersion, Pool};
 use datastore::{Check, Key};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,14 +15,19 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Rounds of one plan: each ends something or starts something, so few are needed.
 const ROUNDS: usize = 64;
 
+/// Blocks worked on before those that nothing is under way for are let go, however many requests wait.
+const BORROWED: usize = 256;
+
 /// What one round has put together so far.
 #[derive(Debug, Default)]
 pub(super) struct Round {
     pub(super) drafts: BTreeMap<Cidr, Draft>,
     /// Jobs that wait for a block whose write is in flight.
-    promised: BTreeMap<Cidr, usize>,
+    pub(super) promised: BTreeMap<Cidr, usize>,
     /// Pools without a block to claim.
-    exhausted: BTreeSet<String>,
+    pub(super) exhausted: BTreeSet<String>,
+    /// Jobs that no block in hand can serve, oldest first.
+    pub(super) wanting: Vec<u64>,
 }
 
 /// Whether a block can be worked on now.
@@ -76,13 +79,14 @@ impl Agent {
             for (id, _) in heads.iter().filter(|(_, adds)| *adds) {
                 self.place(*id, &mut round, now);
             }
-            for draft in std::mem::take(&mut round.drafts).into_values() {
+            for (cidr, draft) in std::mem::take(&mut round.drafts) {
                 let free = draft.free_after(self.view.reserved());
-                if let Some(flight) = draft.finish(false) {
+                if let Some(Drawn { writes, jobs }) = draft.finish() {
+                    let flight = Flight { cidr: Some(cidr), writes, jobs, claims: false, sent: now };
                     self.send(flight, Vec::new(), free);
                 }
             }
-            self.drive_claim(now);
+            self.drive_claim(&round.wanting, now);
             if !self.again {
                 break;
             }
@@ -199,7 +203,8 @@ impl Agent {
         if !self.view.owns(cidr) {
             self.view.borrow_from(cidr);
         }
-        let ticket = self.ticket(Errand::Block(cidr));
+        let known = self.view.known_at(&Key::Block(cidr));
+        let ticket = self.ticket(Errand::Block(cidr, known));
         self.lanes.entry(cidr).or_default().reading = Some(ticket);
         self.effects.push(Effect::Read { ticket, key: Key::Block(cidr) });
     }
@@ -210,11 +215,13 @@ impl Agent {
         self.effects.push(Effect::Read { ticket, key: Key::Handle(handle.to_owned()) });
     }
 
-    /// Sends a commit on one block.
+    /// Sends a commit.
     pub(super) fn send(&mut self, flight: Flight, checks: Vec<Check>, free: usize) {
         let (cidr, writes) = (flight.cidr, flight.writes.clone());
         let ticket = self.ticket(Errand::Lane(flight));
-        self.lanes.entry(cidr).or_default().flying = Some((ticket, free));
+        if let Some(cidr) = cidr {
+            self.lanes.entry(cidr).or_default().flying = Some((ticket, free));
+        }
         self.effects.push(Effect::Commit { ticket, checks, writes });
     }
 
@@ -233,35 +240,32 @@ impl Agent {
         round: &mut Round,
         now: Timestamp,
     ) -> Next {
+        if let Some(next) = self.settle_pledges(id, job, round) {
+            return next;
+        }
         while let Some(version) = job.left.front().copied() {
-            // What is there already is the answer to a repeated ADD.
-            if let Some(taken) = self.held_own(&job.handle, job.interface(), version) {
-                if let Some(next) = self.confirm_held(id, job, &taken, round) {
-                    return next;
-                }
-                job.left.pop_front();
-                job.got.push(taken);
-                continue;
-            }
-            match self.handles.get(&job.handle) {
-                Some(Known::Unsure) => {
-                    self.read_handle(&job.handle.clone());
-                    return Next::Read;
-                }
-                Some(Known::Reading) => return Next::Read,
-                Some(Known::Here(seen)) => {
-                    let elsewhere: Vec<Cidr> = seen.value.blocks.keys().copied().collect();
-                    match self.held_elsewhere(job, &elsewhere, version) {
-                        Ok(Some(taken)) => {
-                            job.left.pop_front();
-                            job.got.push(taken);
-                            continue;
-                        }
-                        Ok(None) => {}
-                        Err(next) => return next,
+            match self.find_held(id, job, demand, version, round) {
+                Held::This(taken) => {
+                    job.left.pop_front();
+                    // What stood before anything was written for this request stays, whatever becomes of it.
+                    if !job.tainted {
+                        job.spare.insert(taken.address);
                     }
+                    job.got.push(taken);
+                    continue;
                 }
-                Some(Known::Absent) | None => {}
+                Held::Later(next) => return next,
+                Held::Nothing => {}
+            }
+            if let Some(held) = self.at_cap(job, demand, version) {
+                return refusal(
+                    TRY_AGAIN,
+                    format!(
+                        "handle {} holds {held} {version} addresses and may hold {}; release what it holds, or try again \
+                         when whoever is taking with it has done",
+                        job.handle, demand.max_per_handle
+                    ),
+                );
             }
             return match demand.requested {
                 Some(address) => self.place_requested(id, job, demand, address, round, now),
@@ -277,324 +281,55 @@ impl Agent {
                 borrowed,
             }));
         }
-        Next::Answer(Reply::Added(job.got.clone()))
+        self.explain_success(job, demand);
+        // In the order of the families asked for: what was held already may have been found out of turn.
+        let mut answer = Vec::with_capacity(job.got.len());
+        let mut found = job.got.clone();
+        for version in &demand.versions {
+            if let Some(at) = found.iter().position(|taken| taken.block.version() == *version) {
+                answer.push(found.remove(at));
+            }
+        }
+        Next::Answer(Reply::Added(answer))
     }
 
-    /// Whether an own block holds an address for the job's next family.
-    pub(super) fn holds(&self, job: &Job) -> bool {
-        job.left
-            .front()
-            .is_some_and(|version| self.held_own(&job.handle, job.interface(), *version).is_some())
+    /// The account of what was considered for one family of a demand.
+    pub(super) fn account(&mut self, job: &Job, demand: &Demand, version: IpVersion) -> Explain {
+        let wanted = demand.versions.iter().filter(|wanted| **wanted == version).count();
+        let mut explain = Explain::new(self.node.clone(), version, wanted);
+        explain.assigned = job.got.iter().filter(|taken| taken.block.version() == version).count();
+        if demand.requested.is_none()
+            && let Ok(selection) = self.select(demand, version)
+        {
+            explain.considered(selection.considered.clone());
+        }
+        for tried in job.tried.listed().iter().filter(|tried| tried.block.version() == version) {
+            explain.blocks.push(tried.clone());
+        }
+        explain.conflicts = job.conflicts.clone();
+        explain
     }
 
-    /// What the handle holds for this interface in an own block.
-    fn held_own(&self, handle: &str, interface: Option<&str>, version: IpVersion) -> Option<Taken> {
-        self.view
-            .own_blocks()
-            .filter(|seen| seen.value.cidr.version() == version)
-            .find_map(|seen| held(&seen.value, handle, interface).next().map(|at| taken(&seen.value, at)))
-    }
-
-    /// Looks for what the handle holds in the blocks of others. `Err`: one has to be read first.
-    fn held_elsewhere(
-        &mut self,
-        job: &mut Job,
-        blocks: &[Cidr],
-        version: IpVersion,
-    ) -> Result<Option<Taken>, Next> {
-        for cidr in blocks.iter().copied().filter(|cidr| cidr.version() == version) {
-            if self.view.owns(cidr) || job.visited.contains(&cidr) {
-                continue;
-            }
-            match self.access(cidr) {
-                Access::Busy(_) => return Err(Next::Wait),
-                Access::Reading => {
-                    job.attempts += 1;
-                    return Err(Next::Read);
-                }
-                Access::Gone | Access::Faulty(_) => {}
-                Access::Ready => {
-                    let found = self.view.whole(cidr).and_then(|seen| {
-                        let ordinal = held(&seen.value, &job.handle, job.interface()).next()?;
-                        Some(taken(&seen.value, ordinal))
-                    });
-                    if found.is_some() {
-                        return Ok(found);
-                    }
-                }
-            }
-            job.visited.insert(cidr);
+    fn explain_success(&mut self, job: &Job, demand: &Demand) {
+        let Some(request) = job.request else { return };
+        let versions: BTreeSet<IpVersion> = demand.versions.iter().copied().collect();
+        for version in versions {
+            let explain = Box::new(self.account(job, demand, version));
+            self.note(Note::Explained { request, explain });
         }
-        Ok(None)
-    }
-
-    /// Makes sure that an address found in an own block may be answered. `Some`: not yet.
-    fn confirm_held(&mut self, id: u64, job: &Job, found: &Taken, round: &Round) -> Option<Next> {
-        if self.view.is_lost() {
-            return Some(refusal(
-                TRY_AGAIN,
-                "the datastore cannot be reached, so the address that is held cannot be confirmed; try again",
-            ));
-        }
-        match self.access(found.block) {
-            Access::Busy(_) | Access::Gone | Access::Faulty(_) => return Some(Next::Wait),
-            Access::Reading => return Some(Next::Read),
-            Access::Ready => {}
-        }
-        if !self.view.is_in_hand(found.block) {
-            self.start_claim(found.block);
-            return Some(Next::Wait);
-        }
-        match self.handles.get(&job.handle) {
-            Some(Known::Unsure) => {
-                self.read_handle(&job.handle);
-                Some(Next::Read)
-            }
-            Some(Known::Reading) => Some(Next::Read),
-            // The block was written and its handle was not: write it now.
-            Some(Known::Absent) => {
-                let seen = self.view.whole(found.block)?;
-                let count = block::count_of(&seen.value, &job.handle);
-                let write = handle_write(&job.handle, None, found.block, count)?;
-                if round.drafts.contains_key(&found.block) {
-                    self.again = true;
-                    return Some(Next::Wait);
-                }
-                let jobs = vec![(id, None)];
-                let free = seen.value.unallocated.len();
-                self.send(
-                    Flight { cidr: found.block, writes: vec![write], jobs, claims: false },
-                    Vec::new(),
-                    free,
-                );
-                Some(Next::Fly)
-            }
-            Some(Known::Here(_)) | None => None,
-        }
-    }
-
-    /// Pools asked for, as CIDRs of this family.
-    fn requested_pools(&self, demand: &Demand, version: IpVersion) -> Result<Vec<Cidr>, Next> {
-        let mut cidrs = Vec::new();
-        for name in &demand.pools {
-            let named = self.view.pool(name).map(|seen| seen.value.cidr);
-            match named.or_else(|| name.parse().ok()) {
-                Some(cidr) if cidr.version() == version => cidrs.push(cidr),
-                Some(_) => {}
-                None => {
-                    return Err(refusal(
-                        BAD_REQUEST,
-                        format!("pool {name:?} is neither an IPPool's name nor a CIDR; name one that exists"),
-                    ));
-                }
-            }
-        }
-        Ok(cidrs)
-    }
-
-    pub(super) fn select(&self, demand: &Demand, version: IpVersion) -> Result<Selection, Next> {
-        let requested = self.requested_pools(demand, version)?;
-        let Some(labels) = self.view.labels() else {
-            return Err(refusal(
-                TRY_AGAIN,
-                format!("there is no Node {} in the cluster; addresses are for nodes that are", self.node),
-            ));
-        };
-        let request = PoolRequest {
-            version,
-            requested: &requested,
-            node: &self.node,
-            node_labels: labels,
-            namespace_labels: &demand.namespace_labels,
-            intended_use: demand.intended_use,
-            max_prefix: version.bits(),
-        };
-        pools::select(self.view.pools(), &request).map_err(|error| {
-            let code = match error {
-                SelectError::NoSuchPool { .. } | SelectError::WrongFamily { .. } => BAD_REQUEST,
-                _ => NOT_SERVED,
-            };
-            refusal(code, error.to_string())
-        })
-    }
-
-    /// Takes any address of the family: from a block in hand, else from a new block, else from somebody else's.
-    fn place_any(
-        &mut self,
-        id: u64,
-        job: &mut Job,
-        demand: &Demand,
-        version: IpVersion,
-        round: &mut Round,
-        now: Timestamp,
-    ) -> Next {
-        let selection = match self.select(demand, version) {
-            Ok(selection) => selection,
-            Err(next) => return next,
-        };
-        let own: Vec<Cidr> = self
-            .view
-            .affinities()
-            .keys()
-            .copied()
-            .filter(|cidr| in_pools(*cidr, &selection.usable) && self.view.is_in_hand(*cidr))
-            .collect();
-        if let Some(next) = self.take_from(id, job, demand, own, round, now) {
-            return next;
-        }
-        if self.claim.is_some() || self.indexing {
-            return Next::Wait;
-        }
-        let shortage = match self.look_for_block(&selection, version, round, now) {
-            None => return Next::Wait,
-            Some(shortage) => shortage,
-        };
-        if matches!(shortage, Shortage::PoolsFull { .. } | Shortage::Reserved { .. }) {
-            let mut others: Vec<Cidr> = Vec::new();
-            for pool in &selection.usable {
-                others.extend(self.view.index().iter().filter_map(|(cidr, entry)| {
-                    let lendable = pool.cidr.contains_cidr(*cidr) && entry.free > 0 && !self.view.owns(*cidr);
-                    lendable.then_some(*cidr)
-                }));
-            }
-            if let Some(next) = self.take_from(id, job, demand, others, round, now) {
-                return next;
-            }
-        }
-        let mut explain = Explain::new(self.node.clone(), version, 1);
-        let considered: Vec<String> = selection
-            .considered
-            .iter()
-            .map(|pool| format!("{} {} {}", pool.pool, pool.cidr, pool.verdict))
-            .collect();
-        explain.considered(selection.considered);
-        explain.shortage = Some(shortage);
-        let details = considered.join(", ");
-        Next::Refuse(ErrorReply { code: NOT_SERVED, message: explain.to_string(), details })
-    }
-
-    /// Takes one address from the first of these blocks that has one. `None`: none of them has.
-    fn take_from(
-        &mut self,
-        id: u64,
-        job: &mut Job,
-        demand: &Demand,
-        blocks: Vec<Cidr>,
-        round: &mut Round,
-        now: Timestamp,
-    ) -> Option<Next> {
-        let cooldown = self.view.config().ip_cooldown_seconds;
-        for cidr in blocks {
-            match self.access(cidr) {
-                Access::Gone | Access::Faulty(_) => {}
-                Access::Reading => {
-                    job.attempts += 1;
-                    return Some(Next::Read);
-                }
-                Access::Busy(free) => {
-                    let promised = round.promised.entry(cidr).or_default();
-                    if *promised < free {
-                        *promised += 1;
-                        return Some(Next::Wait);
-                    }
-                }
-                Access::Ready => {
-                    let Some(seen) = self.view.whole(cidr) else { continue };
-                    let draft = round.drafts.entry(cidr).or_insert_with(|| Draft::of(seen, cooldown, now));
-                    if draft.is_full() {
-                        return Some(Next::Wait);
-                    }
-                    let taker = Taker {
-                        job: id,
-                        handle: &job.handle,
-                        known: self.known(&job.handle),
-                        attributes: &demand.attributes,
-                    };
-                    if draft.take(taker, self.view.reserved()).is_some() {
-                        return Some(Next::Fly);
-                    }
-                }
-            }
-        }
-        None
-    }
-
-    /// Starts a claim, or says why there is nothing to claim.
-    fn look_for_block(
-        &mut self,
-        selection: &Selection,
-        version: IpVersion,
-        round: &mut Round,
-        now: Timestamp,
-    ) -> Option<Shortage> {
-        let config = self.view.config();
-        if !config.auto_allocate_blocks {
-            return Some(Shortage::AutoAllocateOff);
-        }
-        if !self.view.covers(&selection.usable) {
-            self.list_blocks();
-            return None;
-        }
-        // Claims that were begun and not finished come first: they count towards the limit already.
-        if let Some(cidr) = self.unfinished(&selection.usable) {
-            self.start_claim(cidr);
-            return None;
-        }
-        /// Blocks per node and family where nothing else is configured.
-        const DEFAULT_LIMIT: u32 = 20;
-        let limit = match config.max_blocks_per_host {
-            0 => DEFAULT_LIMIT,
-            limit => limit,
-        };
-        let owned = self
-            .view
-            .affinities()
-            .keys()
-            .filter(|cidr| cidr.version() == version && in_pools(**cidr, &selection.usable));
-        let owned = u32::try_from(owned.count()).unwrap_or(u32::MAX);
-        if owned >= limit {
-            return Some(Shortage::BlockLimit { limit, owned });
-        }
-        for pool in &selection.usable {
-            if round.exhausted.contains(&pool.name) {
-                continue;
-            }
-            match self.candidate(pool, now) {
-                Some(cidr) => {
-                    self.start_claim(cidr);
-                    return None;
-                }
-                None => {
-                    round.exhausted.insert(pool.name.clone());
-                }
-            }
-        }
-        let owns = |cidr: &Cidr| self.view.owns(*cidr);
-        let pools: Few<PoolFill> = selection
-            .usable
-            .iter()
-            .map(|pool| PoolFill::of(pool, self.view.index().keys().map(|cidr| (cidr, owns(cidr)))))
-            .collect();
-        let some_free = self
-            .view
-            .index()
-            .iter()
-            .any(|(cidr, entry)| entry.free > 0 && in_pools(*cidr, &selection.usable));
-        Some(match (config.strict_affinity, some_free && !self.view.reserved().is_empty()) {
-            (true, _) => Shortage::StrictAffinity { pools },
-            (false, true) => Shortage::Reserved { pools },
-            (false, false) => Shortage::PoolsFull { pools },
-        })
     }
 
     /// Lets go of blocks of others that nobody works on any more.
     fn tidy(&mut self) {
-        if !self.jobs.is_empty() {
+        if self.jobs.is_empty() {
+            self.lost_races.clear();
+        } else if self.lanes.len() < BORROWED {
             return;
         }
-        self.lost_races.clear();
         for cidr in self.view.borrowing() {
-            self.view.done_borrowing(cidr);
+            if self.lanes.get(&cidr).is_none_or(Lane::is_idle) {
+                self.view.done_borrowing(cidr);
+            }
         }
         self.lanes.retain(|_, lane| !lane.is_idle());
     }
@@ -603,29 +338,4 @@ impl Agent {
 /// Whether a block lies in one of these pools.
 pub(super) fn in_pools(cidr: Cidr, pools: &[Pool]) -> bool {
     pools.iter().any(|pool| pool.cidr.contains_cidr(cidr))
-}
-
-/// Ordinals that a handle holds for an interface, those that name no interface included; none that cool down.
-pub(super) fn held<'a>(
-    block: &'a Block,
-    handle: &'a str,
-    interface: Option<&'a str>,
-) -> impl Iterator<Item = Ordinal> + 'a {
-    block::allocated(block)
-        .filter(move |(_, attribute)| {
-            let named = attribute.secondary.get(super::INTERFACE).map(String::as_str);
-            attribute.released_at.is_none()
-                && attribute.handle_id.as_deref().map(block::sanitized) == Some(handle)
-                && interface.is_none_or(|wanted| named.is_none_or(|named| named == wanted))
-        })
-        .map(|(ordinal, _)| ordinal)
-}
-
-fn taken(block: &Block, ordinal: Ordinal) -> Taken {
-    Taken {
-        block: block.cidr,
-        ordinal,
-        address: block.cidr.address(ordinal).unwrap_or_else(|| block.cidr.network()),
-        sequence: block::stamp(block, ordinal),
-    }
 }

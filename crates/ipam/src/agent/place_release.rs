@@ -1,11 +1,13 @@
 //! Planning of a DEL: what a handle holds goes back block by block, and the handle with the last of it.
 
-use super::draft::Draft;
+use super::draft::{Draft, Giver};
+use super::held::held;
 use super::job::{Flight, Job, Reply};
-use super::place::{Access, Next, Round, faulty, held};
+use super::place::{Access, Next, Round, faulty};
 use super::{Agent, Known};
+use crate::block;
 use crate::plan::handle_write;
-use api::{Cidr, Ordinal};
+use api::{Block, Cidr, Ordinal};
 use datastore::{Record, Write};
 use jiff::Timestamp;
 
@@ -29,8 +31,8 @@ impl Agent {
         }
         let own: Vec<Cidr> = self
             .view
-            .own_blocks()
-            .filter(|seen| held(&seen.value, &job.handle, job.interface()).next().is_some())
+            .held_by(&job.handle)
+            .filter(|seen| !self.due(&seen.value, job).is_empty())
             .map(|seen| seen.value.cidr)
             .collect();
         let counted: Vec<Cidr> = self
@@ -43,26 +45,38 @@ impl Agent {
         for cidr in own.into_iter().chain(counted) {
             match self.access(cidr) {
                 Access::Busy(_) => return Next::Wait,
-                Access::Reading => {
-                    job.attempts += 1;
-                    return Next::Read;
-                }
+                Access::Reading => return Next::Read,
                 Access::Faulty(fault) => return faulty(cidr, &fault),
                 Access::Gone => {
                     job.visited.insert(cidr);
                     if let Some(write) = handle_write(&job.handle, self.known(&job.handle), cidr, 0) {
-                        return self.send_handle(id, cidr, write);
+                        return self.send_handle(id, Some(cidr), write);
                     }
                 }
                 Access::Ready => {
                     let Some(seen) = self.view.whole(cidr) else { continue };
-                    let ordinals: Vec<Ordinal> = held(&seen.value, &job.handle, job.interface()).collect();
+                    let ordinals = self.due(&seen.value, job);
+                    if ordinals.is_empty() {
+                        if block::count_of(&seen.value, &job.handle) > 0 {
+                            // Another interface's, or what stays whatever becomes of the request.
+                            job.visited.insert(cidr);
+                            continue;
+                        }
+                        // The handle counts something here that the block does not show: the store is asked before
+                        // the count is taken away.
+                        if !job.looked.contains(&cidr) {
+                            self.read_block(cidr);
+                            return Next::Read;
+                        }
+                    }
                     let draft = round.drafts.entry(cidr).or_insert_with(|| Draft::of(seen, cooldown, now));
                     if draft.is_full() {
                         return Next::Wait;
                     }
                     job.visited.insert(cidr);
-                    draft.give_back(id, &job.handle, self.known(&job.handle), &ordinals, cooldown, now);
+                    let known = self.known(&job.handle);
+                    let giver = Giver { job: id, handle: &job.handle, known, ordinals: &ordinals };
+                    draft.give_back(giver, cooldown, now);
                     return Next::Fly;
                 }
             }
@@ -70,15 +84,10 @@ impl Agent {
         // A handle that counts nothing is in nobody's way, but it should not stay either.
         if let Some(seen) = self.known(&job.handle).filter(|seen| seen.value.blocks.is_empty()) {
             let write = Write::Delete(Record::Handle(seen.value.clone()), seen.version.clone());
-            if let Some(cidr) = self.view.index().keys().next().copied()
-                && self.lanes.get(&cidr).is_none_or(super::Lane::is_idle)
-                && !round.drafts.contains_key(&cidr)
-            {
-                return self.send_handle(id, cidr, write);
-            }
+            return self.send_handle(id, None, write);
         }
         if let Some(legacy) = legacy_handle.filter(|legacy| *legacy != job.handle)
-            && self.view.own_blocks().any(|seen| held(&seen.value, &legacy, None).next().is_some())
+            && self.view.held_by(&legacy).any(|seen| held(&seen.value, &legacy, None).next().is_some())
         {
             job.handle = legacy;
             job.visited.clear();
@@ -88,9 +97,18 @@ impl Agent {
         Next::Answer(Reply::Deleted)
     }
 
+    /// What a job gives back of a block.
+    fn due(&self, found: &Block, job: &Job) -> Vec<Ordinal> {
+        let spared = |ordinal: &Ordinal| {
+            found.cidr.address(*ordinal).is_some_and(|address| job.spare.contains(&address))
+        };
+        held(found, &job.handle, job.interface()).filter(|ordinal| !spared(ordinal)).collect()
+    }
+
     /// Commits a handle alone.
-    fn send_handle(&mut self, id: u64, cidr: Cidr, write: Write) -> Next {
-        let flight = Flight { cidr, writes: vec![write], jobs: vec![(id, None)], claims: false };
+    fn send_handle(&mut self, id: u64, cidr: Option<Cidr>, write: Write) -> Next {
+        let flight =
+            Flight { cidr, writes: vec![write], jobs: vec![(id, None)], claims: false, sent: self.now };
         self.send(flight, Vec::new(), 0);
         Next::Fly
     }

@@ -38,9 +38,8 @@ impl Agent {
         let Some(sized) = Cidr::containing(address, pool.block_size) else { return Next::Wait };
         // A block of an earlier pool with another block size has it, if there is one.
         let pool = pool.clone();
-        let index = self.view.index();
-        let around = index.contains_key(&sized).then_some(sized);
-        let around = around.or_else(|| index.keys().copied().find(|block| block.contains(address)));
+        let around = self.view.index().contains_key(&sized).then_some(sized);
+        let around = around.or_else(|| self.view.blocks().holding(address));
         let cidr = around.unwrap_or(sized);
         let config = self.view.config();
         if around.is_none() {
@@ -48,7 +47,7 @@ impl Agent {
                 self.list_blocks();
                 return Next::Wait;
             }
-            if let Some(other) = self.view.index().keys().find(|block| block.overlaps(cidr)) {
+            if let Some(other) = self.view.blocks().overlapping(cidr).first() {
                 return refusal(
                     NOT_SERVED,
                     format!(
@@ -59,9 +58,12 @@ impl Agent {
             }
         }
         if around.is_none() || (self.view.owns(cidr) && !self.view.is_in_hand(cidr)) {
-            if self.claim.is_none() {
-                self.start_claim(cidr);
+            if self.lost_races.contains(&cidr) && self.view.owns(cidr) {
+                let (code, message) = self.unconfirmable(cidr);
+                return refusal(code, message);
             }
+            self.start_claim(cidr);
+            round.wanting.push(id);
             return Next::Wait;
         }
         if config.strict_affinity && !self.view.owns(cidr) {
@@ -72,10 +74,7 @@ impl Agent {
         }
         match self.access(cidr) {
             Access::Busy(_) | Access::Gone => return Next::Wait,
-            Access::Reading => {
-                job.attempts += 1;
-                return Next::Read;
-            }
+            Access::Reading => return Next::Read,
             Access::Faulty(fault) => return faulty(cidr, &fault),
             Access::Ready => {}
         }
@@ -89,7 +88,7 @@ impl Agent {
             attributes: &demand.attributes,
         };
         match draft.assign(taker, address) {
-            Ok(_) => Next::Fly,
+            Ok(()) => Next::Fly,
             Err(error) => refusal(NOT_SERVED, error.to_string()),
         }
     }

@@ -4,6 +4,7 @@
 //! many ordinals wait in its queue, and which ordinals are used by another node than its owner. A record is only ever
 //! replaced by a newer one, so that an own write is not undone by a watch that is behind.
 
+use super::index::{Entry, Index};
 use crate::block;
 use crate::reservations::ReservationSet;
 use crate::seen::{Recorded, Seen};
@@ -26,23 +27,6 @@ const NEEDED: [Kind; 7] = [
     Kind::ClusterInformation,
 ];
 
-/// What is kept of every block.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// Owner, if it has one.
-    pub owner: Option<Owner>,
-    /// Revision this was seen at.
-    pub revision: Revision,
-    /// Ordinals in its queue; reserved ones are counted.
-    pub free: usize,
-    /// What is wrong with it, if it contradicts itself: nothing is taken from it or released in it then.
-    pub fault: Option<String>,
-    /// Used ordinals whose `node` attribute is not the owner, and that node.
-    pub elsewhere: BTreeMap<u32, String>,
-    /// Addresses of pods of this node, with the host end of their interface.
-    pub here: BTreeMap<IpAddr, String>,
-}
-
 /// The fold.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -54,14 +38,20 @@ pub struct View {
     own_node: BTreeMap<(), Seen<Node>>,
     cluster: BTreeMap<(), Seen<ClusterInformation>>,
     affinities: BTreeMap<Cidr, Seen<Affinity>>,
-    index: BTreeMap<Cidr, Entry>,
+    index: Index,
     whole: BTreeMap<Cidr, Seen<Block>>,
+    /// Own blocks by the handles that hold something in them.
+    holders: BTreeMap<String, BTreeSet<Cidr>>,
     /// Blocks of others that are kept whole for now.
     borrowed: BTreeSet<Cidr>,
     complete: BTreeSet<Kind>,
     lost: BTreeSet<Kind>,
     /// How far the index of blocks is known to be complete.
     index_at: Revision,
+    /// Blocks that went while a list of all blocks is under way, which may still show them.
+    gone: Option<BTreeMap<Cidr, Revision>>,
+    /// Grows with every change of pools, reservations or the node's own record.
+    generation: u64,
 }
 
 /// Puts a record unless a newer one is known.
@@ -95,8 +85,10 @@ fn reset<K: Ord, T: Recorded>(
 impl View {
     /// Knows nothing yet.
     pub(super) fn new(node: &str) -> Self {
+        let owner = Owner::host(node);
         Self {
-            owner: Owner::host(node),
+            index: Index::new(owner.clone()),
+            owner,
             pools: BTreeMap::new(),
             config: BTreeMap::new(),
             reservations: BTreeMap::new(),
@@ -104,12 +96,14 @@ impl View {
             own_node: BTreeMap::new(),
             cluster: BTreeMap::new(),
             affinities: BTreeMap::new(),
-            index: BTreeMap::new(),
             whole: BTreeMap::new(),
+            holders: BTreeMap::new(),
             borrowed: BTreeSet::new(),
             complete: BTreeSet::new(),
             lost: BTreeSet::new(),
             index_at: Revision::default(),
+            gone: None,
+            generation: 0,
         }
     }
 
@@ -165,7 +159,17 @@ impl View {
 
     /// All blocks, reduced.
     pub fn index(&self) -> &BTreeMap<Cidr, Entry> {
+        self.index.entries()
+    }
+
+    /// The questions that a claim asks of them.
+    pub(super) fn blocks(&self) -> &Index {
         &self.index
+    }
+
+    /// Whether what pools are selected by may have changed since `generation`; it is this now.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The node's own claims, in any state.
@@ -183,6 +187,12 @@ impl View {
         self.whole.values().filter(|seen| seen.value.affinity.as_ref() == Some(&self.owner))
     }
 
+    /// Own blocks in which `handle` holds something, or something cools down that it held.
+    pub(super) fn held_by(&self, handle: &str) -> impl Iterator<Item = &Seen<Block>> {
+        let blocks = self.holders.get(handle).into_iter().flatten();
+        blocks.filter_map(|cidr| self.whole.get(cidr))
+    }
+
     /// Whether the block is this node's and its claim is confirmed: addresses may be taken from it.
     pub(super) fn is_in_hand(&self, cidr: Cidr) -> bool {
         self.owns(cidr)
@@ -194,7 +204,7 @@ impl View {
 
     /// Whether the block exists and carries this node as owner.
     pub(super) fn owns(&self, cidr: Cidr) -> bool {
-        self.index.get(&cidr).is_some_and(|entry| entry.owner.as_ref() == Some(&self.owner))
+        self.index.get(cidr).is_some_and(|entry| entry.owner.as_ref() == Some(&self.owner))
     }
 
     /// Whether the index of blocks is complete at a revision not older than that of any of `pools`.
@@ -220,7 +230,11 @@ impl View {
 
     /// Addresses of this node's pods and the host ends of their interfaces.
     pub fn endpoints(&self) -> impl Iterator<Item = (IpAddr, &str)> {
-        self.index.values().flat_map(|entry| &entry.here).map(|(address, name)| (*address, name.as_str()))
+        self.index
+            .entries()
+            .values()
+            .flat_map(|entry| &entry.here)
+            .map(|(address, name)| (*address, name.as_str()))
     }
 
     /// Folds one change of the scope of `kind`.
@@ -259,7 +273,10 @@ impl View {
     /// Replaces a whole scope by a listing; also for a listing asked for out of turn.
     pub(super) fn replace(&mut self, kind: Kind, listing: Listing) {
         match kind {
-            Kind::Pool => reset(&mut self.pools, listing, |pool: &Pool| Some(pool.name.clone())),
+            Kind::Pool => {
+                reset(&mut self.pools, listing, |pool: &Pool| Some(pool.name.clone()));
+                self.count_pools();
+            }
             Kind::Config => reset(&mut self.config, listing, |_: &IpamConfig| Some(())),
             Kind::Reservation => {
                 reset(&mut self.reservations, listing, |found: &Reservation| Some(found.name.clone()));
@@ -268,6 +285,7 @@ impl View {
             Kind::Node => {
                 let own = self.owner.name.clone();
                 reset(&mut self.own_node, listing, |node: &Node| (node.name == own).then_some(()));
+                self.generation += 1;
             }
             Kind::Affinity => {
                 let own = self.owner.clone();
@@ -277,10 +295,38 @@ impl View {
             }
             Kind::Block => {
                 let at = listing.revision;
-                self.index.retain(|_, entry| entry.revision > at);
-                self.whole.retain(|_, seen| seen.version.revision > at);
+                let old: BTreeSet<Cidr> = self
+                    .index
+                    .entries()
+                    .iter()
+                    .filter(|(_, entry)| entry.revision <= at)
+                    .map(|(cidr, _)| *cidr)
+                    .collect();
+                let listed: BTreeSet<Cidr> = listing
+                    .items
+                    .iter()
+                    .filter_map(|stored| match &stored.record {
+                        datastore::Record::Block(found) => Some(found.cidr),
+                        _ => None,
+                    })
+                    .collect();
+                for cidr in old.difference(&listed) {
+                    self.drop_block(*cidr);
+                }
+                for key in listing.unreadable {
+                    if let Key::Block(cidr) = key {
+                        self.unreadable(cidr, at, "it cannot be understood");
+                    }
+                }
+                let gone = self.gone.clone().unwrap_or_default();
                 for stored in listing.items {
-                    self.keep(stored);
+                    let went = match stored.record.key() {
+                        Key::Block(cidr) => gone.get(&cidr).copied(),
+                        _ => None,
+                    };
+                    if went.is_none_or(|went| went < stored.version.revision) {
+                        self.keep(stored);
+                    }
                 }
                 self.index_at = self.index_at.max(at);
             }
@@ -301,6 +347,7 @@ impl View {
         match record {
             datastore::Record::Pool(pool) => {
                 put(&mut self.pools, pool.name.clone(), Seen { value: pool, version, created });
+                self.count_pools();
             }
             datastore::Record::Config(config) => {
                 put(&mut self.config, (), Seen { value: config, version, created });
@@ -311,6 +358,7 @@ impl View {
             }
             datastore::Record::Node(node) if node.name == self.owner.name => {
                 put(&mut self.own_node, (), Seen { value: node, version, created });
+                self.generation += 1;
             }
             datastore::Record::Affinity(claim) if claim.owner == self.owner => {
                 put(&mut self.affinities, claim.cidr, Seen { value: claim, version, created });
@@ -325,35 +373,76 @@ impl View {
 
     fn keep_block(&mut self, seen: Seen<Block>) {
         let cidr = seen.value.cidr;
-        if self.index.get(&cidr).is_some_and(|known| known.revision > seen.version.revision) {
-            return;
-        }
-        let entry = entry(&seen, &self.owner.name);
-        let sound = entry.fault.is_none();
-        self.index.insert(cidr, entry);
         let wanted = seen.value.affinity.as_ref() == Some(&self.owner) || self.borrowed.contains(&cidr);
-        if wanted && sound {
-            self.whole.insert(cidr, seen);
-        } else {
-            self.whole.remove(&cidr);
+        if let Some(known) = self.index.get(cidr) {
+            // The watch tells of own writes too: what is known already is not taken apart again.
+            let same = known.revision == seen.version.revision;
+            let done = !wanted || known.fault.is_some() || self.whole.contains_key(&cidr);
+            if known.revision > seen.version.revision || (same && done) {
+                return;
+            }
         }
+        let entry = Entry::of(&seen.value, seen.version.revision, &self.owner.name);
+        let sound = entry.fault.is_none();
+        self.index.put(cidr, entry);
+        if wanted && sound {
+            self.put_whole(cidr, seen);
+        } else {
+            self.drop_whole(cidr);
+        }
+    }
+
+    fn put_whole(&mut self, cidr: Cidr, seen: Seen<Block>) {
+        let mine = seen.value.affinity.as_ref() == Some(&self.owner);
+        let before = self.whole.insert(cidr, seen);
+        let now = self.whole.get(&cidr).filter(|_| mine);
+        let before = before.filter(|before| before.value.affinity.as_ref() == Some(&self.owner));
+        let old = before.as_ref().map(|seen| handles_in(&seen.value)).unwrap_or_default();
+        let new = now.map(|seen| handles_in(&seen.value)).unwrap_or_default();
+        for handle in old.difference(&new) {
+            unhold(&mut self.holders, handle, cidr);
+        }
+        for handle in new.difference(&old) {
+            self.holders.entry((*handle).to_owned()).or_default().insert(cidr);
+        }
+    }
+
+    fn drop_whole(&mut self, cidr: Cidr) {
+        let Some(before) = self.whole.remove(&cidr) else { return };
+        for handle in handles_in(&before.value) {
+            unhold(&mut self.holders, handle, cidr);
+        }
+    }
+
+    fn drop_block(&mut self, cidr: Cidr) {
+        self.index.remove(cidr);
+        self.drop_whole(cidr);
     }
 
     /// Takes one record out that was deleted at `at`.
     pub(super) fn forget(&mut self, key: &Key, at: Revision) {
         match key {
-            Key::Pool(name) => remove(&mut self.pools, name, at),
+            Key::Pool(name) => {
+                remove(&mut self.pools, name, at);
+                self.count_pools();
+            }
             Key::Config => remove(&mut self.config, &(), at),
             Key::Reservation(name) => {
                 remove(&mut self.reservations, name, at);
                 self.reserve();
             }
-            Key::Node(name) if *name == self.owner.name => remove(&mut self.own_node, &(), at),
+            Key::Node(name) if *name == self.owner.name => {
+                remove(&mut self.own_node, &(), at);
+                self.generation += 1;
+            }
             Key::Affinity(owner, cidr) if *owner == self.owner => remove(&mut self.affinities, cidr, at),
             Key::Block(cidr) => {
-                if self.index.get(cidr).is_some_and(|entry| entry.revision <= at) {
-                    self.index.remove(cidr);
-                    self.whole.remove(cidr);
+                if self.index.get(*cidr).is_some_and(|entry| entry.revision <= at) {
+                    self.drop_block(*cidr);
+                }
+                if let Some(gone) = &mut self.gone {
+                    let went = gone.entry(*cidr).or_default();
+                    *went = at.max(*went);
                 }
             }
             Key::ClusterInformation => remove(&mut self.cluster, &(), at),
@@ -361,9 +450,45 @@ impl View {
         }
     }
 
-    /// Takes a record out that a read did not find.
-    pub(super) fn absent(&mut self, key: &Key) {
-        self.forget(key, Revision(u64::MAX));
+    /// The revision in which a record is known, to be remembered when it is read again.
+    pub(super) fn known_at(&self, key: &Key) -> Option<Revision> {
+        match key {
+            Key::Pool(name) => self.pools.get(name).map(|seen| seen.version.revision),
+            Key::Affinity(_, cidr) => self.affinities.get(cidr).map(|seen| seen.version.revision),
+            Key::Block(cidr) => self.index.get(*cidr).map(|entry| entry.revision),
+            _ => None,
+        }
+    }
+
+    /// Takes a record out that a read did not find, unless it came to be known anew since the read began: `known` is
+    /// what [`View::known_at`] said then.
+    pub(super) fn absent(&mut self, key: &Key, known: Option<Revision>) {
+        if let Some(at) = known {
+            self.forget(key, at);
+        }
+    }
+
+    /// Notes a block that exists and cannot be understood, unless it is known in a newer state.
+    pub(super) fn unreadable(&mut self, cidr: Cidr, at: Revision, reason: &str) {
+        if self.index.get(cidr).is_none_or(|known| known.revision <= at) {
+            self.drop_whole(cidr);
+            self.index.put(cidr, Entry::unreadable(at, reason));
+        }
+    }
+
+    /// How far the index of blocks reaches.
+    pub(super) fn index_at(&self) -> Revision {
+        self.index_at
+    }
+
+    /// A list of all blocks is asked for out of turn.
+    pub(super) fn listing_begins(&mut self) {
+        self.gone = Some(BTreeMap::new());
+    }
+
+    /// It came, or will not come.
+    pub(super) fn listing_ends(&mut self) {
+        self.gone = None;
     }
 
     /// Keeps a block of somebody else whole from the next sight on.
@@ -374,7 +499,7 @@ impl View {
     /// Goes back to the reduced form of a block of somebody else.
     pub(super) fn done_borrowing(&mut self, cidr: Cidr) {
         if self.borrowed.remove(&cidr) && !self.owns(cidr) {
-            self.whole.remove(&cidr);
+            self.drop_whole(cidr);
         }
     }
 
@@ -385,28 +510,29 @@ impl View {
 
     fn reserve(&mut self) {
         self.reserved = ReservationSet::new(self.reservations.values().map(|seen| &seen.value));
+        self.generation += 1;
+    }
+
+    fn count_pools(&mut self) {
+        self.index.count_for(self.pools.values().map(|seen| &seen.value));
+        self.generation += 1;
     }
 }
 
-fn entry(seen: &Seen<Block>, own: &str) -> Entry {
-    let found = &seen.value;
-    let owner = found.affinity.clone();
-    let (mut elsewhere, mut here) = (BTreeMap::new(), BTreeMap::new());
-    for (ordinal, attribute) in block::allocated(found).filter(|(_, held)| held.released_at.is_none()) {
-        let Some(node) = attribute.secondary.get("node") else { continue };
-        if owner.as_ref().is_none_or(|owner| owner.name != *node) {
-            elsewhere.insert(ordinal.0, node.clone());
-        }
-        if let (true, Some(address), Some(namespace), Some(pod)) = (
-            node == own,
-            found.cidr.address(ordinal),
-            attribute.secondary.get("namespace"),
-            attribute.secondary.get("pod"),
-        ) {
-            here.insert(address, api::attachment::host_interface(namespace, pod));
+/// Handles that hold something in a block, or whose name is still on something that cools down.
+fn handles_in(found: &Block) -> BTreeSet<&str> {
+    found
+        .attributes
+        .iter()
+        .filter_map(|attribute| attribute.handle_id.as_deref().map(block::sanitized))
+        .collect()
+}
+
+fn unhold(holders: &mut BTreeMap<String, BTreeSet<Cidr>>, handle: &str, cidr: Cidr) {
+    if let Some(blocks) = holders.get_mut(handle) {
+        blocks.remove(&cidr);
+        if blocks.is_empty() {
+            holders.remove(handle);
         }
     }
-    let fault = block::fault(found);
-    let free = if fault.is_none() { found.unallocated.len() } else { 0 };
-    Entry { owner, revision: seen.version.revision, free, fault, elsewhere, here }
 }

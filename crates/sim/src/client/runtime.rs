@@ -137,15 +137,7 @@ impl World {
         let step = self.step;
         self.trace.line(|| format!("{step:>5} node-{node} ADD attachment {index} {handle}"));
         if self.nodes[node].host.is_some() {
-            let demand = Demand {
-                handle,
-                versions: vec![version],
-                pools: Vec::new(),
-                requested: None,
-                attributes,
-                intended_use: Use::Workload,
-                namespace_labels: BTreeMap::new(),
-            };
+            let demand = Demand::new(handle, vec![version], attributes);
             self.demand(node, index, epoch, demand);
             return;
         }

@@ -1,0 +1,144 @@
+//! Which pools a demand may use, remembered until a pool, a label or a reservation changes.
+
+use super::Agent;
+use super::job::{BAD_REQUEST, Demand, NOT_SERVED, TRY_AGAIN};
+use super::place::{Next, refusal};
+use crate::candidate;
+use crate::explain::Shortage;
+use crate::host_reserved::{self, HostReserved};
+use crate::pools::{self, PoolRequest, SelectError, Selection};
+use api::{Cidr, IpVersion, Pool, Use};
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Selections kept at once: demands differ by namespace at most.
+const KEPT: usize = 64;
+
+/// What a selection depends on besides the view.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Question {
+    version: IpVersion,
+    pools: Vec<String>,
+    intended_use: Use,
+    namespace_labels: BTreeMap<String, String>,
+    reserved: Option<HostReserved>,
+}
+
+/// Selections made before, and where this node starts in pools.
+#[derive(Debug, Default)]
+pub(super) struct Selections {
+    /// The view's generation they were made in.
+    generation: u64,
+    made: Vec<(Question, Arc<Selection>)>,
+    starts: BTreeMap<(Cidr, u8), u128>,
+}
+
+impl Agent {
+    /// Number of the network of `pool` at which this node starts.
+    pub(super) fn start_of(&mut self, pool: &Pool, now: Timestamp) -> u128 {
+        // The start among single addresses depends on the time, not on the node.
+        if pool.block_size == pool.cidr.version().bits() {
+            return candidate::start(pool, &self.node, now);
+        }
+        let node = &self.node;
+        *self
+            .selections
+            .starts
+            .entry((pool.cidr, pool.block_size))
+            .or_insert_with(|| candidate::start(pool, node, now))
+    }
+
+    /// Pools for a demand.
+    pub(super) fn select(&mut self, demand: &Demand, version: IpVersion) -> Result<Arc<Selection>, Next> {
+        let generation = self.view.generation();
+        if self.selections.generation != generation {
+            self.selections = Selections { generation, ..Selections::default() };
+        }
+        let fits = |question: &Question| {
+            question.version == version
+                && question.pools == demand.pools
+                && question.intended_use == demand.intended_use
+                && question.namespace_labels == demand.namespace_labels
+                && question.reserved == demand.reserved
+        };
+        if let Some((_, made)) = self.selections.made.iter().find(|(question, _)| fits(question)) {
+            return Ok(Arc::clone(made));
+        }
+        let made = Arc::new(self.select_afresh(demand, version)?);
+        if self.selections.made.len() >= KEPT {
+            self.selections.made.clear();
+        }
+        let question = Question {
+            version,
+            pools: demand.pools.clone(),
+            intended_use: demand.intended_use,
+            namespace_labels: demand.namespace_labels.clone(),
+            reserved: demand.reserved.clone(),
+        };
+        self.selections.made.push((question, Arc::clone(&made)));
+        Ok(made)
+    }
+
+    fn select_afresh(&self, demand: &Demand, version: IpVersion) -> Result<Selection, Next> {
+        let requested = self.requested_pools(demand, version)?;
+        let Some(labels) = self.view.labels() else {
+            return Err(refusal(
+                TRY_AGAIN,
+                format!("there is no Node {} in the cluster; addresses are for nodes that are", self.node),
+            ));
+        };
+        let max_prefix = host_reserved::max_prefix(version, demand.reserved.as_ref())
+            .map_err(|error| refusal(BAD_REQUEST, error.to_string()))?;
+        let request = PoolRequest {
+            version,
+            requested: &requested,
+            node: &self.node,
+            node_labels: labels,
+            namespace_labels: &demand.namespace_labels,
+            intended_use: demand.intended_use,
+            max_prefix,
+        };
+        pools::select(self.view.pools(), &request).map_err(|error| {
+            let code = match error {
+                SelectError::NoSuchPool { .. } | SelectError::WrongFamily { .. } => BAD_REQUEST,
+                _ => NOT_SERVED,
+            };
+            refusal(code, error.to_string())
+        })
+    }
+
+    /// Pools asked for, as CIDRs of this family.
+    fn requested_pools(&self, demand: &Demand, version: IpVersion) -> Result<Vec<Cidr>, Next> {
+        let mut cidrs = Vec::new();
+        for name in &demand.pools {
+            let named = self.view.pool(name).map(|seen| seen.value.cidr);
+            match named.or_else(|| name.parse().ok()) {
+                Some(cidr) if cidr.version() == version => cidrs.push(cidr),
+                Some(_) => {}
+                None => {
+                    return Err(refusal(
+                        BAD_REQUEST,
+                        format!("pool {name:?} is neither an IPPool's name nor a CIDR; name one that exists"),
+                    ));
+                }
+            }
+        }
+        Ok(cidrs)
+    }
+
+    /// Why there is no network to claim and no address to borrow, by what is known of the pools.
+    pub(super) fn shortage(&self, selection: &Selection) -> Shortage {
+        let blocks = self.view.blocks();
+        let pools = selection.usable.iter().map(|pool| blocks.fill(pool)).collect();
+        let others = selection.usable.iter().any(|pool| blocks.lendable(pool, 0).next().is_some());
+        let own =
+            self.view.affinities().keys().filter(|cidr| super::place::in_pools(**cidr, &selection.usable));
+        let own = own.filter_map(|cidr| blocks.get(*cidr)).any(|entry| entry.free > 0);
+        match (self.view.config().strict_affinity, (others || own) && !self.view.reserved().is_empty()) {
+            (true, _) => Shortage::StrictAffinity { pools },
+            (false, true) => Shortage::Reserved { pools },
+            (false, false) => Shortage::PoolsFull { pools },
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Releases: what is given back, and of which blocks.
+
+use super::*;
+
+#[test]
+fn del_gives_the_address_back_in_one_commit_and_again_is_no_error() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("a");
+    bench.commits.clear();
+    assert_eq!(bench.del("a"), Reply::Deleted);
+    assert_eq!(bench.commits.len(), 1);
+    assert!(bench.reads.is_empty());
+    assert_eq!(bench.handles(), []);
+    assert_eq!(bench.blocks()[0].unallocated.len(), 16);
+    assert_eq!(bench.del("a"), Reply::Deleted);
+    bench.check();
+}
+
+#[test]
+fn an_address_that_cools_down_is_not_its_former_handles() {
+    let store = store();
+    put(&store, Record::Config(IpamConfig { ip_cooldown_seconds: 3600, ..IpamConfig::default() }));
+    let mut bench = bench_on(&store, "n1");
+    let first = bench.address("a");
+    // Written by somebody who left the handle in.
+    let mut edited = bench.blocks().remove(0);
+    for attribute in &mut edited.attributes {
+        std::sync::Arc::make_mut(attribute).released_at = Some(bench.now);
+    }
+    put(&store, Record::Block(edited));
+    bench.run(Vec::new());
+    assert_ne!(bench.address("a"), first);
+    assert_eq!(bench.del("a"), Reply::Deleted);
+}
+
+#[test]
+fn del_by_a_new_agent_reads_the_handle_and_releases() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("a");
+    let mut after = bench_on(&bench.store.clone(), "n1");
+    assert_eq!(after.del("a"), Reply::Deleted);
+    assert_eq!(after.reads, [Key::Handle("net.a".to_owned())]);
+    assert_eq!(after.handles(), []);
+    after.check();
+}
+
+#[test]
+fn del_whose_handle_is_missing_looks_through_the_own_blocks() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("a");
+    let stored = block_on(bench.store.get(&Key::Handle("net.a".to_owned()))).unwrap().unwrap();
+    block_on(bench.store.commit(&[], &[Write::Delete(stored.record, stored.version)])).unwrap();
+    let mut after = bench_on(&bench.store.clone(), "n1");
+    assert_eq!(after.del("a"), Reply::Deleted);
+    after.check();
+    assert_eq!(after.blocks()[0].unallocated.len(), 16);
+}
+
+#[test]
+fn del_ends_an_add_that_has_written_nothing() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.agent = Agent::new("n1");
+    let (add, event) = bench.add_event("a");
+    bench.agent.step(bench.now, event);
+    let (_, del) = bench.del_event("a");
+    let effects = bench.agent.step(bench.now, del);
+    assert!(effects.iter().any(|effect| {
+        matches!(effect, Effect::Reply { request, reply: Reply::Failed(_) } if request.0 == add)
+    }));
+}
