@@ -15,6 +15,7 @@ pub mod clock;
 mod cluster;
 pub mod coverage;
 pub mod db;
+pub mod exhaustive;
 pub mod faults;
 pub mod invariants;
 pub mod peer;

@@ -1,0 +1,273 @@
+//! Small worlds run in every order: two nodes, one or two blocks of four addresses, up to three operations at once, at
+//! most two crashes, over a store with atomic commits and over one without.
+//!
+//! What is run are the protocols themselves, over the simulator's store. What must hold is judged after every call; at the
+//! end of every execution crashes stop, everything is asked back, the collector runs, and nothing may be left.
+
+pub mod actors;
+mod repair;
+pub mod search;
+
+use crate::db::{Applied, Db, StoreKind};
+use crate::invariants::{Judge, Leave, Step};
+use crate::port::{Call, Port, SimStore, Verdict};
+use crate::promises::{Promise, Promises};
+use actors::{Actor, Ended, Operation};
+use api::AffinityNaming;
+use datastore::{Kind, Record, Write};
+use search::{Access, Count, Fate, Reach, Run, World};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A small world.
+#[derive(Clone, Debug)]
+pub struct SmallWorld {
+    /// The store.
+    pub store: StoreKind,
+    /// What the store holds at the beginning.
+    pub records: Vec<Record>,
+    /// Handles whose addresses are promised at the beginning.
+    pub promised: Vec<&'static str>,
+    /// What goes on at once.
+    pub operations: Vec<Operation>,
+    /// How many of them may die.
+    pub crashes: usize,
+}
+
+/// What came of running a world in every order.
+#[derive(Clone, Debug, Default)]
+pub struct Explored {
+    /// Executions.
+    pub count: Count,
+    /// Every end that was reached, with how often: records, and what each operation was told.
+    pub ends: BTreeMap<String, usize>,
+    /// The first execution that broke an invariant: its steps, and what was wrong.
+    pub broken: Option<Vec<String>>,
+}
+
+impl SmallWorld {
+    /// Runs it in every order.
+    pub fn explore(&self, reach: Reach) -> Explored {
+        let mut explored = Explored::default();
+        let mut ends = BTreeMap::new();
+        let mut broken = None;
+        explored.count = search::explore(self, reach, |mut run| {
+            let end = run.to_string();
+            // Executions that end alike are repaired alike.
+            let times = ends.entry(end).or_insert(0);
+            if *times == 0 && run.wrong.is_empty() {
+                run.repair();
+            }
+            *times += 1;
+            if !run.wrong.is_empty() {
+                broken = Some(run.account());
+            }
+            broken.is_none()
+        });
+        explored.ends = ends;
+        explored.broken = broken;
+        explored
+    }
+}
+
+impl World for SmallWorld {
+    type Run = Execution;
+
+    fn begin(&self) -> Execution {
+        let mut db = Db::new(self.store, AffinityNaming::PerNode);
+        let made = actors::clock(0);
+        for record in &self.records {
+            // A table that holds nothing takes everything.
+            let _ = db.write(&Write::Create(record.clone()), ipam::Clock::now(&made));
+        }
+        let mut judge = Judge::new(0, Vec::new());
+        let mut promises = Promises::default();
+        let mut wrong = Vec::new();
+        let mut applied = Vec::new();
+        db.take_applied(&mut applied);
+        for (attachment, handle) in self.promised.iter().enumerate() {
+            for (address, sequence) in held(&db, handle) {
+                let promise =
+                    Promise { attachment: PROMISED + attachment, handle: (*handle).to_owned(), sequence };
+                wrong.extend(promises.give(address, promise));
+            }
+        }
+        let leave = Leave::Nothing;
+        let step = Step { task: 0, leave: &leave, latest: actors::latest() };
+        // What crashes have left before is where a world begins: only what comes of it is judged.
+        judge.see(&db, &applied, step, &promises, &mut Vec::new());
+        let db = Arc::new(Mutex::new(db));
+        // Whoever was promised something has a pod, and whoever is being assigned something; until it is asked back.
+        let released: BTreeSet<_> = self.operations.iter().filter_map(Operation::released).collect();
+        let pods: BTreeSet<String> =
+            self.handles().into_iter().filter(|handle| !released.contains(handle.as_str())).collect();
+        let actors = self.operations.iter().enumerate();
+        let mut run = Execution {
+            actors: actors.map(|(number, operation)| Actor::new(number, operation, &pods, &db)).collect(),
+            db,
+            judge,
+            promises,
+            crashes: self.crashes,
+            wrong,
+            steps: Vec::new(),
+            handles: self.handles(),
+        };
+        for number in 0..run.actors.len() {
+            run.before(number);
+            run.go_on(number);
+        }
+        run
+    }
+}
+
+/// Calls of one execution at most: operations that meet so few others end long before.
+const CALLS: usize = 150;
+
+/// Attachments of what was promised at the beginning are numbered from here.
+const PROMISED: usize = 100;
+
+impl SmallWorld {
+    fn handles(&self) -> Vec<String> {
+        let mut handles: Vec<String> = self.promised.iter().map(|handle| (*handle).to_owned()).collect();
+        handles.extend(self.operations.iter().filter_map(Operation::handle).map(str::to_owned));
+        handles.sort();
+        handles.dedup();
+        handles
+    }
+}
+
+fn held(db: &Db, handle: &str) -> Vec<(std::net::IpAddr, u64)> {
+    let mut held = Vec::new();
+    for stored in db.all(Kind::Block) {
+        if let Record::Block(block) = &stored.record {
+            held.extend(ipam::block::held_by(block, handle).filter_map(|ordinal| {
+                Some((block.cidr.address(ordinal)?, ipam::block::stamp(block, ordinal)))
+            }));
+        }
+    }
+    held
+}
+
+/// One execution of a small world.
+#[derive(Debug)]
+pub struct Execution {
+    db: Arc<Mutex<Db>>,
+    actors: Vec<Actor>,
+    judge: Judge,
+    promises: Promises,
+    crashes: usize,
+    wrong: Vec<String>,
+    /// What was done, for whoever has to understand a failure.
+    steps: Vec<(usize, Call, Fate)>,
+    handles: Vec<String>,
+}
+
+impl Execution {
+    fn db(&self) -> MutexGuard<'_, Db> {
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was done, and what was wrong with it.
+    fn account(&self) -> Vec<String> {
+        let steps = self.steps.iter().map(|(process, call, fate)| {
+            let dies = if *fate == Fate::Last { ", and dies" } else { "" };
+            format!("{}: {call:?}{dies}", self.actors[*process].operation)
+        });
+        steps.chain(self.wrong.iter().cloned()).collect()
+    }
+
+    /// From the beginning of a release on, what it releases is promised to nobody.
+    fn before(&mut self, number: usize) {
+        let Some(handle) = self.actors[number].operation.released() else { return };
+        let given_up: Vec<usize> = (0..=self.actors.len())
+            .chain(PROMISED..PROMISED + self.handles.len())
+            .filter(|attachment| {
+                self.promises
+                    .addresses_of(*attachment)
+                    .any(|address| self.promises.of(address).is_some_and(|promise| promise.handle == handle))
+            })
+            .collect();
+        for attachment in given_up {
+            self.promises.take_back(attachment);
+        }
+    }
+
+    /// Lets an actor run up to its next call, and judges what it did.
+    fn go_on(&mut self, number: usize) {
+        let ended = self.actors[number].poll();
+        let mut applied: Vec<Applied> = Vec::new();
+        self.db().take_applied(&mut applied);
+        let leave = self.actors[number].leave();
+        let task = u64::try_from(number).unwrap_or(0) + 1;
+        let step = Step { task, leave: &leave, latest: actors::latest() };
+        let db = Arc::clone(&self.db);
+        let db = db.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wrong = Vec::new();
+        self.judge.see(&db, &applied, step, &self.promises, &mut wrong);
+        if let Some(Ended::Assigned(Some(taken))) = ended
+            && let Some(handle) = self.actors[number].operation.handle()
+        {
+            for (address, sequence) in taken {
+                wrong.extend(Judge::promised(&db, address, handle));
+                let promise = Promise { attachment: number, handle: handle.to_owned(), sequence };
+                wrong.extend(self.promises.give(address, promise));
+            }
+        }
+        self.wrong.extend(wrong);
+    }
+}
+
+impl Run for Execution {
+    fn waiting(&self) -> Vec<Option<Access>> {
+        self.actors.iter().map(|actor| actor.call().as_ref().map(Access::of)).collect()
+    }
+
+    fn may_die(&self, process: usize) -> bool {
+        // Whoever dies after reading has done no more than whoever died before.
+        self.crashes > 0 && self.actors[process].call().is_some_and(|call| call.is_write())
+    }
+
+    fn step(&mut self, process: usize, fate: Fate) {
+        let verdict = match fate {
+            Fate::Made => Verdict::Proceed,
+            Fate::Last => Verdict::DieAfter,
+        };
+        self.steps.extend(self.actors[process].grant(verdict).map(|call| (process, call, fate)));
+        if self.steps.len() > CALLS {
+            self.wrong.push(format!("10: {CALLS} calls, and no end"));
+        }
+        self.go_on(process);
+        if fate == Fate::Last {
+            self.crashes = self.crashes.saturating_sub(1);
+            self.actors[process].die();
+        }
+    }
+
+    fn is_broken(&self) -> bool {
+        !self.wrong.is_empty()
+    }
+}
+
+impl fmt::Display for Execution {
+    /// The end that was reached, without what differs between executions that end alike: revisions.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let db = self.db();
+        for kind in [Kind::Affinity, Kind::Block, Kind::Handle] {
+            for stored in db.all(kind) {
+                writeln!(f, "{} {:?}", stored.record.key(), stored.record)?;
+            }
+        }
+        for actor in &self.actors {
+            writeln!(f, "{}: {:?}", actor.operation, actor.ended)?;
+        }
+        self.wrong.iter().try_for_each(|wrong| writeln!(f, "{wrong}"))
+    }
+}
+
+/// A connection for one actor.
+fn connect(db: &Arc<Mutex<Db>>) -> (SimStore, Port) {
+    let port = Port::default();
+    let time = crate::clock::Time::default();
+    (SimStore::new(Arc::clone(db), port.clone(), &time), port)
+}

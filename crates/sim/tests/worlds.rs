@@ -1,0 +1,255 @@
+//! Small worlds run in every order: two nodes, one or two blocks of four addresses, two or three operations at once, at
+//! most two crashes, over a store with atomic commits and over one without.
+//!
+//! Numbers of executions are lower bounds: a world in which nothing meets would prove nothing.
+
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
+use api::{Affinity, AffinityState, Block, Cidr, Handle, Node, Owner, Pool};
+use datastore::{Check, Datastore as _, Key, Record, Write};
+use ipam::block::{self, Take};
+use ipam::seen;
+use jiff::Timestamp;
+use sim::db::StoreKind;
+use sim::exhaustive::actors::Ended;
+use sim::exhaustive::actors::Operation::{self, Assign, Collect, GiveUp, Other, Release};
+use sim::exhaustive::search::Reach;
+use sim::exhaustive::{Explored, SmallWorld};
+use sim::port::SimStore;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A pool of one block, and its block.
+const ONE: &str = "10.0.0.0/30";
+/// A pool of two blocks.
+const TWO: &str = "10.0.0.0/29";
+
+fn cidr(text: &str) -> Cidr {
+    text.parse().unwrap()
+}
+
+/// Two nodes and a pool.
+fn cluster(pool: &str) -> Vec<Record> {
+    let pool = Pool { block_size: 30, ..Pool::with_defaults("pool", cidr(pool)) };
+    let node = |name: &str| Record::Node(Node { name: name.to_owned(), ..Node::default() });
+    vec![Record::Pool(pool), node("a"), node("b")]
+}
+
+/// A block with an address for each handle.
+fn block(owner: &str, handles: &[&str]) -> Block {
+    let begin = Timestamp::from_second(1_799_990_000).unwrap();
+    let mut block = block::new_block(cidr(ONE), &Owner::host(owner), begin);
+    for handle in handles {
+        take(&mut block, owner, handle);
+    }
+    block
+}
+
+fn take(block: &mut Block, node: &str, handle: &str) {
+    let attributes = [("node", node), ("namespace", "default"), ("pod", handle)];
+    let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let request = Take {
+        count: 1,
+        handle: Some(handle),
+        attributes: &attributes,
+        reserved: &ipam::ReservationSet::default(),
+        avoid: &BTreeSet::new(),
+        only_owner: None,
+    };
+    block::take(block, &request).unwrap();
+    block::advance(block);
+}
+
+fn affinity(owner: &str, state: AffinityState) -> Record {
+    Record::Affinity(Affinity { owner: Owner::host(owner), cidr: cidr(ONE), state, deleted: false })
+}
+
+fn handle(id: &str) -> Record {
+    Record::Handle(Handle { id: id.to_owned(), blocks: BTreeMap::from([(cidr(ONE), 1)]), deleted: false })
+}
+
+/// Node `a` has the one block, with an address for each handle.
+fn owned(handles: &[&str]) -> Vec<Record> {
+    let mut records = cluster(ONE);
+    records.push(affinity("a", AffinityState::Confirmed));
+    records.extend(handles.iter().map(|id| handle(id)));
+    records.push(Record::Block(block("a", handles)));
+    records
+}
+
+/// What a crash left, in a pool of one block.
+fn left(records: &[Record]) -> Vec<Record> {
+    [&cluster(ONE), records].concat()
+}
+
+fn world(
+    store: StoreKind,
+    records: Vec<Record>,
+    promised: &[&'static str],
+    operations: &[Operation],
+) -> SmallWorld {
+    SmallWorld { store, records, promised: promised.to_vec(), operations: operations.to_vec(), crashes: 0 }
+}
+
+/// Runs a world with crashes, and says what was broken in which order.
+fn holds(world: SmallWorld, crashes: usize, executions: usize) {
+    let names: Vec<String> = world.operations.iter().map(ToString::to_string).collect();
+    let name = format!("{:?}: {}, {crashes} crashes", world.store, names.join(" beside "));
+    let found = SmallWorld { crashes, ..world }.explore(Reach::Classes);
+    assert_eq!(found.broken.map(|account| account.join("\n")), None, "{name}");
+    let ran = found.count.executions;
+    assert!(ran >= executions, "{name}: only {ran} executions, {} ends", found.ends.len());
+}
+
+/// Runs a world over an atomic store and over one without transactions; `executions` are the least of each.
+fn holds_everywhere(
+    records: &[Record],
+    promised: &[&'static str],
+    operations: &[Operation],
+    crashes: usize,
+    executions: [usize; 2],
+) {
+    for (store, executions) in [StoreKind::Etcd, StoreKind::Kubernetes].into_iter().zip(executions) {
+        holds(world(store, records.to_vec(), promised, operations), crashes, executions);
+    }
+}
+
+#[test]
+fn two_nodes_claim_blocks() {
+    let operations = [Assign("a", "x"), Assign("b", "y")];
+    holds_everywhere(&cluster(ONE), &[], &operations, 2, [15, 40]);
+    holds_everywhere(&cluster(TWO), &[], &operations, 2, [10, 25]);
+}
+
+#[test]
+fn three_plugins_claim_two_blocks() {
+    let operations = [Assign("a", "x"), Assign("b", "y"), Assign("b", "z")];
+    holds(world(StoreKind::Etcd, cluster(TWO), &[], &operations), 2, 100);
+}
+
+#[test]
+fn an_assignment_meets_a_release() {
+    holds_everywhere(&owned(&["x"]), &["x"], &[Assign("a", "y"), Release("x")], 2, [10, 25]);
+    // A runtime that does not wait for its DEL, and uses the container id again.
+    holds_everywhere(&owned(&["x"]), &["x"], &[Release("x"), Release("x")], 2, [10, 60]);
+}
+
+#[test]
+fn a_borrower_meets_the_owner_and_a_release() {
+    let operations = [Assign("a", "y"), Assign("b", "z"), Release("x")];
+    holds(world(StoreKind::Etcd, owned(&["x"]), &["x"], &operations), 2, 1_000);
+    holds(world(StoreKind::Kubernetes, owned(&["x"]), &["x"], &operations), 0, 400);
+}
+
+#[test]
+fn a_block_is_given_up_while_others_use_it() {
+    let up = GiveUp("a", cidr(ONE));
+    holds_everywhere(&owned(&["x"]), &["x"], &[up, Release("x")], 2, [10, 40]);
+    holds_everywhere(&owned(&["x"]), &["x"], &[up, Assign("a", "y")], 2, [25, 120]);
+    holds_everywhere(&owned(&["x"]), &["x"], &[up, Assign("b", "y")], 2, [20, 25]);
+    holds_everywhere(&owned(&[]), &[], &[up, Assign("b", "y")], 2, [40, 250]);
+}
+
+#[test]
+fn a_block_is_given_up_while_two_others_use_it() {
+    let operations = [GiveUp("a", cidr(ONE)), Assign("b", "y"), Release("x")];
+    holds(world(StoreKind::Etcd, owned(&["x"]), &["x"], &operations), 2, 400);
+    holds(world(StoreKind::Kubernetes, owned(&["x"]), &["x"], &operations), 1, 600);
+}
+
+#[test]
+fn the_collector_meets_assignments_and_releases() {
+    // The address of `x` was never promised to anybody: its ADD died, and nobody repeats it.
+    holds_everywhere(&owned(&["x"]), &[], &[Collect, Assign("a", "y")], 2, [15, 250]);
+    holds_everywhere(&owned(&["x"]), &["x"], &[Collect, Release("x")], 2, [12, 60]);
+    holds_everywhere(&cluster(ONE), &[], &[Collect, Assign("a", "y")], 2, [7, 300]);
+}
+
+#[test]
+fn the_collector_meets_those_who_use_what_crashes_left() {
+    let claim = left(&[affinity("a", AffinityState::Pending), handle("y")]);
+    holds_everywhere(&claim, &[], &[Collect, Assign("a", "y")], 2, [12, 400]);
+    holds_everywhere(&claim, &[], &[Collect, Assign("b", "y")], 1, [10, 600]);
+    let empty = Record::Block(block("a", &[]));
+    let going = left(&[affinity("a", AffinityState::PendingDeletion), empty]);
+    holds_everywhere(&going, &[], &[Collect, Assign("a", "y")], 2, [50, 900]);
+    let unowned = left(&[Record::Block(Block { affinity: None, ..block("a", &[]) })]);
+    holds_everywhere(&unowned, &[], &[Collect, Assign("a", "y")], 2, [30, 700]);
+}
+
+#[test]
+fn the_pruned_search_reaches_the_ends_that_the_whole_one_reaches() {
+    let up = GiveUp("a", cidr(ONE));
+    let writes = Other("writer", |store| Box::pin(rewrite(store)));
+    for (store, operations, crashes) in [
+        (StoreKind::Etcd, vec![Release("x"), up], 2),
+        (StoreKind::Etcd, vec![Release("x"), Release("x"), writes], 0),
+        (StoreKind::Kubernetes, vec![Release("x"), Release("x")], 1),
+        (StoreKind::Kubernetes, vec![up, writes], 2),
+    ] {
+        let world = SmallWorld { crashes, ..world(store, owned(&["x"]), &["x"], &operations) };
+        let ends = |found: &Explored| found.ends.keys().cloned().collect::<BTreeSet<String>>();
+        let (pruned, whole) = (world.explore(Reach::Classes), world.explore(Reach::All));
+        assert_eq!(ends(&pruned), ends(&whole), "{operations:?}");
+        let (few, many) = (pruned.count.executions, whole.count.executions);
+        assert!(few * 4 < many, "{operations:?}: {few} of {many}");
+    }
+}
+
+/// Writes the block as it was read, as whoever assigns or releases something else in it does.
+async fn rewrite(store: SimStore) -> Ended {
+    let Ok(Some(found)) = seen::block(&store, cidr(ONE)).await else { return Ended::Done(false) };
+    let mut block = found.value;
+    block::advance(&mut block);
+    Ended::Done(store.commit(&[], &[Write::Update(Record::Block(block), found.version)]).await.is_ok())
+}
+
+/// An assignment that writes the block before the handle.
+async fn assign_backwards(store: SimStore) -> Ended {
+    let Ok(Some(found)) = seen::block(&store, cidr(ONE)).await else { return Ended::Done(false) };
+    let mut block = found.value;
+    take(&mut block, "a", "careless");
+    let first = store.commit(&[], &[Write::Update(Record::Block(block), found.version)]).await;
+    let second = store.commit(&[], &[Write::Create(handle("careless"))]).await;
+    Ended::Done(first.is_ok() && second.is_ok())
+}
+
+/// A collector that takes a handle without addresses for an orphan, however young, and leaves its block as it is.
+async fn collect_in_haste(store: SimStore) -> Ended {
+    let Ok(Some(orphan)) = seen::handle(&store, "y").await else { return Ended::Done(false) };
+    match seen::block(&store, cidr(ONE)).await {
+        Ok(Some(found)) if block::count_of(&found.value, "y") == 0 => {}
+        _ => return Ended::Done(false),
+    }
+    let delete = Write::Delete(Record::Handle(orphan.value), orphan.version);
+    Ended::Done(store.commit(&[], &[delete]).await.is_ok())
+}
+
+/// A node that takes a block over although another has it: its check is of something else.
+async fn steal(store: SimStore) -> Ended {
+    let Ok(Some(found)) = seen::block(&store, cidr(ONE)).await else { return Ended::Done(false) };
+    let stolen = Block { affinity: Some(Owner::host("b")), ..found.value };
+    let check = Check::Absent(Key::Affinity(Owner::host("b"), cidr(ONE)));
+    Ended::Done(store.commit(&[check], &[Write::Update(Record::Block(stolen), found.version)]).await.is_ok())
+}
+
+#[test]
+fn mistakes_are_found_and_named() {
+    for (store, operations, invariant) in [
+        (
+            StoreKind::Etcd,
+            [Other("backwards", |store| Box::pin(assign_backwards(store))), Release("x")],
+            "5:",
+        ),
+        (
+            StoreKind::Kubernetes,
+            [Other("haste", |store| Box::pin(collect_in_haste(store))), Assign("a", "y")],
+            "5:",
+        ),
+        (StoreKind::Etcd, [Other("thief", |store| Box::pin(steal(store))), Release("x")], "3:"),
+    ] {
+        let found = world(store, owned(&["x"]), &["x"], &operations).explore(Reach::Classes);
+        let account = found.broken.unwrap_or_default();
+        let named = account.last().is_some_and(|line| line.starts_with(invariant));
+        assert!(named, "{operations:?}: {account:?}");
+    }
+}
