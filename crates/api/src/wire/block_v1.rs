@@ -83,7 +83,11 @@ impl Block {
     /// If the CIDR is missing or larger than a block may be, `allocations` has not one entry per address, or a value is
     /// of the wrong type.
     pub fn from_v1(object: &Value) -> Result<Self, WireError> {
-        let spec = Fields::spec(Resource::BLOCK, object);
+        Self::read(&Fields::spec(Resource::BLOCK, object), "affinityClaimTime")
+    }
+
+    /// Reads the fields that both forms of a block have; the claim time has a name of its own in each.
+    pub(super) fn read(spec: &Fields<'_>, claim_time: &str) -> Result<Self, WireError> {
         let cidr = spec.cidr("cidr")?;
         if cidr.size() > MAX_BLOCK_SIZE {
             return Err(spec.invalid("cidr", &json!(cidr.to_string()), "a block of at most 4096 addresses"));
@@ -94,8 +98,8 @@ impl Block {
         };
         let mut attributes: Vec<Arc<Attribute>> =
             spec.array("attributes")?.iter().map(|value| Arc::new(Attribute::from_value(value))).collect();
-        let allocations = read_allocations(&spec, cidr.size(), &mut attributes)?;
-        let unallocated = read_queue(&spec, &allocations)?;
+        let allocations = read_allocations(spec, cidr.size(), &mut attributes)?;
+        let unallocated = read_queue(spec, &allocations)?;
         let mut sequence_for_allocation = std::collections::BTreeMap::new();
         for (key, stamp) in spec.entries("sequenceNumberForAllocation")?.into_iter().flatten() {
             if let (Ok(ordinal), Some(stamp)) = (key.parse(), stamp.as_u64()) {
@@ -105,7 +109,7 @@ impl Block {
         Ok(Self {
             cidr,
             affinity,
-            claim_time: spec.time("affinityClaimTime")?,
+            claim_time: spec.time(claim_time)?,
             allocations,
             unallocated,
             attributes,

@@ -4,6 +4,7 @@ use super::field::Fields;
 use super::{Resource, WireError};
 use crate::{Affinity, AffinityNaming, AffinityState, Cidr, Handle, Owner, OwnerKind};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 impl Affinity {
     /// `spec` of the custom resource; `deleted` is a text in this group.
@@ -75,7 +76,13 @@ impl Handle {
             "" => spec.object_name(object)?,
             id => id.to_owned(),
         };
-        let mut blocks = std::collections::BTreeMap::new();
+        let blocks = Self::read_blocks(&spec)?;
+        Ok(Self { id, blocks, deleted: spec.flag("deleted", false)? })
+    }
+
+    /// Reads the counts, which look alike in both forms. Entries with a count of zero or less are dropped.
+    pub(super) fn read_blocks(spec: &Fields<'_>) -> Result<BTreeMap<Cidr, u32>, WireError> {
+        let mut blocks = BTreeMap::new();
         for (key, count) in spec.entries("block")?.into_iter().flatten() {
             let cidr: Cidr = key.parse().map_err(|_| spec.invalid("block", &json!(key), "CIDRs as keys"))?;
             let number =
@@ -84,7 +91,7 @@ impl Handle {
                 blocks.insert(cidr, u32::try_from(number).unwrap_or(u32::MAX));
             }
         }
-        Ok(Self { id, blocks, deleted: spec.flag("deleted", false)? })
+        Ok(blocks)
     }
 }
 

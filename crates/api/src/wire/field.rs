@@ -22,6 +22,11 @@ impl<'a> Fields<'a> {
         Self { kind, name, path: "", map: object.as_object() }
     }
 
+    /// A value that is not told its name by itself: the key that it stands under has it.
+    pub(super) fn value(kind: &'static str, name: &'a str, value: &'a Value) -> Self {
+        Self { kind, name, path: "", map: value.as_object() }
+    }
+
     /// The object's `spec`; an absent one has no fields.
     pub(super) fn spec(resource: Resource, object: &'a Value) -> Self {
         let outer = Self::of(resource.kind, object);

@@ -1,5 +1,6 @@
 //! Wire forms of the records: custom resources of `crd.projectcalico.org/v1` and, by [`Group::form`], of
-//! `projectcalico.org/v3`, and what is read of a core/v1 Node.
+//! `projectcalico.org/v3`, what is read of a core/v1 Node, and the values of etcd (`to_etcd`, `from_etcd`; the keys are
+//! the driver's).
 //!
 //! A record turns into a whole object by `to_v1`, or only into its `spec` by `spec_v1` for a write that must keep the
 //! rest of an object that exists; `from_v1` reads a whole object back. Writing is strict, reading tolerates what
@@ -13,15 +14,20 @@
 //! # Ok::<(), api::wire::WireError>(())
 //! ```
 
+mod block_etcd;
 mod block_v1;
+mod claim_etcd;
 mod claim_v1;
+mod etcd_text;
 mod field;
 mod group;
 mod node_core;
 mod pool_v1;
+mod resource_etcd;
 mod settings_v1;
 
 pub use group::Group;
+pub use resource_etcd::{API_VERSION_V3, Over, created_etcd};
 
 use serde_json::{Value, json};
 
