@@ -3,6 +3,9 @@
 //! A check makes its own records, in the documentation's address ranges, and takes them away again, so that the suite
 //! can run against a store in use by nobody else but not necessarily empty.
 
+pub mod concurrent;
+pub mod history;
+
 use crate::{Check, CommitError, Datastore, Event, Key, Kind, Record, Scope, Stored, Version, Write};
 use api::{Affinity, AffinityState, Attribute, Block, Cidr, Handle, Owner};
 use futures::StreamExt;
@@ -34,6 +37,15 @@ pub async fn run<D: Datastore>(store: &D) -> Result<(), String> {
         affinities_are_listed_by_owner,
         watch_tells_every_change_after_its_revision,
         listing_and_watch_leave_no_gap,
+    ];
+    use concurrent::{
+        concurrent_history_is_linearizable, records_written_together_are_seen_together,
+        watch_is_complete_and_in_order,
+    };
+    all![
+        concurrent_history_is_linearizable,
+        watch_is_complete_and_in_order,
+        records_written_together_are_seen_together,
     ];
     Ok(())
 }

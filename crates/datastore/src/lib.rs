@@ -6,6 +6,7 @@
 
 pub mod conformance;
 pub mod copy;
+pub mod etcd;
 pub mod follow;
 pub mod kubernetes;
 pub mod memory;
@@ -389,7 +390,7 @@ pub trait Datastore: Send + Sync {
 
     /// Reads all records of `scope` at one revision.
     ///
-    /// Datastore calls: 1 per 500 records on Kubernetes, else 1.
+    /// Datastore calls: 1 per 500 records on Kubernetes, 1 per 1,000 on etcd, else 1.
     fn list(&self, scope: &Scope) -> impl Future<Output = Result<Listing, ReadError>> + Send;
 
     /// Makes `writes` if `checks` hold, and returns the written records' new versions in the order of `writes`
@@ -398,7 +399,8 @@ pub trait Datastore: Send + Sync {
     /// All or nothing where [`Capabilities::atomic_commit`]. Elsewhere in order, stopping at the first refusal, checks
     /// read again after the last write and, where one fails, the writes undone.
     ///
-    /// Datastore calls: 1 where atomic. Otherwise as [`ordered::commit`] says (two per delete of a block, affinity or
+    /// Datastore calls: 1 where atomic (on etcd more for more records than the servers take in one transaction, and one
+    /// more to change a node). Otherwise as [`ordered::commit`] says (two per delete of a block, affinity or
     /// handle, and per write of a node).
     ///
     /// # Errors

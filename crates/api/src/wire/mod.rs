@@ -27,7 +27,7 @@ mod resource_etcd;
 mod settings_v1;
 
 pub use group::Group;
-pub use resource_etcd::{API_VERSION_V3, Over, created_etcd};
+pub use resource_etcd::{Over, created_etcd};
 
 use serde_json::{Value, json};
 

@@ -6,15 +6,12 @@
 
 use super::etcd_text::{InOrder, compact};
 use super::field::texts;
-use super::{Resource, SINGLETON, WireError};
+use super::{Group, Resource, SINGLETON, WireError};
 use crate::{ClusterInformation, Node, Pool, Reservation};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use std::net::IpAddr;
-
-/// `apiVersion` of the resources in etcd.
-pub const API_VERSION_V3: &str = "projectcalico.org/v3";
 
 /// Kind of a node, which is no custom resource.
 const NODE_KIND: &str = "Node";
@@ -112,7 +109,7 @@ impl Draft {
     fn text(self, first: &[&str]) -> String {
         compact(&Text {
             kind: self.kind,
-            api_version: API_VERSION_V3,
+            api_version: Group::V3.api_version(),
             metadata: InOrder {
                 map: &self.metadata,
                 first: &["name", "uid", "generation", "creationTimestamp"],

@@ -1,0 +1,307 @@
+//! The records in etcd v3, under Calico's own keys (data model §3.2).
+//!
+//! A commit is one transaction whose conditions are its checks and the versions that its writes replace; with more
+//! writes than the servers take in one, the handles among them go in transactions before or after it. Every call has a
+//! deadline; reads are tried again at another member, no write is. Reads are linearizable.
+//!
+//! ```no_run
+//! use datastore::{Datastore, Key, etcd::{Etcd, Settings}};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Etcd::new(Settings::of(["http://127.0.0.1:2379"]))?;
+//! let config = store.get(&Key::Config).await?;
+//! # Ok(()) }
+//! ```
+
+mod failure;
+mod members;
+mod messages;
+mod path;
+mod settings;
+mod transaction;
+mod value;
+mod watching;
+
+pub use settings::{DEADLINE, Login, Pem, Settings, SettingsError};
+
+use crate::{
+    Capabilities, Check, CommitError, Datastore, Event, Key, Kind, Listing, ReadError, Record, Revision,
+    Scope, Stored, Version, Write,
+};
+use api::wire::Over;
+use failure::Failure;
+use futures::stream::BoxStream;
+use jiff::Timestamp;
+use members::Members;
+use messages::{KeyValue, RangeRequest, RangeResponse, TxnResponse};
+use prost::Message;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use transaction::{Change, Condition, Step};
+
+/// Records asked for in one page of a list.
+const PAGE: i64 = 1000;
+
+/// How often a read is tried before its failure is reported.
+const READ_TRIES: u32 = 3;
+
+/// The driver. Clones share the connection.
+#[derive(Clone, Debug)]
+pub struct Etcd {
+    members: Arc<Members>,
+    deadline: Duration,
+    operations: usize,
+    request_bytes: usize,
+    /// Whole resources as last seen, by key: an update must not lose what others wrote in them. Nodes are not kept,
+    /// they are many and seldom written.
+    resources: Arc<Mutex<BTreeMap<Key, (Revision, Value)>>>,
+}
+
+impl Etcd {
+    /// A driver over the members that `settings` name. Files are read; nothing is sent yet.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub fn new(settings: Settings) -> Result<Self, SettingsError> {
+        Ok(Self {
+            members: Arc::new(Members::new(&settings)?),
+            deadline: settings.deadline,
+            operations: settings.operations.max(1),
+            request_bytes: settings.request_bytes,
+            resources: Arc::default(),
+        })
+    }
+
+    /// A read, tried again where another member may answer.
+    async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Failure> {
+        // A member that does not answer must leave time for the others.
+        let patience = self.deadline / 2;
+        for _ in 1..READ_TRIES {
+            match self.members.call(messages::RANGE, request.clone(), patience).await {
+                Err(failure) if failure.is_of_the_member() => {
+                    tracing::debug!(?failure, "reading again");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                result => return result,
+            }
+        }
+        self.members.call(messages::RANGE, request, patience).await
+    }
+
+    /// What stands at one key.
+    async fn at(&self, path: String) -> Result<Option<KeyValue>, Failure> {
+        let request = RangeRequest { key: path.into_bytes(), ..RangeRequest::default() };
+        Ok(self.range(request).await?.kvs.into_iter().next())
+    }
+
+    /// The record as read; of a whole resource the value is kept for the next update.
+    fn note(&self, key: &Key, found: value::Found) -> Result<Stored, String> {
+        let stored = found.record?;
+        if !found.resource.is_null() && key.kind() != Kind::Node {
+            let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+            resources.insert(key.clone(), (stored.version.revision, found.resource));
+        }
+        Ok(stored)
+    }
+
+    fn forget(&self, key: &Key) {
+        if value::is_resource(key.kind()) {
+            self.resources.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        }
+    }
+
+    /// The value that stood at `key` in the state `seen`.
+    ///
+    /// Datastore calls: none, or one if it was not read here before or is a node.
+    async fn resource(&self, key: &Key, path: &str, seen: &Version) -> Result<Value, CommitError> {
+        let known = {
+            let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+            resources.get(key).filter(|(at, _)| *at == seen.revision).map(|(_, value)| value.clone())
+        };
+        if let Some(value) = known {
+            return Ok(value);
+        }
+        let found = self.at(path.to_owned()).await.map_err(|failure| match failure {
+            Failure::NoAnswer(reason) => CommitError::Unavailable { key: key.clone(), reason },
+            failure => failure.writing(key.clone(), 0),
+        })?;
+        match found {
+            Some(found) if value::version(&found).revision == seen.revision => {
+                Ok(value::read(key, &found).resource)
+            }
+            _ => Err(CommitError::Conflict { key: key.clone(), written: 0 }),
+        }
+    }
+
+    /// What `write` does to its key.
+    async fn step(&self, write: &Write) -> Result<Step, CommitError> {
+        let key = write.key();
+        let path = path::of(&key).map_err(|bad| bad.writing(key.clone()))?;
+        let over_what_stands = async |record: &Record, seen: &Version| {
+            let before = if value::is_resource(key.kind()) {
+                self.resource(&key, &path, seen).await?
+            } else {
+                Value::Null
+            };
+            Ok(Change::Put(value::write(record, Over::Value(&before))))
+        };
+        let change = match write {
+            Write::Create(record) | Write::Pass { last: record, seen: None, .. } => {
+                let uid = uuid::Uuid::new_v4().to_string();
+                Change::Put(value::write(record, Over::Nothing { uid: &uid, created: Timestamp::now() }))
+            }
+            Write::Update(record, seen) | Write::Pass { last: record, seen: Some(seen), .. } => {
+                over_what_stands(record, seen).await?
+            }
+            Write::Delete(..) => Change::Delete,
+        };
+        Ok(Step { condition: transaction::condition_of(write), key, path, change: Some(change) })
+    }
+
+    /// One transaction, after `written` writes of the same commit.
+    async fn transact(&self, steps: &[Step], written: usize) -> Result<Revision, CommitError> {
+        let Some(first) = steps.iter().find(|step| step.change.is_some()).or_else(|| steps.first()) else {
+            return Ok(Revision(0));
+        };
+        let key = || first.key.clone();
+        let request = transaction::request(steps);
+        let size = request.encoded_len();
+        if size > self.request_bytes {
+            let reason = format!(
+                "it takes a request of {size} bytes and etcd takes {}: raise --max-request-bytes of the servers",
+                self.request_bytes
+            );
+            return Err(CommitError::Refused { key: key(), reason, written });
+        }
+        let answer: TxnResponse = self
+            .members
+            .call(messages::TXN, request, self.deadline)
+            .await
+            .map_err(|failure| failure.writing(key(), written))?;
+        if !answer.succeeded {
+            let culprit = transaction::culprit(steps, &answer).unwrap_or_else(key);
+            return Err(CommitError::Conflict { key: culprit, written });
+        }
+        Ok(answer.header.map_or(Revision(0), |header| messages::revision(header.revision)))
+    }
+}
+
+/// The conditions that `checks` ask.
+fn conditions(checks: &[Check]) -> Result<Vec<Step>, CommitError> {
+    let step = |check: &Check| {
+        let (key, condition) = match check {
+            Check::Unchanged(key, revision) => (key, Condition::At(*revision)),
+            Check::Absent(key) => (key, Condition::Absent),
+        };
+        let path = path::of(key).map_err(|bad| bad.writing(key.clone()))?;
+        Ok(Step { key: key.clone(), path, condition, change: None })
+    };
+    checks.iter().map(step).collect()
+}
+
+impl Datastore for Etcd {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { atomic_commit: true, name: "etcd" }
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<Stored>, ReadError> {
+        let path = path::of(key).map_err(|bad| bad.reading(key.to_string()))?;
+        let found = self.at(path).await.map_err(|failure| failure.reading(key.to_string()))?;
+        let Some(found) = found else {
+            self.forget(key);
+            return Ok(None);
+        };
+        let stored = self
+            .note(key, value::read(key, &found))
+            .map_err(|reason| ReadError::Malformed { what: key.to_string(), reason })?;
+        Ok((!stored.record.is_deleted()).then_some(stored))
+    }
+
+    async fn list(&self, scope: &Scope) -> Result<Listing, ReadError> {
+        let (first, end) = path::range(scope).map_err(|bad| bad.reading(scope.to_string()))?;
+        let mut starts = 0;
+        'again: loop {
+            starts += 1;
+            let (mut from, mut at) = (first.clone().into_bytes(), 0);
+            let mut items = Vec::new();
+            loop {
+                let request = RangeRequest {
+                    key: from,
+                    range_end: end.clone().into_bytes(),
+                    limit: PAGE,
+                    revision: at,
+                    keys_only: false,
+                };
+                let page = match self.range(request).await {
+                    Ok(page) => page,
+                    // The pages' revision is gone: begin anew.
+                    Err(failure) if failure.is_expired() && starts < READ_TRIES => continue 'again,
+                    Err(failure) => return Err(failure.reading(scope.to_string())),
+                };
+                if at == 0 {
+                    at = page.header.map_or(0, |header| header.revision);
+                }
+                for found in &page.kvs {
+                    let Some((key, record)) = value::read_any(scope.kind(), found) else { continue };
+                    match self.note(&key, record) {
+                        Ok(stored) if !stored.record.is_deleted() => items.push(stored),
+                        Ok(_) => {}
+                        Err(reason) => tracing::warn!(%key, reason, "skipped record"),
+                    }
+                }
+                match page.kvs.last() {
+                    Some(last) if page.more => {
+                        from = last.key.clone();
+                        from.push(0);
+                    }
+                    _ => {
+                        items.sort_by_cached_key(|stored: &Stored| stored.record.key());
+                        return Ok(Listing { items, revision: messages::revision(at) });
+                    }
+                }
+            }
+        }
+    }
+
+    async fn commit(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
+        let checks = conditions(checks)?;
+        let mut changes = Vec::with_capacity(writes.len());
+        let mut touched = BTreeSet::new();
+        for write in writes {
+            let key = write.key();
+            // A second write of one record could only hold the version of before the commit.
+            if !touched.insert(key.clone()) {
+                return Err(CommitError::Conflict { key, written: 0 });
+            }
+            changes.push(self.step(write).await?);
+        }
+        let parts = transaction::parts(checks, changes, self.operations).map_err(|too_many| {
+            let key = writes.first().map_or(Key::Config, Write::key);
+            let reason = format!(
+                "it takes a transaction of {} operations and etcd takes {}: raise --max-txn-ops of the servers, or ask for less at once",
+                too_many.together, self.operations
+            );
+            CommitError::Refused { key, reason, written: 0 }
+        })?;
+        let mut versions = Vec::with_capacity(writes.len());
+        for part in parts {
+            let revision = self.transact(&part, versions.len()).await?;
+            for step in part.iter().filter(|step| step.change.is_some()) {
+                self.forget(&step.key);
+                versions
+                    .extend(writes.get(versions.len()).map(|write| transaction::version_of(write, revision)));
+            }
+        }
+        Ok(versions)
+    }
+
+    async fn watch(
+        &self,
+        scope: &Scope,
+        from: Revision,
+    ) -> Result<BoxStream<'static, Result<Event, ReadError>>, ReadError> {
+        self.open_watch(scope, from).await
+    }
+}

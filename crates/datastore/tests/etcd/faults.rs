@@ -1,0 +1,155 @@
+//! Concurrent clients against an etcd that is killed, paused and loses its leader.
+
+use crate::server::{Plan, Server, ready};
+use crate::{handle, one};
+use datastore::conformance::concurrent::{history_is_linearizable, run_clients};
+use datastore::conformance::history::{Did, judge};
+use datastore::etcd::{Etcd, Settings};
+use datastore::follow::{Change, follow};
+use datastore::{CommitError, Datastore, Key, Kind, Scope, Version, Write};
+use futures::StreamExt;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+#[tokio::test]
+async fn ten_thousand_operations_of_eight_clients_are_linearizable() {
+    let Some(server) = Server::start(&Plan::default()) else { return };
+    let clients: Vec<Etcd> = (0..8).map(|_| server.driver()).collect();
+    ready(&clients[0]).await;
+    history_is_linearizable(&clients.iter().collect::<Vec<_>>(), 10_000).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_history_stays_linearizable_while_the_server_is_killed_and_paused() {
+    let Some(mut server) = Server::start(&Plan::default()) else { return };
+    let settings = Settings { deadline: Duration::from_millis(400), ..server.settings() };
+    let clients: Vec<Etcd> = (0..8).map(|_| Etcd::new(settings.clone()).unwrap()).collect();
+    let watcher = server.driver();
+    ready(&watcher).await;
+    let references = clients.iter().collect::<Vec<_>>();
+    let working = run_clients(&references, "faults", 4000, 5);
+    let disturbing = async {
+        for round in 0..4 {
+            // Some work between two faults, whatever the machine's speed.
+            let from = watcher.list(&Scope::All(Kind::Handle)).await.unwrap().revision;
+            loop {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let now = watcher.list(&Scope::All(Kind::Handle)).await.unwrap().revision;
+                if now.0 > from.0 + 100 {
+                    break;
+                }
+            }
+            if round % 2 == 0 {
+                server.kill();
+                server.run();
+            } else {
+                server.pause();
+                // Longer than a client waits.
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                server.resume();
+            }
+            ready(&watcher).await;
+        }
+        // The clients go on by themselves.
+        std::future::pending::<()>().await;
+    };
+    let run = tokio::select! {
+        run = working => run.unwrap(),
+        () = disturbing => unreachable!("it waits for ever"),
+    };
+    judge(&run.history).unwrap();
+    let unknown = run.history.iter().filter(|operation| matches!(operation.did, Did::Unknown { .. })).count();
+    assert!(unknown > 0, "no write was left without an answer");
+    assert!(run.written.len() > 300, "{} writes", run.written.len());
+}
+
+/// The member that leads, once there is one.
+async fn leader(members: &[Server]) -> usize {
+    loop {
+        for (at, member) in members.iter().enumerate() {
+            let status = member.post("/v3/maintenance/status", json!({})).await;
+            let id = status.pointer("/header/member_id").and_then(|id| id.as_str());
+            if id.is_some() && id == status.get("leader").and_then(|leader| leader.as_str()) {
+                return at;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Makes a write until it is made: what is not known is read.
+async fn insist(store: &Etcd, id: &str) -> Version {
+    let since = Instant::now();
+    loop {
+        assert!(since.elapsed() < Duration::from_secs(60), "no progress");
+        match one(store, Write::Create(handle(id, 1))).await {
+            Ok(version) => return version,
+            Err(CommitError::Unavailable { .. }) => tokio::time::sleep(Duration::from_millis(50)).await,
+            // An earlier try of this loop.
+            Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => {
+                if let Ok(Some(stored)) = store.get(&Key::Handle(id.to_owned())).await {
+                    return stored.version;
+                }
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_members_go_on_without_their_leader_and_nothing_that_was_answered_is_lost() {
+    let Some(mut members) = Server::cluster(3, &Plan::default()) else { return };
+    let endpoints: Vec<String> = members.iter().map(|member| member.endpoint.clone()).collect();
+    let store = Etcd::new(Settings::of(endpoints)).unwrap();
+    for member in &members {
+        ready(&member.driver()).await;
+    }
+    let mut changes = follow(store.clone(), Scope::All(Kind::Handle));
+    assert!(matches!(changes.next().await, Some(Change::Reset(_))));
+    let mut answered = BTreeMap::new();
+    for round in 0..2 {
+        let leading = leader(&members).await;
+        let paused = round == 1;
+        if paused {
+            members[leading].pause();
+        } else {
+            members[leading].kill();
+        }
+        let since = Instant::now();
+        for at in 0..10 {
+            let id = format!("r{round}.{at}");
+            let version = insist(&store, &id).await;
+            answered.insert(Key::Handle(id), version);
+            if at == 0 {
+                eprintln!(
+                    "{}: progress after {:?}",
+                    if paused { "paused" } else { "killed" },
+                    since.elapsed()
+                );
+            }
+        }
+        if paused {
+            members[leading].resume();
+        } else {
+            members[leading].run();
+        }
+        for member in &members {
+            ready(&member.driver()).await;
+        }
+    }
+    for (key, version) in &answered {
+        assert_eq!(&store.get(key).await.unwrap().unwrap().version, version);
+    }
+    let mut told = BTreeMap::new();
+    while told != answered {
+        match changes.next().await.unwrap() {
+            Change::Put(stored) => {
+                let again = told.insert(stored.record.key(), stored.version);
+                assert_eq!(again, None, "each write is told once");
+            }
+            Change::Reset(_) => panic!("a watch goes on where it was"),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Golden files: keys and values as Calico writes them. What the driver reads and writes again is the same to the byte.
+
+use crate::server::{Plan, Server, ready};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use datastore::{Datastore, Kind, Scope, Write};
+use serde_json::json;
+use std::path::Path;
+
+/// The value at a key, as it stands in the server.
+pub(crate) async fn value_of(server: &Server, key: &str) -> String {
+    let answer = server.post("/v3/kv/range", json!({"key": BASE64_STANDARD.encode(key)})).await;
+    let value = answer.pointer("/kvs/0/value").unwrap().as_str().unwrap();
+    String::from_utf8(BASE64_STANDARD.decode(value).unwrap()).unwrap()
+}
+
+pub(crate) async fn put(server: &Server, key: &str, value: &str) {
+    let body = json!({"key": BASE64_STANDARD.encode(key), "value": BASE64_STANDARD.encode(value)});
+    server.post("/v3/kv/put", body).await;
+}
+
+fn files() -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/etcd/golden");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let read = |file: &std::path::PathBuf| {
+        let text = std::fs::read_to_string(file).unwrap();
+        let (key, value) = text.trim_end().split_once('\n').unwrap();
+        (key.to_owned(), value.to_owned())
+    };
+    files.iter().map(read).collect()
+}
+
+#[tokio::test]
+async fn every_golden_file_is_read_and_written_again_to_the_byte() {
+    let Some(server) = Server::start(&Plan::default()) else { return };
+    let store = server.driver();
+    ready(&store).await;
+    let files = files();
+    for (key, value) in &files {
+        put(&server, key, value).await;
+    }
+    let kinds = [
+        Kind::Pool,
+        Kind::Block,
+        Kind::Affinity,
+        Kind::Handle,
+        Kind::Config,
+        Kind::Reservation,
+        Kind::Node,
+        Kind::ClusterInformation,
+    ];
+    let mut found = 0;
+    for kind in kinds {
+        for stored in store.list(&Scope::All(kind)).await.unwrap().items {
+            found += 1;
+            assert_eq!(store.get(&stored.record.key()).await.unwrap(), Some(stored.clone()));
+            // Written over what stands.
+            let update = Write::Update(stored.record.clone(), stored.version);
+            let version = store.commit(&[], &[update]).await.unwrap().remove(0);
+            for (key, value) in &files {
+                assert_eq!(&value_of(&server, key).await, value);
+            }
+            // Deleted and, where all of the record is in the value, made anew.
+            if matches!(kind, Kind::Block | Kind::Affinity | Kind::Handle | Kind::Config) {
+                store.commit(&[], &[Write::Delete(stored.record.clone(), version)]).await.unwrap();
+                store.commit(&[], &[Write::Create(stored.record)]).await.unwrap();
+                for (key, value) in &files {
+                    assert_eq!(&value_of(&server, key).await, value);
+                }
+            }
+        }
+    }
+    assert_eq!(found, files.len());
+}
+
+#[tokio::test]
+async fn foreign_nonsense_beside_the_records_is_passed_over() {
+    let Some(server) = Server::start(&Plan::default()) else { return };
+    let store = server.driver();
+    ready(&store).await;
+    put(&server, "/calico/ipam/v2/host/worker-1", "{}").await;
+    put(&server, "/calico/ipam/v2/host/worker-1/ipv4/block/10.0.0.0-26", "").await;
+    put(&server, "/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-26", "{\"cidr\":").await;
+    put(&server, "/calico/ipam/v2/assignment/ipv4/block/nonsense", "{}").await;
+    let blocks = store.list(&Scope::All(Kind::Block)).await.unwrap();
+    assert!(blocks.items.is_empty());
+    assert_eq!(store.list(&Scope::All(Kind::Affinity)).await.unwrap().items.len(), 1);
+    let key = datastore::Key::Block("10.0.0.0/26".parse().unwrap());
+    assert!(matches!(store.get(&key).await, Err(datastore::ReadError::Malformed { .. })));
+}
