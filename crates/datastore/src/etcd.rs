@@ -225,7 +225,7 @@ impl Datastore for Etcd {
         'again: loop {
             starts += 1;
             let (mut from, mut at) = (first.clone().into_bytes(), 0);
-            let mut items = Vec::new();
+            let (mut items, mut unreadable) = (Vec::new(), Vec::new());
             loop {
                 let request = RangeRequest {
                     key: from,
@@ -248,7 +248,10 @@ impl Datastore for Etcd {
                     match self.note(&key, record) {
                         Ok(stored) if !stored.record.is_deleted() => items.push(stored),
                         Ok(_) => {}
-                        Err(reason) => tracing::warn!(%key, reason, "skipped record"),
+                        Err(reason) => {
+                            tracing::warn!(%key, reason, "skipped record");
+                            unreadable.push(key);
+                        }
                     }
                 }
                 match page.kvs.last() {
@@ -258,7 +261,7 @@ impl Datastore for Etcd {
                     }
                     _ => {
                         items.sort_by_cached_key(|stored: &Stored| stored.record.key());
-                        return Ok(Listing { items, revision: messages::revision(at) });
+                        return Ok(Listing { items, revision: messages::revision(at), unreadable });
                     }
                 }
             }

@@ -85,6 +85,7 @@ async fn foreign_nonsense_beside_the_records_is_passed_over() {
     put(&server, "/calico/ipam/v2/assignment/ipv4/block/nonsense", "{}").await;
     let blocks = store.list(&Scope::All(Kind::Block)).await.unwrap();
     assert!(blocks.items.is_empty());
+    assert_eq!(blocks.unreadable, [datastore::Key::Block("10.0.0.0/26".parse().unwrap())]);
     assert_eq!(store.list(&Scope::All(Kind::Affinity)).await.unwrap().items.len(), 1);
     let key = datastore::Key::Block("10.0.0.0/26".parse().unwrap());
     assert!(matches!(store.get(&key).await, Err(datastore::ReadError::Malformed { .. })));
