@@ -1,5 +1,6 @@
-//! Who uses the store: runtimes with their plugins and agents, and the pool controller.
+//! Who uses the store: runtimes with their plugins and agents, the pool controller, the collector.
 
 pub mod agent;
+pub mod collector;
 pub mod pools;
 pub mod runtime;

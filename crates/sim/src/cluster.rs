@@ -17,6 +17,14 @@ const NODES_AT_LEAST: usize = 1;
 impl World {
     /// One of this world's faults of the cluster.
     pub(crate) fn disturb(&mut self) {
+        if self.rng.chance(1, 6) {
+            self.disturb_collector();
+            return;
+        }
+        if self.rng.chance(1, 8) {
+            self.keep_node_records();
+            return;
+        }
         let Some(fault) = self.rng.pick(&self.setting.cluster_faults) else { return };
         match fault {
             Fault::WatchLost | Fault::WatchRepeats => self.disturb_watch(fault),
@@ -33,6 +41,7 @@ impl World {
                     self.restart_agent(node);
                 }
             }
+            Fault::CollectorRestarted => self.disturb_collector(),
             // These befall when a runtime asks for something.
             _ => {}
         }
@@ -72,10 +81,26 @@ impl World {
                 self.attachments[index].phase = Phase::Gone;
             }
         }
-        let key = Key::Node(self.nodes[node].name.clone());
-        self.begin(Operation::Administer, None, Purpose::Errand, Leave::Nothing, |store, _| async move {
-            Outcome::Administered(delete(&store, key).await)
-        });
+        self.write_node_record(node);
+    }
+
+    /// Brings a node's record to what is so.
+    pub(crate) fn write_node_record(&mut self, node: usize) {
+        let name = self.nodes[node].name.clone();
+        let exists = self.nodes[node].exists;
+        self.begin(
+            Operation::Administer,
+            None,
+            Purpose::Errand,
+            Leave::Nothing,
+            move |store, _| async move {
+                Outcome::Administered(if exists {
+                    put(&store, Record::Node(Node { name, ..Node::default() })).await
+                } else {
+                    delete(&store, Key::Node(name)).await
+                })
+            },
+        );
     }
 
     /// A node of a name that was known before comes, with new pods.
@@ -90,10 +115,7 @@ impl World {
         for _ in 0..self.setting.containers {
             self.attach(node);
         }
-        let record = Record::Node(Node { name, ..Node::default() });
-        self.begin(Operation::Administer, None, Purpose::Errand, Leave::Nothing, |store, _| async move {
-            Outcome::Administered(put(&store, record).await)
-        });
+        self.write_node_record(node);
     }
 
     fn change_config(&mut self, fault: Fault) {

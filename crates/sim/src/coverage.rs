@@ -66,7 +66,7 @@ pub fn possible(fault: Fault, operation: Operation) -> bool {
     let of_agents = matches!(operation, Operation::AgentBatch | Operation::AgentClaim | Operation::AgentRead);
     let on_nodes = of_agents || matches!(operation, Operation::PluginAdd | Operation::PluginDel);
     match fault {
-        Fault::Late => operation != Operation::AgentRead,
+        Fault::Late => !matches!(operation, Operation::AgentRead | Operation::CollectorRead),
         Fault::WatchLost | Fault::WatchRepeats | Fault::AgentRestarted => of_agents,
         Fault::DelDelayed | Fault::DelRepeated | Fault::DelEarly => on_nodes,
         _ => true,
@@ -77,19 +77,19 @@ impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<20}", "")?;
         for operation in Operation::ALL {
-            write!(f, " {:>12}", operation.name())?;
+            write!(f, " {:>14}", operation.name())?;
         }
         write!(f, "\n{:<20}", "(times run)")?;
         for runs in self.runs {
-            write!(f, " {runs:>12}")?;
+            write!(f, " {runs:>14}")?;
         }
         writeln!(f)?;
         for fault in Fault::ALL {
             write!(f, "{:<20}", fault.name())?;
             for operation in Operation::ALL {
                 match self.count(fault, operation) {
-                    0 if !possible(fault, operation) => write!(f, " {:>12}", "-")?,
-                    count => write!(f, " {count:>12}")?,
+                    0 if !possible(fault, operation) => write!(f, " {:>14}", "-")?,
+                    count => write!(f, " {count:>14}")?,
                 }
             }
             writeln!(f)?;

@@ -51,11 +51,13 @@ pub enum Fault {
     DelEarly,
     /// A node's agent is restarted.
     AgentRestarted,
+    /// The collector is restarted and remembers nothing.
+    CollectorRestarted,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Refused,
         Self::RequestLost,
         Self::ReplyLost,
@@ -79,6 +81,7 @@ impl Fault {
         Self::DelRepeated,
         Self::DelEarly,
         Self::AgentRestarted,
+        Self::CollectorRestarted,
     ];
 
     /// Those that befall a call.
@@ -130,6 +133,7 @@ impl Fault {
             Self::DelRepeated => "DEL repeated",
             Self::DelEarly => "DEL during ADD",
             Self::AgentRestarted => "agent restarted",
+            Self::CollectorRestarted => "collector restarted",
         }
     }
 }
@@ -151,11 +155,15 @@ pub enum Operation {
     EmptyPool,
     /// The pool controller, or an operator, writes a pool, node or setting.
     Administer,
+    /// The collector reads.
+    CollectorRead,
+    /// The collector takes something away.
+    CollectorTask,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::PluginAdd,
         Self::PluginDel,
         Self::AgentBatch,
@@ -163,6 +171,8 @@ impl Operation {
         Self::AgentRead,
         Self::EmptyPool,
         Self::Administer,
+        Self::CollectorRead,
+        Self::CollectorTask,
     ];
 
     /// How people read it.
@@ -175,6 +185,8 @@ impl Operation {
             Self::AgentRead => "agent read",
             Self::EmptyPool => "empty pool",
             Self::Administer => "administer",
+            Self::CollectorRead => "collector read",
+            Self::CollectorTask => "collector task",
         }
     }
 }

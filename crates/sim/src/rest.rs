@@ -1,16 +1,14 @@
 //! The end of a simulation: faults stop, everything is asked back, and nothing may be left (invariant 8).
 
 use crate::client::runtime::Phase;
-use crate::faults::Operation;
-use crate::invariants::Leave;
-use crate::task::{Outcome, Purpose};
 use crate::world::World;
 use datastore::{Key, Kind, Record};
-use ipam::release::release_by_handle;
-use std::collections::BTreeSet;
 
 /// Steps within which what is under way must come to its end.
 const PATIENCE: u64 = 20_000;
+
+/// Passes of the collector at the end, each later than the grace period and the cooldown of what the one before freed.
+const PASSES: usize = 6;
 
 /// Times that everything is asked back.
 const ROUNDS: usize = 20;
@@ -38,11 +36,16 @@ impl World {
                 break;
             }
         }
-        self.time.advance(600_000);
-        self.clear_leftovers();
-        if self.settle() {
-            self.nothing_is_left();
+        self.keep_node_records();
+        // What nobody asks for any more, the collector finds: suspected in one pass, judged in a later one.
+        for _ in 0..PASSES {
+            self.time.advance(200_000);
+            self.begin_pass(true);
+            if !self.settle() {
+                return;
+            }
         }
+        self.nothing_is_left();
     }
 
     /// Goes on until nothing is under way. False: something is broken.
@@ -78,23 +81,6 @@ impl World {
         asked
     }
 
-    /// What nobody will ask back any more, because its node is gone or its owner died, is released by handle.
-    fn clear_leftovers(&mut self) {
-        let mut handles: BTreeSet<String> = BTreeSet::new();
-        for stored in self.db().all(Kind::Handle) {
-            if let Record::Handle(handle) = &stored.record {
-                handles.insert(handle.id.clone());
-            }
-        }
-        for handle in handles {
-            let leave = Leave::Handle(handle.clone());
-            self.begin(Operation::PluginDel, None, Purpose::Errand, leave, |store, clock| async move {
-                let outcome = release_by_handle(&store, &clock, &handle).await;
-                Outcome::Deleted(outcome.map(drop).map_err(|error| error.to_string()))
-            });
-        }
-    }
-
     fn nothing_is_left(&mut self) {
         let mut wrong = Vec::new();
         {
@@ -111,6 +97,17 @@ impl World {
                         block.cidr,
                         crate::trace::shown(&stored.record)
                     ));
+                }
+            }
+            for stored in db.all(Kind::Affinity) {
+                let Record::Affinity(affinity) = &stored.record else { continue };
+                let block = db.peek(&Key::Block(affinity.cidr));
+                let owner = block.and_then(|stored| match &stored.record {
+                    Record::Block(block) => block.affinity.clone(),
+                    _ => None,
+                });
+                if owner.as_ref() != Some(&affinity.owner) {
+                    wrong.push(format!("8: {} is left without its block", stored.record.key()));
                 }
             }
             let standing = |cidr| db.peek(&Key::Block(cidr)).is_some();

@@ -58,10 +58,12 @@ pub struct Setting {
     pub watch_per_cent: usize,
     /// Out of a hundred steps, how many begin an ADD or DEL.
     pub ask_per_cent: usize,
+    /// Pods keep their names, as those of a StatefulSet do.
+    pub same_names: bool,
 }
 
 /// Faults of the cluster.
-const OF_THE_CLUSTER: [Fault; 16] = [
+const OF_THE_CLUSTER: [Fault; 17] = [
     Fault::WatchLost,
     Fault::WatchRepeats,
     Fault::ClockForward,
@@ -78,6 +80,7 @@ const OF_THE_CLUSTER: [Fault; 16] = [
     Fault::DelRepeated,
     Fault::DelEarly,
     Fault::AgentRestarted,
+    Fault::CollectorRestarted,
 ];
 
 fn cidr(text: &str) -> Cidr {
@@ -133,6 +136,7 @@ impl Setting {
             schedule: if rng.chance(1, 2) { Schedule::Fair } else { Schedule::Uneven },
             watch_per_cent: rng.pick(&[4, 12, 24]).unwrap_or(12),
             ask_per_cent: rng.pick(&[4, 8, 14]).unwrap_or(8),
+            same_names: rng.chance(1, 3),
         }
     }
 }

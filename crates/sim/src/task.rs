@@ -5,10 +5,12 @@ use crate::invariants::Leave;
 use crate::port::Port;
 use datastore::{CommitError, Listing, ReadError, Stored, Version};
 use ipam::agent::Ticket;
+use ipam::collect::Records;
 use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 /// How a task ended.
@@ -24,6 +26,8 @@ pub enum Outcome {
     Read(Ticket, Result<Option<Stored>, ReadError>),
     /// An agent's list.
     Listed(Ticket, Result<Listing, ReadError>),
+    /// What the collector read, if it could.
+    Records(Option<Arc<Records>>),
     /// A step of the cluster's administration; whether it was done.
     Administered(bool),
 }
@@ -55,6 +59,8 @@ pub enum Purpose {
         /// Number of the pool.
         pool: usize,
     },
+    /// What the collector reads.
+    Collector,
     /// Nobody waits for it.
     Errand,
 }

@@ -11,6 +11,7 @@
 //! runtime asks for something, the cluster changes. The judge looks at every step.
 
 use crate::client::agent::Host;
+use crate::client::collector::Desk;
 use crate::client::pools::PoolWork;
 use crate::client::runtime::Attachment;
 use crate::clock::{SimClock, Time};
@@ -73,6 +74,7 @@ pub struct World {
     pub(crate) nodes: Vec<NodeState>,
     pub(crate) attachments: Vec<Attachment>,
     pub(crate) pools: Vec<PoolWork>,
+    pub(crate) desk: Desk,
     pub(crate) tasks: Vec<Task>,
     pub(crate) promises: Promises,
     pub(crate) judge: Judge,
@@ -150,6 +152,7 @@ impl World {
             promises: Promises::default(),
             db: Arc::new(Mutex::new(db)),
             tasks: Vec::new(),
+            desk: Desk::default(),
             end: End::default(),
             step: 0,
             next: 0,
@@ -375,6 +378,7 @@ impl World {
             Purpose::Add { attachment, .. } => self.in_doubt(attachment, false),
             Purpose::Del { attachment, .. } => self.in_doubt(attachment, true),
             Purpose::Pool { pool } => self.pool_work_ended(pool, false),
+            Purpose::Collector => self.records_read(None),
             Purpose::Effect { .. } | Purpose::Errand => {}
         }
     }
@@ -388,6 +392,7 @@ impl World {
                 self.deleted(attachment, alone, &result);
             }
             (Purpose::Effect { node }, outcome) => self.effect_ended(node, outcome),
+            (Purpose::Collector, Outcome::Records(records)) => self.records_read(records),
             (Purpose::Pool { pool }, Outcome::Administered(done)) => self.pool_work_ended(pool, done),
             _ => {}
         }
@@ -433,7 +438,11 @@ impl World {
 
     /// Nothing is waited for by anybody, and nothing is on its way.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.tasks.is_empty() && self.db().late() == 0 && self.delayed.is_empty() && self.agents_are_quiet()
+        self.tasks.is_empty()
+            && self.collector_is_quiet()
+            && self.db().late() == 0
+            && self.delayed.is_empty()
+            && self.agents_are_quiet()
     }
 
     fn finish(mut self) -> End {

@@ -152,15 +152,19 @@ impl World {
             Outcome::Committed(ticket, result) => Event::Committed(ticket, result),
             Outcome::Read(ticket, result) => Event::Read(ticket, result),
             Outcome::Listed(ticket, result) => Event::Listed(ticket, result),
-            Outcome::Added(_) | Outcome::Deleted(_) | Outcome::Administered(_) => return,
+            _ => return,
         });
     }
 
     /// An agent hears of a result or a change, or notices that time passed. False: there is nothing to hear of.
     pub(crate) fn tell_somebody(&mut self) -> bool {
+        if self.rng.chance(1, 4) && self.tell_collector() {
+            return true;
+        }
         let count = self.nodes.len();
         let start = self.rng.below(count);
         (0..count).map(|offset| (start + offset) % count).any(|node| self.tell_node(node))
+            || self.tell_collector()
     }
 
     fn tell_node(&mut self, node: usize) -> bool {

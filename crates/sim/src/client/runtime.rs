@@ -17,6 +17,7 @@ use api::{IpVersion, Owner, Use};
 use datastore::{Kind, Record};
 use ipam::agent::{Demand, Surrender};
 use ipam::assign::{AssignRequest, assign};
+use ipam::collect::POD_UID;
 use ipam::plan::Want;
 use ipam::release::release_by_handle;
 use std::collections::BTreeMap;
@@ -60,6 +61,20 @@ pub struct Attachment {
     pub dels: u32,
     /// Its pod's life: a new pod each time.
     pub life: u32,
+    /// Its pods have one name, as those of a StatefulSet.
+    pub same_name: bool,
+}
+
+impl Attachment {
+    /// Name of its present pod.
+    pub fn pod(&self, index: usize) -> String {
+        if self.same_name { format!("pod-{index}") } else { format!("pod-{index}-{}", self.life) }
+    }
+
+    /// Identity of its present pod.
+    pub fn uid(&self, index: usize) -> String {
+        format!("uid-{index}-{}", self.life)
+    }
 }
 
 impl World {
@@ -77,6 +92,7 @@ impl World {
             adds: 0,
             dels: 0,
             life: 0,
+            same_name: self.setting.same_names,
         });
     }
 
@@ -126,11 +142,11 @@ impl World {
         attachment.adds += 1;
         let mut epoch = attachment.epoch;
         let name = self.nodes[node].name.clone();
-        let pod = format!("pod-{index}-{}", attachment.life);
+        let (pod, uid) = (attachment.pod(index), attachment.uid(index));
         let handle = attachment.handle.clone();
         let version = attachment.version;
         let attributes: BTreeMap<String, String> =
-            [("node", name.as_str()), ("namespace", "default"), ("pod", &pod)]
+            [("node", name.as_str()), ("namespace", "default"), ("pod", &pod), (POD_UID, &uid)]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into();
         self.trace.mix(&[20, u64::try_from(index).unwrap_or(0)]);
