@@ -257,7 +257,8 @@ pub async fn release_affinities_of<D: Datastore>(
     let claims = found.into_iter().map(|cidr| (owner.clone(), cidr));
     let mut round = Round::default();
     round.release(store, clock, claims, terms).await;
-    if terms.owner_gone {
+    // While a release is not done its affinity is still there, and its block no stray.
+    if terms.owner_gone && round.failure.is_none() {
         let strays = disown_all(store, clock, owner, terms).await;
         strays.map(|count| round.given_up += count).unwrap_or_else(|error| round.failure = Some(error));
     }

@@ -3,4 +3,5 @@
 pub mod agent;
 pub mod collector;
 pub mod pools;
+pub(crate) mod queue;
 pub mod runtime;

@@ -110,7 +110,9 @@ impl World {
         let name = self.nodes[node].name.clone();
         self.nodes[node].exists = true;
         if self.setting.nodes[node] == Way::Agent {
-            self.nodes[node].host = Some(Host::new(&name));
+            // Its disk is a new one too.
+            let queue = self.setting.queues.then(Vec::new);
+            self.nodes[node].host = Some(Host::new(&name, queue));
         }
         for _ in 0..self.setting.containers {
             self.attach(node);

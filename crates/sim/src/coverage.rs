@@ -63,11 +63,18 @@ impl Coverage {
 /// What only reads has no write that could take effect later than its sender waits. What happens on one node is nothing
 /// to what runs on none, and watches and agents are nothing to plugins that do without.
 pub fn possible(fault: Fault, operation: Operation) -> bool {
-    let of_agents = matches!(operation, Operation::AgentBatch | Operation::AgentClaim | Operation::AgentRead);
-    let on_nodes = of_agents || matches!(operation, Operation::PluginAdd | Operation::PluginDel);
+    use Operation::{
+        AgentBatch, AgentClaim, AgentRead, CollectorRead, PeerAdd, PeerDel, PluginAdd, PluginDel,
+        QueueRelease,
+    };
+    let of_agents = matches!(operation, AgentBatch | AgentClaim | AgentRead | QueueRelease);
+    let of_peers = matches!(operation, PeerAdd | PeerDel);
+    let on_nodes = of_agents || of_peers || matches!(operation, PluginAdd | PluginDel);
     match fault {
-        Fault::Late => !matches!(operation, Operation::AgentRead | Operation::CollectorRead),
-        Fault::WatchLost | Fault::WatchRepeats | Fault::AgentRestarted => of_agents,
+        Fault::Late => !matches!(operation, AgentRead | CollectorRead),
+        Fault::WatchLost | Fault::WatchRepeats | Fault::AgentRestarted | Fault::LogFails => of_agents,
+        // Calico lets blocks of several sizes overlap: no world has both.
+        Fault::PoolRecreated => !of_peers,
         Fault::DelDelayed | Fault::DelRepeated | Fault::DelEarly => on_nodes,
         _ => true,
     }

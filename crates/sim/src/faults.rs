@@ -53,11 +53,13 @@ pub enum Fault {
     AgentRestarted,
     /// The collector is restarted and remembers nothing.
     CollectorRestarted,
+    /// A queue's log cannot be written, or the write is done and reported as failed.
+    LogFails,
 }
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Refused,
         Self::RequestLost,
         Self::ReplyLost,
@@ -82,6 +84,7 @@ impl Fault {
         Self::DelEarly,
         Self::AgentRestarted,
         Self::CollectorRestarted,
+        Self::LogFails,
     ];
 
     /// Those that befall a call.
@@ -134,6 +137,7 @@ impl Fault {
             Self::DelEarly => "DEL during ADD",
             Self::AgentRestarted => "agent restarted",
             Self::CollectorRestarted => "collector restarted",
+            Self::LogFails => "log write fails",
         }
     }
 }
@@ -159,11 +163,17 @@ pub enum Operation {
     CollectorRead,
     /// The collector takes something away.
     CollectorTask,
+    /// A node's queue replays a release.
+    QueueRelease,
+    /// A peer that behaves like Calico assigns.
+    PeerAdd,
+    /// Such a peer releases by handle.
+    PeerDel,
 }
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::PluginAdd,
         Self::PluginDel,
         Self::AgentBatch,
@@ -173,6 +183,9 @@ impl Operation {
         Self::Administer,
         Self::CollectorRead,
         Self::CollectorTask,
+        Self::QueueRelease,
+        Self::PeerAdd,
+        Self::PeerDel,
     ];
 
     /// How people read it.
@@ -187,6 +200,9 @@ impl Operation {
             Self::Administer => "administer",
             Self::CollectorRead => "collector read",
             Self::CollectorTask => "collector task",
+            Self::QueueRelease => "queue release",
+            Self::PeerAdd => "peer ADD",
+            Self::PeerDel => "peer DEL",
         }
     }
 }

@@ -56,6 +56,8 @@ pub struct Judge {
     counts: BTreeMap<Cidr, BTreeMap<String, u32>>,
     /// Every stamp that an ordinal was ever given, and by which task.
     issued: BTreeMap<(IpAddr, u64), u64>,
+    /// Blocks whose affinity is confirmed and that are missing or another's, with the task that may yet take that back.
+    hollow: Vec<(Cidr, u64)>,
     /// Pairs of blocks that overlap: tolerated while one of them does not count yet.
     overlapping: Vec<(Cidr, Cidr)>,
 }
@@ -102,6 +104,7 @@ impl Judge {
             spoilt: BTreeSet::new(),
             counts: BTreeMap::new(),
             issued: BTreeMap::new(),
+            hollow: Vec::new(),
             overlapping: Vec::new(),
         }
     }
@@ -129,7 +132,7 @@ impl Judge {
                         wrong.extend(blocks.filter_map(|cidr| self.unreachable(db, &before.id, cidr)));
                     }
                 }
-                Key::Affinity(_, cidr) => self.confirmed(db, *cidr, wrong),
+                Key::Affinity(_, cidr) => self.is_confirmed(db, *cidr, step, wrong),
                 _ => {}
             }
         }
@@ -183,7 +186,29 @@ impl Judge {
             let others = others.filter(|other| other.cidr != cidr && other.cidr.overlaps(cidr));
             self.overlapping.extend(others.map(|other| (cidr, other.cidr)));
         }
-        self.confirmed(db, cidr, wrong);
+        self.is_confirmed(db, cidr, step, wrong);
+    }
+
+    /// Without atomic commits a commit whose checks fail after its writes takes them back: it is judged when it has ended.
+    fn is_confirmed(&mut self, db: &Db, cidr: Cidr, step: Step<'_>, wrong: &mut Vec<String>) {
+        let found = confirmed(db, cidr);
+        if found.is_some() && !db.kind().is_atomic() && step.task != 0 {
+            self.hollow.push((cidr, step.task));
+        } else {
+            wrong.extend(found);
+        }
+    }
+
+    /// Answers what a task left wrong that was tolerated while it ran. A task that died leaves it to whoever comes next.
+    pub fn task_ended(&mut self, db: &Db, task: u64) -> Vec<String> {
+        let mut wrong = Vec::new();
+        self.hollow.retain(|(cidr, by)| {
+            if *by == task {
+                wrong.extend(confirmed(db, *cidr));
+            }
+            *by != task
+        });
+        wrong
     }
 
     /// Invariants 2, 6 and the stamps: what became of each ordinal.
@@ -278,26 +303,6 @@ impl Judge {
             .then(|| format!("5: handle {handle} counts {counted} of its {count} addresses in {cidr}"))
     }
 
-    /// Invariant 3: a confirmed affinity has its block.
-    fn confirmed(&self, db: &Db, cidr: Cidr, wrong: &mut Vec<String>) {
-        let block = db.peek(&Key::Block(cidr)).and_then(|stored| block_of(stored));
-        let owner = block.and_then(|block| block.affinity.as_ref());
-        for stored in db.all(Kind::Affinity) {
-            if let Record::Affinity(affinity) = &stored.record
-                && affinity.cidr == cidr
-                && affinity.state == AffinityState::Confirmed
-                && owner != Some(&affinity.owner)
-            {
-                let found = match (block, owner) {
-                    (None, _) => "there is no such block".to_owned(),
-                    (_, None) => "the block is nobody's".to_owned(),
-                    (_, Some(owner)) => format!("the block is of {owner}"),
-                };
-                wrong.push(format!("3: {cidr} is confirmed for {}, but {found}", affinity.owner));
-            }
-        }
-    }
-
     /// Invariant 4. Without atomic commits a block counts once somebody may rely on it: until then its commit looks at
     /// the pool once more and takes the block back.
     fn overlaps(&mut self, db: &Db, promises: &Promises, wrong: &mut Vec<String>) {
@@ -334,6 +339,25 @@ impl Judge {
             .is_none()
             .then(|| format!("9: {handle} was promised {address}/{full}, which the store does not know"))
     }
+}
+
+/// Invariant 3: a confirmed affinity has its block.
+fn confirmed(db: &Db, cidr: Cidr) -> Option<String> {
+    let block = db.peek(&Key::Block(cidr)).and_then(|stored| block_of(stored));
+    let owner = block.and_then(|block| block.affinity.as_ref());
+    db.all(Kind::Affinity).find_map(|stored| {
+        let Record::Affinity(affinity) = &stored.record else { return None };
+        let stands = affinity.cidr != cidr
+            || affinity.state != AffinityState::Confirmed
+            || owner == Some(&affinity.owner);
+        let found = match (block, owner) {
+            _ if stands => return None,
+            (None, _) => "there is no such block".to_owned(),
+            (_, None) => "the block is nobody's".to_owned(),
+            (_, Some(owner)) => format!("the block is of {owner}"),
+        };
+        Some(format!("3: {cidr} is confirmed for {}, but {found}", affinity.owner))
+    })
 }
 
 /// Invariant 2: every ordinal is free, once, or allocated, and refers to something that is there.

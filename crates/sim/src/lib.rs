@@ -13,6 +13,7 @@
 pub mod client;
 pub mod clock;
 mod cluster;
+pub mod costs;
 pub mod coverage;
 pub mod db;
 pub mod exhaustive;

@@ -12,6 +12,8 @@ pub enum Way {
     Agent,
     /// By the plugin alone.
     Direct,
+    /// By a peer that behaves like Calico.
+    Calico,
 }
 
 /// How it is decided who goes next.
@@ -58,29 +60,26 @@ pub struct Setting {
     pub watch_per_cent: usize,
     /// Out of a hundred steps, how many begin an ADD or DEL.
     pub ask_per_cent: usize,
+    /// Agents keep a queue of releases.
+    pub queues: bool,
     /// Pods keep their names, as those of a StatefulSet do.
     pub same_names: bool,
 }
 
-/// Faults of the cluster.
-const OF_THE_CLUSTER: [Fault; 17] = [
-    Fault::WatchLost,
-    Fault::WatchRepeats,
-    Fault::ClockForward,
-    Fault::ClockBack,
-    Fault::NodeRemoved,
-    Fault::NodeRejoined,
-    Fault::PoolDisabled,
-    Fault::PoolDeleted,
-    Fault::PoolRecreated,
-    Fault::CooldownChanged,
-    Fault::StrictChanged,
-    Fault::ReservationChanged,
-    Fault::DelDelayed,
-    Fault::DelRepeated,
-    Fault::DelEarly,
-    Fault::AgentRestarted,
-    Fault::CollectorRestarted,
+/// Faults of the cluster, in groups that a world has as a whole or not: one alone of such a group does little.
+const OF_THE_CLUSTER: [&[Fault]; 12] = [
+    &[Fault::WatchLost, Fault::WatchRepeats],
+    &[Fault::ClockForward, Fault::ClockBack],
+    &[Fault::NodeRemoved, Fault::NodeRejoined],
+    &[Fault::PoolDisabled, Fault::PoolDeleted, Fault::PoolRecreated],
+    &[Fault::CooldownChanged],
+    &[Fault::StrictChanged],
+    &[Fault::ReservationChanged],
+    &[Fault::DelDelayed, Fault::DelRepeated],
+    &[Fault::DelEarly],
+    &[Fault::AgentRestarted],
+    &[Fault::CollectorRestarted],
+    &[Fault::LogFails],
 ];
 
 fn cidr(text: &str) -> Cidr {
@@ -99,21 +98,34 @@ impl Setting {
     pub fn draw(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x7071_1e5e_ed00_0000);
         let ways = rng.below(10);
-        let nodes = (0..2 + rng.below(3))
+        let peers = rng.chance(1, 4);
+        let nodes: Vec<Way> = (0..2 + rng.below(3))
             .map(|_| match ways {
+                _ if peers && rng.chance(1, 3) => Way::Calico,
                 0..4 => Way::Agent,
                 4..7 => Way::Direct,
                 _ if rng.chance(1, 2) => Way::Agent,
                 _ => Way::Direct,
             })
             .collect();
+        let peers = nodes.contains(&Way::Calico);
         let call_faults: Vec<Fault> = Fault::OF_CALLS.into_iter().filter(|_| rng.chance(1, 2)).collect();
         let calm = rng.chance(1, 4);
-        let cluster_faults = OF_THE_CLUSTER.into_iter().filter(|_| !calm && rng.chance(1, 3)).collect();
+        let cluster_faults = OF_THE_CLUSTER
+            .into_iter()
+            .filter(|_| !calm && rng.chance(2, 5))
+            .flatten()
+            .copied()
+            .filter(|fault| !(peers && *fault == Fault::PoolRecreated))
+            .collect();
         Self {
             seed,
             store: rng.pick(&StoreKind::ALL).unwrap_or(StoreKind::Etcd),
-            naming: if rng.chance(1, 2) { AffinityNaming::PerBlock } else { AffinityNaming::PerNode },
+            // Calico names affinities per node, and whoever lives beside it does too (architecture D9).
+            naming: match rng.chance(1, 2) && !peers {
+                true => AffinityNaming::PerBlock,
+                false => AffinityNaming::PerNode,
+            },
             nodes,
             containers: 2 + rng.below(5),
             pools: pools(&mut rng),
@@ -132,10 +144,11 @@ impl Setting {
             faults_per_mille: rng.pick(&[0, 20, 60, 120]).unwrap_or(0),
             call_faults,
             cluster_faults,
-            cluster_every: 20 + rng.below(60),
+            cluster_every: 6 + rng.below(50),
             schedule: if rng.chance(1, 2) { Schedule::Fair } else { Schedule::Uneven },
             watch_per_cent: rng.pick(&[4, 12, 24]).unwrap_or(12),
             ask_per_cent: rng.pick(&[4, 8, 14]).unwrap_or(8),
+            queues: rng.chance(1, 2),
             same_names: rng.chance(1, 3),
         }
     }

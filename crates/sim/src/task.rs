@@ -6,6 +6,7 @@ use crate::port::Port;
 use datastore::{CommitError, Listing, ReadError, Stored, Version};
 use ipam::agent::Ticket;
 use ipam::collect::Records;
+use ipam::release_queue::{Number, Replayed};
 use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
@@ -26,6 +27,8 @@ pub enum Outcome {
     Read(Ticket, Result<Option<Stored>, ReadError>),
     /// An agent's list.
     Listed(Ticket, Result<Listing, ReadError>),
+    /// A queued release.
+    Replayed(Number, Replayed),
     /// What the collector read, if it could.
     Records(Option<Arc<Records>>),
     /// A step of the cluster's administration; whether it was done.
@@ -85,6 +88,8 @@ pub struct Task {
     pub held_until: u64,
     /// Slow tasks are passed over more often.
     pub slow: bool,
+    /// A fault befell it, or somebody else wrote while it was under way.
+    pub disturbed: bool,
 }
 
 impl fmt::Debug for Task {

@@ -15,6 +15,7 @@ use crate::client::collector::Desk;
 use crate::client::pools::PoolWork;
 use crate::client::runtime::Attachment;
 use crate::clock::{SimClock, Time};
+use crate::costs::Costs;
 use crate::coverage::Coverage;
 use crate::db::{Applied, Db};
 use crate::faults::{Fault, Operation};
@@ -48,6 +49,8 @@ pub struct End {
     pub cut_short: u64,
     /// Which faults met which operations.
     pub coverage: Coverage,
+    /// What undisturbed operations cost.
+    pub costs: Costs,
     /// Digest of everything that happened, in order.
     pub digest: u64,
     /// The readable trace, if it was asked for.
@@ -134,13 +137,14 @@ impl World {
             true => Vec::new(),
             false => setting.reserved.clone(),
         };
+        let queue = || setting.queues.then(Vec::new);
         let nodes = setting.nodes.iter().enumerate();
         let nodes = nodes
             .map(|(index, way)| NodeState {
                 name: name(index),
                 clock: time.clock(),
                 exists: true,
-                host: (*way == Way::Agent).then(|| Host::new(&name(index))),
+                host: (*way == Way::Agent).then(|| Host::new(&name(index), queue())),
             })
             .collect();
         let mut world = Self {
@@ -247,6 +251,17 @@ impl World {
             task.held_until = self.step + 10 + u64::try_from(self.rng.below(120)).unwrap_or(0);
             return;
         }
+        if fault.is_some() {
+            task.disturbed = true;
+        }
+        // A peer that is not answered rolls back what was done (W14): its handle is not to be relied on from here on.
+        if matches!(operation, Operation::PeerAdd | Operation::PeerDel)
+            && matches!(fault, Some(Fault::ReplyLost | Fault::Late))
+            && let Purpose::Add { attachment, .. } | Purpose::Del { attachment, .. } = task.purpose
+        {
+            let handle = self.attachments[attachment].handle.clone();
+            self.judge.spoilt.insert(handle);
+        }
         self.end.calls += 1;
         let number = task.number;
         let waiting = self.rng.below(task.port.waiting());
@@ -303,6 +318,7 @@ impl World {
             future: Box::pin(task(store, clock)),
             held_until: 0,
             slow,
+            disturbed: false,
         });
         self.poll(self.tasks.len() - 1);
     }
@@ -314,6 +330,7 @@ impl World {
         self.judge_step(Some(index));
         if let Poll::Ready(outcome) = done {
             let task = self.tasks.swap_remove(index);
+            self.task_is_judged(&task);
             self.ended(&task, outcome);
         }
     }
@@ -334,6 +351,9 @@ impl World {
             let step = Step { task: number, leave, latest: self.time.latest() };
             let mut wrong = Vec::new();
             self.judge.see(&db, &applied, step, &self.promises, &mut wrong);
+            for task in self.tasks.iter_mut().filter(|task| task.number != number) {
+                task.disturbed = true;
+            }
             let at = self.step;
             self.end.broken.extend(wrong.into_iter().map(|text| format!("step {at}: {text}")));
             self.trace.mix(&[db.revision().0]);
@@ -350,6 +370,21 @@ impl World {
         }
         applied.clear();
         self.applied = applied;
+    }
+
+    /// What a task left open while it ran must be in order when it has ended.
+    fn task_is_judged(&mut self, task: &Task) {
+        let wrong = {
+            let db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+            self.judge.task_ended(&db, task.number)
+        };
+        for text in wrong {
+            self.wrong(text);
+        }
+        if !task.disturbed {
+            let calls = (task.port.granted(), task.port.trips());
+            self.end.costs.note(task.operation, calls);
+        }
     }
 
     /// A task ends without an answer. An agent dies as a whole.

@@ -4,6 +4,7 @@
 
 use clap::Parser;
 use ipam::mistake::{self, Mistake};
+use sim::costs::Costs;
 use sim::coverage::Coverage;
 use sim::world::{self, End};
 use std::io::Write as _;
@@ -45,6 +46,7 @@ struct Sum {
     deleted: u64,
     cut_short: u64,
     coverage: Coverage,
+    costs: Costs,
     broken: Vec<(u64, String)>,
 }
 
@@ -57,6 +59,7 @@ impl Sum {
         self.deleted += end.deleted;
         self.cut_short += end.cut_short;
         self.coverage.add(&end.coverage);
+        self.costs.add(&end.costs);
         if let Some(first) = end.broken.first() {
             self.broken.push((seed, first.clone()));
         }
@@ -70,6 +73,7 @@ impl Sum {
         self.deleted += other.deleted;
         self.cut_short += other.cut_short;
         self.coverage.add(&other.coverage);
+        self.costs.add(&other.costs);
         self.broken.extend(other.broken);
     }
 }
@@ -155,7 +159,7 @@ fn seeds(arguments: &Arguments) -> ExitCode {
 }
 
 fn report(sum: &Sum, took: Duration, jobs: usize, planted: Option<Mistake>) {
-    println!("{}", sum.coverage);
+    println!("{}\n{}", sum.coverage, sum.costs);
     let missed = sum.coverage.missed();
     if !missed.is_empty() {
         let names: Vec<String> =

@@ -1,5 +1,6 @@
 //! Node agents: the step machine of `ipam`, its effects as calls of the simulated store, its watches with a lag.
 
+use crate::client::queue;
 use crate::faults::{Fault, Operation};
 use crate::invariants::Leave;
 use crate::task::{Outcome, Purpose};
@@ -7,7 +8,7 @@ use crate::world::World;
 use datastore::follow::Change;
 use datastore::{Datastore as _, Kind, Listing, ReadError, Scope};
 use ipam::Clock as _;
-use ipam::agent::{Agent, Demand, Effect, Event, Reply, RequestId, Surrender};
+use ipam::agent::{Agent, Demand, Effect, Event, Reply, RequestId, Surrender, TRY_AGAIN};
 use std::collections::BTreeMap;
 
 /// How far an agent has followed one scope.
@@ -31,10 +32,10 @@ struct Feed {
 
 /// What a request was.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
-    attachment: usize,
+pub(crate) struct Asked {
+    pub(crate) attachment: usize,
     /// The attachment's epoch, for an ADD; `None` for a DEL.
-    epoch: Option<u32>,
+    pub(crate) epoch: Option<u32>,
 }
 
 /// A node's agent with what it waits for.
@@ -46,22 +47,33 @@ pub struct Host {
     inbox: Vec<Event>,
     asked: BTreeMap<RequestId, Asked>,
     requests: u64,
+    /// The queue of releases, if the node keeps one.
+    pub(crate) queue: Option<queue::Desk>,
 }
 
 impl Host {
-    /// An agent that knows nothing yet.
-    pub fn new(node: &str) -> Self {
+    /// An agent that knows nothing yet but the log of its queue, if it has one.
+    pub fn new(node: &str, log: Option<Vec<u8>>) -> Self {
         let agent = Agent::new(node);
         let feeds =
             agent.scopes().into_iter().map(|scope| Feed { scope, at: At::Unlisted, last: None }).collect();
-        Self { agent, feeds, inbox: Vec::new(), asked: BTreeMap::new(), requests: 0 }
+        let queue = log.map(queue::Desk::recover);
+        Self { agent, feeds, inbox: Vec::new(), asked: BTreeMap::new(), requests: 0, queue }
     }
 }
 
 impl World {
     /// Hands an ADD to a node's agent.
     pub(crate) fn demand(&mut self, node: usize, attachment: usize, epoch: u32, demand: Demand) {
-        if let Some(id) = self.request(node, Asked { attachment, epoch: Some(epoch) }) {
+        let asked = Asked { attachment, epoch: Some(epoch) };
+        if !self.queue_before_add(node, asked, &demand) {
+            self.demand_now(node, asked, demand);
+        }
+    }
+
+    /// The same, when nothing is queued before it.
+    pub(crate) fn demand_now(&mut self, node: usize, asked: Asked, demand: Demand) {
+        if let Some(id) = self.request(node, asked) {
             self.tell(node, vec![Event::Add(id, demand)]);
         }
     }
@@ -140,6 +152,7 @@ impl World {
             }
             (Some(epoch), Reply::Failed(error)) => self.added(asked.attachment, epoch, Err(error.message)),
             (None, Reply::Deleted) => self.deleted(asked.attachment, true, &Ok(())),
+            (None, Reply::Failed(error)) if error.code == TRY_AGAIN && self.queue_del(node, asked) => {}
             (None, Reply::Failed(error)) => self.deleted(asked.attachment, true, &Err(error.message)),
             (_, reply) => self.wrong(format!("9: node-{node} answered {reply:?} to another question")),
         }
@@ -147,6 +160,10 @@ impl World {
 
     /// A call of an agent's ended; it hears of that later.
     pub(crate) fn effect_ended(&mut self, node: usize, outcome: Outcome) {
+        if let Outcome::Replayed(number, outcome) = outcome {
+            self.replayed(node, number, outcome);
+            return;
+        }
         let Some(host) = &mut self.nodes[node].host else { return };
         host.inbox.push(match outcome {
             Outcome::Committed(ticket, result) => Event::Committed(ticket, result),
@@ -168,6 +185,13 @@ impl World {
     }
 
     fn tell_node(&mut self, node: usize) -> bool {
+        if self.setting.queues && self.rng.chance(1, 4) && self.work_on_queue(node) {
+            return true;
+        }
+        self.tell_agent(node) || (self.setting.queues && self.work_on_queue(node))
+    }
+
+    fn tell_agent(&mut self, node: usize) -> bool {
         let roll = self.rng.below(16);
         let Some(host) = &mut self.nodes[node].host else { return false };
         if roll == 0 && !host.asked.is_empty() {
@@ -270,11 +294,17 @@ impl World {
         let purpose = Purpose::Effect { node };
         self.tasks.retain(|task| task.purpose != purpose);
         let name = self.nodes[node].name.clone();
-        let Some(host) = self.nodes[node].host.replace(Host::new(&name)) else { return };
+        let torn = self.rng.below(1_000);
+        let Some(mut old) = self.nodes[node].host.take() else { return };
+        let (log, waiting) = match old.queue.take().map(|queue| queue.crash(torn)) {
+            Some((log, waiting)) => (Some(log), waiting),
+            None => (None, Vec::new()),
+        };
+        self.nodes[node].host = Some(Host::new(&name, log));
         self.trace.mix(&[32, u64::try_from(node).unwrap_or(0)]);
         let step = self.step;
         self.trace.line(|| format!("{step:>5} node-{node} has a new agent"));
-        for asked in host.asked.into_values() {
+        for asked in old.asked.into_values().chain(waiting) {
             self.in_doubt(asked.attachment, asked.epoch.is_none());
         }
     }
@@ -283,7 +313,8 @@ impl World {
     pub(crate) fn agents_are_quiet(&self) -> bool {
         let db = self.db();
         self.nodes.iter().filter_map(|node| node.host.as_ref()).all(|host| {
-            host.inbox.is_empty()
+            host.queue.as_ref().is_none_or(queue::Desk::is_quiet)
+                && host.inbox.is_empty()
                 && host.asked.is_empty()
                 && host.agent.waiting() == 0
                 && host.feeds.iter().all(|feed| match feed.at {

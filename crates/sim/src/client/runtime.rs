@@ -10,12 +10,14 @@
 
 use crate::faults::{Fault, Operation};
 use crate::invariants::{Judge, Leave};
+use crate::peer::{Calico, Failure, Wanted};
 use crate::promises::Promise;
+use crate::setting::Way;
 use crate::task::{Outcome, Purpose};
 use crate::world::World;
 use api::{IpVersion, Owner, Use};
 use datastore::{Kind, Record};
-use ipam::agent::{Demand, Surrender};
+use ipam::agent::{Demand, INTERFACE, Surrender};
 use ipam::assign::{AssignRequest, assign};
 use ipam::collect::POD_UID;
 use ipam::plan::Want;
@@ -59,6 +61,8 @@ pub struct Attachment {
     pub adds: u32,
     /// DELs sent and not answered.
     pub dels: u32,
+    /// What it was given last, address and stamp; `None` where that is not known.
+    pub given: Option<Vec<(IpAddr, u64)>>,
     /// Its pod's life: a new pod each time.
     pub life: u32,
     /// Its pods have one name, as those of a StatefulSet.
@@ -91,6 +95,7 @@ impl World {
             epoch: 0,
             adds: 0,
             dels: 0,
+            given: None,
             life: 0,
             same_name: self.setting.same_names,
         });
@@ -145,16 +150,38 @@ impl World {
         let (pod, uid) = (attachment.pod(index), attachment.uid(index));
         let handle = attachment.handle.clone();
         let version = attachment.version;
-        let attributes: BTreeMap<String, String> =
-            [("node", name.as_str()), ("namespace", "default"), ("pod", &pod), (POD_UID, &uid)]
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .into();
+        let attributes: BTreeMap<String, String> = [
+            ("node", name.as_str()),
+            ("namespace", "default"),
+            ("pod", &pod),
+            (POD_UID, &uid),
+            (INTERFACE, "eth0"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
         self.trace.mix(&[20, u64::try_from(index).unwrap_or(0)]);
         let step = self.step;
         self.trace.line(|| format!("{step:>5} node-{node} ADD attachment {index} {handle}"));
         if self.nodes[node].host.is_some() {
             let demand = Demand::new(handle, vec![version], attributes);
             self.demand(node, index, epoch, demand);
+            return;
+        }
+        if self.setting.nodes[node] == Way::Calico {
+            self.attachments[index].given = None;
+            let wanted = Wanted { attributes, ..Wanted::one(&name, version, &handle) };
+            let epoch =
+                if attachment_is_contested(&self.attachments[index]) { epoch.wrapping_sub(1) } else { epoch };
+            let purpose = Purpose::Add { attachment: index, epoch };
+            self.begin(Operation::PeerAdd, Some(node), purpose, Leave::Nothing, |store, clock| async move {
+                let answer = Calico { store: &store, clock: &clock }.auto_assign(&wanted).await;
+                Outcome::Added(match answer.addresses.as_slice() {
+                    [] => Err(answer
+                        .failure
+                        .map_or_else(|| "none left".to_owned(), |failure| failure.to_string())),
+                    addresses => Ok(addresses.iter().map(|address| (*address, 0)).collect()),
+                })
+            });
             return;
         }
         if attachment_is_contested(&self.attachments[index]) {
@@ -220,6 +247,16 @@ impl World {
         let leave = Leave::Handle(handle.clone());
         // What an ADD beside it writes, a DEL need not find.
         let purpose = Purpose::Del { attachment: index, alone: adds == 0 };
+        if self.setting.nodes[node] == Way::Calico {
+            self.begin(Operation::PeerDel, Some(node), purpose, leave, |store, clock| async move {
+                let outcome = Calico { store: &store, clock: &clock }.release_by_handle(&handle).await;
+                Outcome::Deleted(match outcome {
+                    Ok(()) | Err(Failure::Missing(_)) => Ok(()),
+                    Err(failure) => Err(failure.to_string()),
+                })
+            });
+            return;
+        }
         self.begin(Operation::PluginDel, Some(node), purpose, leave, |store, clock| async move {
             let outcome = release_by_handle(&store, &clock, &handle).await;
             Outcome::Deleted(outcome.map(drop).map_err(|error| error.to_string()))
@@ -240,6 +277,7 @@ impl World {
         match result {
             Ok(given) if stands => {
                 self.end.added += 1;
+                self.attachments[index].given = Some(given.clone());
                 let had: Vec<IpAddr> = self.promises.addresses_of(index).collect();
                 if !direct && !had.is_empty() && given.iter().any(|(address, _)| !had.contains(address)) {
                     self.wrong(format!("9: {} has {had:?} and was told {given:?}", attachment.handle));
@@ -256,6 +294,7 @@ impl World {
             }
             _ => {
                 self.end.cut_short += 1;
+                self.attachments[index].given = None;
                 if matches!(attachment.phase, Phase::Adding | Phase::Up) && attachment.epoch == epoch
                     || attachment.phase == Phase::Adding
                 {
@@ -292,9 +331,24 @@ impl World {
             return;
         }
         // A commit that takes effect late may bring back what a DEL did not find.
-        if !self.setting.call_faults.contains(&Fault::Late) {
+        if !self.setting.call_faults.contains(&Fault::Late) && !self.judge.spoilt.contains(&handle) {
             self.nothing_is_held(&handle);
         }
+        self.is_down(index, node);
+    }
+
+    /// A DEL was answered by the node's queue: it will be done.
+    pub(crate) fn queued(&mut self, index: usize) {
+        let attachment = &mut self.attachments[index];
+        attachment.dels = attachment.dels.saturating_sub(1);
+        let (node, last) = (attachment.node, attachment.dels == 0);
+        self.end.deleted += 1;
+        if attachment.phase == Phase::Downing && last {
+            self.is_down(index, node);
+        }
+    }
+
+    fn is_down(&mut self, index: usize, node: usize) {
         self.attachments[index].phase = Phase::Down;
         if self.has(Fault::DelRepeated) && self.rng.chance(1, 3) {
             self.met(Fault::DelRepeated, Some(node));
@@ -324,6 +378,7 @@ impl World {
     pub(crate) fn in_doubt(&mut self, index: usize, del: bool) {
         self.end.cut_short += 1;
         let attachment = &mut self.attachments[index];
+        attachment.given = None;
         if del {
             attachment.dels = attachment.dels.saturating_sub(1);
         } else {
