@@ -135,7 +135,8 @@ pub fn handle_write(id: &str, seen: Option<&Seen<Handle>>, cidr: Cidr, count: u3
         None if count > 0 => Some(Write::Create(Record::Handle(handle))),
         None => None,
         Some(seen) if handle.blocks.is_empty() => {
-            Some(Write::Delete(Record::Handle(handle), seen.version.clone()))
+            // As it was seen, so that a commit that has to be undone can make it again.
+            Some(Write::Delete(Record::Handle(seen.value.clone()), seen.version.clone()))
         }
         Some(seen) if count == 0 && seen.value == handle => None,
         Some(seen) => Some(Write::Update(Record::Handle(handle), seen.version.clone())),

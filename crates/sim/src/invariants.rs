@@ -222,9 +222,9 @@ impl Judge {
         wrong: &mut Vec<String>,
     ) {
         let Some(any) = after.or(before) else { return };
-        if let (Some(before), Some(after)) = (before, after)
-            && after.sequence_number < before.sequence_number
-        {
+        let undone = matches!((before, after), (Some(before), Some(after))
+            if after.sequence_number < before.sequence_number);
+        if let Some(before) = before.filter(|_| undone) {
             // A commit that was undone: what it stamped was never told to anybody.
             let undone = before.sequence_number;
             self.issued.retain(|(address, stamp), _| !cidr.contains(*address) || *stamp >= undone);
@@ -248,7 +248,7 @@ impl Judge {
             }
             let cooled = before.and_then(|block| attribute(block, ordinal)?.released_at);
             let cools = after.and_then(|block| attribute(block, ordinal)?.released_at);
-            if let Some(released) = cooled.filter(|_| cools.is_none()) {
+            if let Some(released) = cooled.filter(|_| cools.is_none() && !undone) {
                 let needed = SignedDuration::from_secs(self.shortest_cooldown_seconds - 1);
                 if self.shortest_cooldown_seconds > 0 && step.latest.duration_since(released) < needed {
                     wrong.push(format!("2: {address} did not cool down before it was used or freed"));

@@ -180,29 +180,29 @@ impl World {
         let reachable = self.rng.chance(1, 16);
         let disk_first = self.rng.chance(1, 2);
         let Some(desk) = self.queue_of(node) else { return false };
-        if disk_first || desk.heard.is_empty() {
-            if let Some(write) = desk.writes.pop_front() {
-                if !fails || written {
-                    let bytes = bytes(&write);
-                    if matches!(write, Effect::Rewrite(_)) {
-                        desk.log = bytes;
-                    } else {
-                        desk.log.extend_from_slice(&bytes);
-                    }
+        if (disk_first || desk.heard.is_empty())
+            && let Some(write) = desk.writes.pop_front()
+        {
+            if !fails || written {
+                let bytes = bytes(&write);
+                if matches!(write, Effect::Rewrite(_)) {
+                    desk.log = bytes;
+                } else {
+                    desk.log.extend_from_slice(&bytes);
                 }
-                let result = if fails { Err("simulated disk".to_owned()) } else { Ok(()) };
-                let event = match write {
-                    Effect::Append(number, _) => Event::Logged(number, result),
-                    Effect::Remove(number) => Event::Unlogged(number, result),
-                    _ => Event::Rewritten(result),
-                };
-                if fails {
-                    self.met(Fault::LogFails, Some(node));
-                }
-                self.trace.mix(&[50, u64::try_from(node).unwrap_or(0)]);
-                self.tell_queue(node, event);
-                return true;
             }
+            let result = if fails { Err("simulated disk".to_owned()) } else { Ok(()) };
+            let event = match write {
+                Effect::Append(number, _) => Event::Logged(number, result),
+                Effect::Remove(number) => Event::Unlogged(number, result),
+                _ => Event::Rewritten(result),
+            };
+            if fails {
+                self.met(Fault::LogFails, Some(node));
+            }
+            self.trace.mix(&[50, u64::try_from(node).unwrap_or(0)]);
+            self.tell_queue(node, event);
+            return true;
         }
         if !desk.heard.is_empty() {
             let event = desk.heard.swap_remove(0);

@@ -8,6 +8,7 @@
 //! A DEL may be sent late, again, or while its ADD is under way. From the moment a runtime decides on it, the address
 //! is promised to nobody.
 
+use crate::client::agent::Asked;
 use crate::faults::{Fault, Operation};
 use crate::invariants::{Judge, Leave};
 use crate::peer::{Calico, Failure, Wanted};
@@ -141,7 +142,8 @@ impl World {
         let attachment = &mut self.attachments[index];
         let node = attachment.node;
         if attachment.phase != Phase::Up {
-            attachment.life += 1;
+            // A pod whose ADD failed is tried again; what comes after a DEL is another pod.
+            attachment.life += u32::from(attachment.phase == Phase::Free);
             attachment.phase = Phase::Adding;
         }
         attachment.adds += 1;
@@ -240,6 +242,11 @@ impl World {
         let step = self.step;
         self.trace.line(|| format!("{step:>5} node-{node} DEL attachment {index} {handle}"));
         let adds = attachment.adds;
+        // As if the store could not be reached: the queue takes it at once.
+        let asked = Asked { attachment: index, epoch: None };
+        if self.setting.queues && self.rng.chance(1, 3) && self.queue_del(node, asked) {
+            return;
+        }
         if self.nodes[node].host.is_some() {
             self.surrender(node, index, Surrender { handle, interface: None, legacy_handle: None });
             return;
