@@ -4,7 +4,7 @@ use sim::coverage::Coverage;
 use sim::world::run;
 
 /// Seeds that `make test` runs.
-const SEEDS: std::ops::Range<u64> = 0..116;
+const SEEDS: std::ops::Range<u64> = 0..150;
 
 #[test]
 fn no_seed_breaks_an_invariant() {
