@@ -3,7 +3,6 @@
 //! One task owns the [`Agent`]. Whatever waits is taken in together before the next plan, so that a burst of requests
 //! becomes one batch. Commits and reads run as tasks of their own and come back as events.
 
-use crate::commit;
 use crate::health::{Count, Health, Part};
 use api::attachment::{AddRequest, DelRequest, ErrorReply};
 use api::{Node, Pool};
@@ -323,7 +322,7 @@ impl Driver {
                 self.health.count(Count::Commits);
                 debug!(writes = writes.len(), checks = checks.len(), "committing");
                 tokio::spawn(async move {
-                    let result = commit::commit(&store, &checks, &writes).await;
+                    let result = store.commit(&checks, &writes).await;
                     let _ = back.send(Input::Event(Event::Committed(ticket, result)));
                 });
             }

@@ -11,7 +11,6 @@
 //! there are. This crate wires them, and runs on one thread.
 
 mod cni_conf;
-mod commit;
 mod dataplane_sync;
 mod driver;
 mod health;

@@ -107,9 +107,9 @@ impl Agent {
             } else {
                 "the agent has not read the datastore yet; see whether the API server answers".to_owned()
             };
-            match self.jobs.get(&id).map(|job| job.stage) {
+            match self.jobs.get(&id) {
                 // Its outcome stays: the same ADD again finds the address, a DEL gives it back.
-                Some(Stage::Flying) => {
+                Some(job) if job.stage == Stage::Flying || !job.pledged.is_empty() => {
                     let error = ErrorReply { code: TRY_AGAIN, message, details: String::new() };
                     self.answer(id, Reply::Failed(error));
                 }

@@ -41,6 +41,7 @@ struct Bench {
     /// No read is answered while this is set.
     mute: bool,
     replies: BTreeMap<u64, Reply>,
+    accounts: BTreeMap<u64, Vec<Explain>>,
     commits: Vec<Vec<Write>>,
     reads: Vec<Key>,
     requests: u64,
@@ -58,6 +59,7 @@ fn bench_on(store: &Memory, node: &str) -> Bench {
         faults: VecDeque::new(),
         mute: false,
         replies: BTreeMap::new(),
+        accounts: BTreeMap::new(),
         commits: Vec::new(),
         reads: Vec::new(),
         requests: 0,
@@ -176,6 +178,10 @@ impl Bench {
             Effect::List { ticket, scope } => Some(Event::Listed(ticket, block_on(self.store.list(&scope)))),
             Effect::Reply { request, reply } => {
                 assert!(self.replies.insert(request.0, reply).is_none(), "answered twice");
+                None
+            }
+            Effect::Note(Note::Explained { request, explain }) => {
+                self.accounts.entry(request.0).or_default().push(*explain);
                 None
             }
             Effect::Note(_) => None,

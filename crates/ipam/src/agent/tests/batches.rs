@@ -199,3 +199,177 @@ fn block_that_contradicts_itself_is_left_alone_and_another_one_is_claimed() {
     assert!(error.message.contains(&broken.cidr.to_string()), "{}", error.message);
     assert!(bench.blocks().contains(&broken));
 }
+
+#[test]
+fn queue_is_bounded_and_who_comes_too_late_is_told_to_try_again() {
+    let mut agent = Agent::new("n1");
+    let now = Timestamp::UNIX_EPOCH;
+    let demand = |number: usize| Demand::pod(&request(&format!("pod{number}")), "n1", now).unwrap();
+    let event = |number: usize| Event::Add(RequestId(u64::try_from(number).unwrap()), demand(number));
+    assert_eq!(agent.steps(now, (0..QUEUE).map(event)), []);
+    let effects = agent.step(now, event(QUEUE));
+    let [Effect::Reply { reply: Reply::Failed(error), .. }] = effects.as_slice() else {
+        panic!("{effects:?}")
+    };
+    assert_eq!(error.code, TRY_AGAIN);
+    assert_eq!(agent.waiting(), QUEUE);
+}
+
+#[test]
+fn batch_takes_the_oldest_and_no_more_than_its_bound() {
+    let store = Memory::new();
+    let mut pool = Pool::with_defaults("pool", "10.0.0.0/21".parse().unwrap());
+    pool.block_size = 22;
+    put(&store, Record::Pool(pool));
+    put(&store, Record::Node(Node { name: "n1".to_owned(), ..Node::default() }));
+    let mut bench = bench_on(&store, "n1");
+    bench.address("warm");
+    bench.commits.clear();
+    let events: Vec<Event> = (0..300).map(|number| bench.add_event(&format!("pod{number}")).1).collect();
+    bench.run(events);
+    let handles: Vec<usize> = bench
+        .commits
+        .iter()
+        .map(|writes| writes.iter().filter(|write| write.key().kind() == Kind::Handle).count())
+        .collect();
+    assert_eq!(handles, [256, 44]);
+    let first: Vec<Key> = bench.commits[0].iter().map(Write::key).collect();
+    assert!(first.contains(&Key::Handle("net.pod0".to_owned())));
+    assert!(!first.contains(&Key::Handle("net.pod256".to_owned())));
+    bench.check();
+}
+
+#[test]
+fn block_in_hand_serves_while_a_claim_is_under_way() {
+    let store = store();
+    let mut other = Pool::with_defaults("zother", "10.1.0.0/26".parse().unwrap());
+    other.block_size = 28;
+    put(&store, Record::Pool(other));
+    let mut bench = bench_on(&store, "n1");
+    bench.address("warm");
+    let demand = Demand {
+        pools: vec!["zother".to_owned()],
+        ..Demand::new("net.cold", vec![IpVersion::V4], BTreeMap::new())
+    };
+    let claim = bench.agent.step(bench.now, Event::Add(RequestId(77), demand));
+    assert!(matches!(claim.as_slice(), [Effect::Commit { .. }]), "{claim:?}");
+    // Its answer does not come. The next one goes out at once.
+    let (_, event) = bench.add_event("quick");
+    let batch = bench.agent.step(bench.now, event);
+    let [Effect::Commit { writes, .. }] = batch.as_slice() else { panic!("{batch:?}") };
+    assert_eq!(
+        writes.iter().map(|write| write.key().kind()).collect::<Vec<_>>(),
+        [Kind::Handle, Kind::Block]
+    );
+}
+
+#[test]
+fn one_that_the_store_refuses_does_not_fail_the_others_of_its_batch() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("warm");
+    let events = ["a", "b", "c"].map(|name| bench.add_event(name));
+    let ids: Vec<u64> = events.iter().map(|(id, _)| *id).collect();
+    let mut effects = bench.agent.steps(bench.now, events.map(|(_, event)| event));
+    let Some(Effect::Commit { ticket, .. }) = effects.pop() else { panic!() };
+    let key = Key::Handle("net.b".to_owned());
+    let refused = CommitError::Refused { key, reason: "no such name".to_owned(), written: 0 };
+    bench.run(vec![Event::Committed(ticket, Err(refused))]);
+    assert_eq!(refusal(bench.replies[&ids[1]].clone()).code, NOT_SERVED);
+    assert!(matches!(bench.replies[&ids[0]], Reply::Added(_)));
+    assert!(matches!(bench.replies[&ids[2]], Reply::Added(_)));
+    bench.check();
+}
+
+#[test]
+fn address_that_was_taken_away_meanwhile_is_not_answered_again() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("a");
+    bench.blind = true;
+    // A collector releases it, and the agent's watch is late.
+    let mut collector = bench_on(&bench.store.clone(), "n1");
+    assert_eq!(collector.del("a"), Reply::Deleted);
+    let again = bench.address("a");
+    let blocks = bench.blocks();
+    let held: Vec<_> = block::held_by(&blocks[0], "net.a").collect();
+    assert_eq!(held.iter().filter_map(|at| blocks[0].cidr.address(*at)).collect::<Vec<_>>(), [again]);
+    bench.check();
+}
+
+#[test]
+fn address_that_is_held_is_not_answered_while_the_store_is_away() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("a");
+    bench.mute = true;
+    assert_eq!(refusal(bench.add("a")).code, TRY_AGAIN);
+    bench.mute = false;
+    let gone = ReadError::Unavailable { what: "blocks".to_owned(), reason: "gone".to_owned() };
+    bench.run(vec![Event::Changed(Kind::Block, Change::Lost(gone))]);
+    assert_eq!(refusal(bench.add("a")).code, TRY_AGAIN);
+    bench.run(vec![Event::Changed(Kind::Block, Change::Progress(bench.store.revision()))]);
+    bench.address("a");
+}
+
+#[test]
+fn handle_is_looked_at_again_when_its_write_took_long() {
+    for borrows in [false, true] {
+        let store = store();
+        if borrows {
+            // Nothing is left to claim: the address comes from the other node's block.
+            let mut other = bench_on(&store, "n2");
+            for number in 0..49 {
+                other.address(&format!("other{number}"));
+            }
+        }
+        let mut bench = bench_on(&store, "n1");
+        let (id, event) = bench.add_event("a");
+        let mut effects: VecDeque<Effect> = bench.agent.step(bench.now, event).into();
+        let (ticket, result) = loop {
+            match bench.perform(effects.pop_front().unwrap()) {
+                Some(Event::Committed(ticket, result)) => break (ticket, result),
+                Some(event) => effects.extend(bench.agent.step(bench.now, event)),
+                None => {}
+            }
+        };
+        // While the block's write was on its way a collector took the handle for an orphan.
+        let key = Key::Handle("net.a".to_owned());
+        let stored = block_on(store.get(&key)).unwrap().unwrap();
+        block_on(store.commit(&[], &[Write::Delete(stored.record, stored.version)])).unwrap();
+        bench.now = bench.now.checked_add(SignedDuration::from_secs(11)).unwrap();
+        bench.run(vec![Event::Committed(ticket, result)]);
+        assert!(block_on(store.get(&key)).unwrap().is_some(), "borrows: {borrows}");
+        assert_eq!(refusal(bench.replies[&id].clone()).code, TRY_AGAIN, "nobody waits that long");
+        bench.check();
+        bench.address("a");
+        bench.check();
+    }
+}
+
+#[test]
+fn what_cannot_be_understood_is_the_trouble_of_one_request() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("warm");
+    let (del, event) = bench.del_event("odd");
+    let (add, other) = bench.add_event("other");
+    let effects = bench.agent.step(bench.now, event);
+    let Some(Effect::Read { ticket, .. }) = effects.first().cloned() else { panic!("{effects:?}") };
+    let odd = ReadError::Malformed { what: "handle net.odd".to_owned(), reason: "no block".to_owned() };
+    bench.run(vec![other, Event::Read(ticket, Err(odd))]);
+    assert_eq!(refusal(bench.replies[&del].clone()).code, NOT_SERVED);
+    assert!(matches!(bench.replies[&add], Reply::Added(_)));
+}
+
+#[test]
+fn every_answer_has_its_account() {
+    let mut bench = bench_on(&store(), "n1");
+    let (id, event) = bench.add_event("a");
+    bench.run(vec![event]);
+    let [explain] = bench.accounts[&id].as_slice() else { panic!("{:?}", bench.accounts) };
+    assert_eq!((explain.wanted, explain.assigned), (1, 1));
+    assert_eq!(explain.pools.listed()[0].pool, "pool");
+    assert_eq!(explain.blocks.listed()[0].outcome, crate::explain::BlockOutcome::Claimed);
+    put(&bench.store, Record::Config(IpamConfig { auto_allocate_blocks: false, ..IpamConfig::default() }));
+    let mut other = bench_on(&bench.store.clone(), "n2");
+    let (id, event) = other.add_event("b");
+    other.run(vec![event]);
+    assert_eq!(other.accounts[&id][0].shortage, Some(crate::explain::Shortage::AutoAllocateOff));
+}

@@ -164,3 +164,46 @@ fn index_older_than_the_pool_is_listed_again_before_a_claim() {
         "{effects:?}"
     );
 }
+
+#[test]
+fn new_block_numbers_itself_above_the_stamps_of_its_first_addresses() {
+    let mut bench = bench_on(&store(), "n1");
+    let Reply::Added(taken) = bench.add("a") else { panic!() };
+    assert!(taken[0].sequence < bench.blocks()[0].sequence_number);
+    let Reply::Added(next) = bench.add("b") else { panic!() };
+    assert!(next[0].sequence > taken[0].sequence);
+}
+
+#[test]
+fn pool_made_anew_with_another_block_size_is_not_claimed_from_by_what_was_seen_before() {
+    let store = store();
+    let mut bench = bench_on(&store, "n1");
+    bench.blind = true;
+    let stored = block_on(store.get(&Key::Pool("pool".to_owned()))).unwrap().unwrap();
+    let Record::Pool(pool) = stored.record else { panic!() };
+    put(&store, Record::Pool(Pool { block_size: 29, ..pool }));
+    bench.address("a");
+    assert_eq!(bench.blocks().iter().map(|found| found.cidr.prefix()).collect::<Vec<_>>(), [29]);
+    bench.check();
+}
+
+#[test]
+fn claim_goes_by_reads_that_are_younger_than_what_the_watch_told_meanwhile() {
+    let store = store();
+    let mut bench = bench_on(&store, "n1");
+    let cidr: Cidr = "10.0.0.16/28".parse().unwrap();
+    // A read that found no block is answered after the watch has told of it.
+    let known = bench.agent.view.known_at(&Key::Block(cidr));
+    put(&store, Record::Block(block::new_block(cidr, &Owner::host("n2"), bench.now)));
+    bench.run(Vec::new());
+    bench.agent.view.absent(&Key::Block(cidr), known);
+    assert!(bench.agent.view.index().contains_key(&cidr));
+    // So is a list that was made before a delete.
+    bench.agent.view.listing_begins();
+    let listing = block_on(store.list(&Scope::All(Kind::Block))).unwrap();
+    let stored = listing.items[0].clone();
+    block_on(store.commit(&[], &[Write::Delete(stored.record, stored.version)])).unwrap();
+    bench.run(Vec::new());
+    bench.agent.view.replace(Kind::Block, listing);
+    assert!(!bench.agent.view.index().contains_key(&cidr));
+}

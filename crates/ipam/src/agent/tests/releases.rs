@@ -68,3 +68,65 @@ fn del_ends_an_add_that_has_written_nothing() {
         matches!(effect, Effect::Reply { request, reply: Reply::Failed(_) } if request.0 == add)
     }));
 }
+
+#[test]
+fn handle_of_the_old_form_is_released_where_the_new_one_is_not_known() {
+    let mut bench = bench_on(&store(), "n1");
+    let demand = Demand::new("default.web-0", vec![IpVersion::V4], BTreeMap::new());
+    bench.run(vec![Event::Add(RequestId(70), demand)]);
+    let surrender = Surrender {
+        handle: "net.c".to_owned(),
+        interface: Some("eth0".to_owned()),
+        legacy_handle: Some("default.web-0".to_owned()),
+    };
+    bench.run(vec![Event::Del(RequestId(71), surrender)]);
+    assert_eq!(bench.replies[&71], Reply::Deleted);
+    assert_eq!(bench.handles(), []);
+    bench.check();
+}
+
+#[test]
+fn interfaces_of_one_container_are_given_back_one_by_one() {
+    let mut bench = bench_on(&store(), "n1");
+    for interface in ["eth0", "eth1"] {
+        let attachment = Attachment {
+            network: "net".to_owned(),
+            container: "c".to_owned(),
+            interface: interface.to_owned(),
+        };
+        let demand = Demand::pod(&AddRequest { attachment, ..request("c") }, "n1", bench.now).unwrap();
+        bench.requests += 1;
+        bench.run(vec![Event::Add(RequestId(bench.requests), demand)]);
+    }
+    assert_eq!(bench.blocks()[0].unallocated.len(), 14);
+    assert_eq!(bench.del("c"), Reply::Deleted);
+    assert_eq!(bench.blocks()[0].unallocated.len(), 15);
+    bench.check();
+}
+
+#[test]
+fn count_without_addresses_is_taken_away_after_the_block_was_read() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("warm");
+    let cidr = bench.blocks()[0].cidr;
+    put(
+        &bench.store,
+        Record::Handle(Handle { id: "net.a".to_owned(), blocks: [(cidr, 1)].into(), deleted: false }),
+    );
+    assert_eq!(bench.del("a"), Reply::Deleted);
+    assert_eq!(bench.reads, [Key::Handle("net.a".to_owned()), Key::Block(cidr)]);
+    bench.check();
+}
+
+#[test]
+fn add_after_a_del_of_the_same_container_waits_for_it() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("a");
+    let (_, del) = bench.del_event("a");
+    let (id, add) = bench.add_event("a");
+    bench.commits.clear();
+    bench.run(vec![del, add]);
+    assert!(matches!(bench.replies[&id], Reply::Added(_)));
+    assert_eq!(bench.commits.len(), 2, "the release, then the new address");
+    bench.check();
+}
