@@ -33,6 +33,8 @@ pub struct SmallWorld {
     pub operations: Vec<Operation>,
     /// How many of them may die.
     pub crashes: usize,
+    /// How many answers to writes may be lost.
+    pub lost_answers: usize,
 }
 
 /// What came of running a world in every order.
@@ -109,6 +111,7 @@ impl World for SmallWorld {
             judge,
             promises,
             crashes: self.crashes,
+            lost_answers: self.lost_answers,
             wrong,
             steps: Vec::new(),
             handles: self.handles(),
@@ -157,6 +160,7 @@ pub struct Execution {
     judge: Judge,
     promises: Promises,
     crashes: usize,
+    lost_answers: usize,
     wrong: Vec<String>,
     /// What was done, for whoever has to understand a failure.
     steps: Vec<(usize, Call, Fate)>,
@@ -171,8 +175,12 @@ impl Execution {
     /// What was done, and what was wrong with it.
     fn account(&self) -> Vec<String> {
         let steps = self.steps.iter().map(|(process, call, fate)| {
-            let dies = if *fate == Fate::Last { ", and dies" } else { "" };
-            format!("{}: {call:?}{dies}", self.actors[*process].operation)
+            let fault = match fate {
+                Fate::Made => "",
+                Fate::Last => ", and dies",
+                Fate::Unanswered => ", and hears no answer",
+            };
+            format!("{}: {call:?}{fault}", self.actors[*process].operation)
         });
         steps.chain(self.wrong.iter().cloned()).collect()
     }
@@ -223,24 +231,33 @@ impl Run for Execution {
         self.actors.iter().map(|actor| actor.call().as_ref().map(Access::of)).collect()
     }
 
-    fn may_die(&self, process: usize) -> bool {
-        // Whoever dies after reading has done no more than whoever died before.
-        self.crashes > 0 && self.actors[process].call().is_some_and(|call| call.is_write())
+    fn faults(&self, process: usize) -> Vec<Fate> {
+        // Whoever dies after reading has done no more than whoever died before, and a lost read is read again.
+        if !self.actors[process].call().is_some_and(|call| call.is_write()) {
+            return Vec::new();
+        }
+        let possible = [(Fate::Last, self.crashes), (Fate::Unanswered, self.lost_answers)];
+        possible.into_iter().filter(|(_, left)| *left > 0).map(|(fate, _)| fate).collect()
     }
 
     fn step(&mut self, process: usize, fate: Fate) {
         let verdict = match fate {
             Fate::Made => Verdict::Proceed,
             Fate::Last => Verdict::DieAfter,
+            Fate::Unanswered => Verdict::LoseReply,
         };
         self.steps.extend(self.actors[process].grant(verdict).map(|call| (process, call, fate)));
         if self.steps.len() > CALLS {
             self.wrong.push(format!("10: {CALLS} calls, and no end"));
         }
         self.go_on(process);
-        if fate == Fate::Last {
-            self.crashes = self.crashes.saturating_sub(1);
-            self.actors[process].die();
+        match fate {
+            Fate::Made => {}
+            Fate::Unanswered => self.lost_answers = self.lost_answers.saturating_sub(1),
+            Fate::Last => {
+                self.crashes = self.crashes.saturating_sub(1);
+                self.actors[process].die();
+            }
         }
     }
 

@@ -8,11 +8,12 @@
 use api::{Affinity, AffinityState, Block, Cidr, Handle, Node, Owner, Pool};
 use datastore::{Check, Datastore as _, Key, Record, Write};
 use ipam::block::{self, Take};
+use ipam::mistake::Mistake;
 use ipam::seen;
 use jiff::Timestamp;
 use sim::db::StoreKind;
 use sim::exhaustive::actors::Ended;
-use sim::exhaustive::actors::Operation::{self, Assign, Collect, GiveUp, Other, Release};
+use sim::exhaustive::actors::Operation::{self, Assign, Collect, GiveUp, Join, Other, Release};
 use sim::exhaustive::search::Reach;
 use sim::exhaustive::{Explored, SmallWorld};
 use sim::port::SimStore;
@@ -87,7 +88,8 @@ fn world(
     promised: &[&'static str],
     operations: &[Operation],
 ) -> SmallWorld {
-    SmallWorld { store, records, promised: promised.to_vec(), operations: operations.to_vec(), crashes: 0 }
+    let (promised, operations) = (promised.to_vec(), operations.to_vec());
+    SmallWorld { store, records, promised, operations, crashes: 0, lost_answers: 0 }
 }
 
 /// Runs a world with crashes, and says what was broken in which order.
@@ -177,6 +179,54 @@ fn the_collector_meets_those_who_use_what_crashes_left() {
 }
 
 #[test]
+fn a_block_is_not_given_up_by_whom_it_does_not_belong_to() {
+    let records = lost_claim();
+    holds_everywhere(&records, &["x"], &[GiveUp("b", cidr(ONE)), Assign("a", "y")], 2, [4, 4]);
+    holds_everywhere(&records, &["x"], &[Assign("b", "y"), Release("x")], 2, [4, 4]);
+}
+
+/// Node `b` lost the claim of `a`'s block, and could not take its affinity back.
+fn lost_claim() -> Vec<Record> {
+    [owned(&["x"]), vec![affinity("b", AffinityState::Pending)]].concat()
+}
+
+/// A node that was gone comes back while the collector gives back what it had.
+fn rejoining() -> SmallWorld {
+    let tunnel = "vxlan-tunnel-addr-c";
+    let mut block = block("c", &[]);
+    let attributes = [("node", "c"), ("type", "vxlanTunnelAddress")];
+    let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    block::assign(&mut block, cidr(ONE).network(), Some(tunnel), &attributes, None).unwrap();
+    block::advance(&mut block);
+    let records = left(&[affinity("c", AffinityState::Confirmed), handle(tunnel), Record::Block(block)]);
+    world(StoreKind::Etcd, records, &[], &[Collect, Join("c", tunnel)])
+}
+
+#[test]
+fn a_node_that_joins_again_meets_the_collector_calico_3589() {
+    holds(rejoining(), 2, 5);
+}
+
+#[test]
+fn lost_answers_give_nothing_away_twice() {
+    let up = GiveUp("a", cidr(ONE));
+    for (records, promised, operations, least) in [
+        (cluster(ONE), &[][..], [Assign("a", "x"), Assign("b", "y")], [20, 80]),
+        (owned(&["x"]), &["x"], [Assign("a", "y"), Release("x")], [12, 30]),
+        (owned(&["x"]), &["x"], [Release("x"), Release("x")], [15, 150]),
+        (owned(&["x"]), &["x"], [up, Release("x")], [10, 25]),
+        (owned(&["x"]), &["x"], [up, Assign("a", "y")], [30, 100]),
+        (owned(&[]), &[], [up, Assign("b", "y")], [60, 250]),
+        (owned(&["x"]), &["x"], [Collect, Release("x")], [25, 100]),
+    ] {
+        for (store, least) in [StoreKind::Etcd, StoreKind::Kubernetes].into_iter().zip(least) {
+            let world = world(store, records.clone(), promised, &operations);
+            holds(SmallWorld { lost_answers: 1, ..world }, usize::from(store.is_atomic()), least);
+        }
+    }
+}
+
+#[test]
 fn the_pruned_search_reaches_the_ends_that_the_whole_one_reaches() {
     let up = GiveUp("a", cidr(ONE));
     let writes = Other("writer", |store| Box::pin(rewrite(store)));
@@ -251,5 +301,26 @@ fn mistakes_are_found_and_named() {
         let account = found.broken.unwrap_or_default();
         let named = account.last().is_some_and(|line| line.starts_with(invariant));
         assert!(named, "{operations:?}: {account:?}");
+    }
+}
+
+#[test]
+fn mistakes_planted_in_the_protocols_are_found() {
+    let up = GiveUp("b", cidr(ONE));
+    let kubernetes = StoreKind::Kubernetes;
+    for (mistake, world) in [
+        (
+            Mistake::PendingSkipped,
+            world(kubernetes, cluster(ONE), &[], &[Assign("a", "x"), Assign("b", "y")]),
+        ),
+        (Mistake::HandleCollected, world(kubernetes, owned(&[]), &[], &[Collect, Assign("a", "y")])),
+        (Mistake::OwnerUnchecked, world(StoreKind::Etcd, lost_claim(), &["x"], &[up, Release("x")])),
+        (Mistake::RejoinedTrusted, rejoining()),
+    ] {
+        ipam::mistake::make(Some(mistake));
+        let found = world.explore(Reach::Classes);
+        ipam::mistake::make(None);
+        assert!(found.broken.is_some(), "{mistake}: not found in {} executions", found.count.executions);
+        assert_eq!(world.explore(Reach::Classes).broken, None, "{mistake}");
     }
 }

@@ -4,10 +4,11 @@ use super::connect;
 use crate::db::Db;
 use crate::invariants::Leave;
 use crate::port::{Call, Port, SimStore, Verdict};
-use api::{Cidr, Handle, IpVersion, Owner, Use};
-use datastore::{Datastore as _, Kind, Scope};
+use api::{Cidr, Handle, IpVersion, Node, Owner, Use};
+use datastore::{Datastore as _, Key, Kind, Record, Scope, Write};
 use ipam::affinity::{ReleaseTerms, release_affinity};
 use ipam::assign::{AssignRequest, assign};
+use ipam::block;
 use ipam::collect::{self, Cluster, Collector, Effect, Event, Records};
 use ipam::plan::Want;
 use ipam::release::release_by_handle;
@@ -37,6 +38,8 @@ pub enum Operation {
     Release(&'static str),
     /// A node gives up a block, empty or not.
     GiveUp(&'static str, Cidr),
+    /// A node comes back under its name, and uses the address that it finds under this handle without writing it.
+    Join(&'static str, &'static str),
     /// Two passes of a collector whose clock shows an hour between them, however little the others do meanwhile.
     Collect,
     /// Something of the test's own, by name.
@@ -47,7 +50,7 @@ impl Operation {
     /// The handle that it is about.
     pub fn handle(&self) -> Option<&'static str> {
         match self {
-            Self::Assign(_, handle) | Self::Release(handle) => Some(handle),
+            Self::Assign(_, handle) | Self::Release(handle) | Self::Join(_, handle) => Some(handle),
             Self::GiveUp(..) | Self::Collect | Self::Other(..) => None,
         }
     }
@@ -67,6 +70,7 @@ impl fmt::Display for Operation {
             Self::Assign(node, handle) => write!(f, "{node} assigns to {handle}"),
             Self::Release(handle) => write!(f, "release of {handle}"),
             Self::GiveUp(node, block) => write!(f, "{node} gives {block} up"),
+            Self::Join(node, _) => write!(f, "{node} joins"),
             Self::Collect => f.write_str("collector"),
             Self::Other(name, _) => f.write_str(name),
         }
@@ -181,7 +185,9 @@ impl Actor {
         match self.operation {
             Operation::Release(handle) => Leave::Handle(handle.to_owned()),
             Operation::Collect => Leave::Unpromised,
-            Operation::Assign(..) | Operation::GiveUp(..) | Operation::Other(..) => Leave::Nothing,
+            Operation::Assign(..) | Operation::GiveUp(..) | Operation::Join(..) | Operation::Other(..) => {
+                Leave::Nothing
+            }
         }
     }
 }
@@ -206,12 +212,13 @@ fn begin(operation: Operation, store: SimStore, number: usize, pods: BTreeSet<St
         Operation::Release(handle) => {
             Box::pin(async move { Ended::Done(release_by_handle(&store, &clock, handle).await.is_ok()) })
         }
-        Operation::GiveUp(node, block) => Box::pin(async move {
+        Operation::GiveUp(node, cidr) => Box::pin(async move {
             let outcome =
-                release_affinity(&store, &clock, &Owner::host(node), block, ReleaseTerms::default()).await;
+                release_affinity(&store, &clock, &Owner::host(node), cidr, ReleaseTerms::default()).await;
             Ended::Done(outcome.is_ok())
         }),
         Operation::Other(_, make) => make(store),
+        Operation::Join(node, handle) => Box::pin(join(store, node, handle)),
         Operation::Collect => Box::pin(async move {
             let mut collector = Collector::default();
             for pass in 0..2 {
@@ -242,21 +249,11 @@ pub(super) async fn pass_of(
                 Some(records) => Event::Records(Arc::new(records)),
                 None => Event::Failed,
             },
-            Effect::ListCluster => Event::Cluster(cluster(pods)),
-            Effect::Ask(questions) => {
-                let cluster = cluster(pods);
-                Event::Answers(collect::Answers {
-                    gone: BTreeSet::new(),
-                    pods: questions
-                        .pods
-                        .into_iter()
-                        .map(|name| {
-                            let pod = cluster.pods.get(&name).cloned();
-                            (name, pod)
-                        })
-                        .collect(),
-                })
-            }
+            Effect::ListCluster => match cluster(store, pods).await {
+                Some(cluster) => Event::Cluster(cluster),
+                None => Event::Failed,
+            },
+            Effect::Ask(questions) => Event::Answers(answers(store, pods, questions).await),
             Effect::Do(task) => {
                 tasks.push(task);
                 continue;
@@ -272,11 +269,44 @@ pub(super) async fn pass_of(
     done
 }
 
-fn cluster(pods: &BTreeSet<String>) -> Cluster {
-    Cluster {
-        nodes: ["a", "b"].map(str::to_owned).into(),
-        pods: pods.iter().map(|pod| (("default".to_owned(), pod.clone()), collect::Pod::default())).collect(),
+/// What there is: nodes as the store has them, and pods of which nobody has heard an address.
+async fn cluster(store: &SimStore, pods: &BTreeSet<String>) -> Option<Cluster> {
+    let nodes: Vec<Seen<Node>> = seen::list(store, &Scope::All(Kind::Node)).await.ok()?;
+    Some(Cluster {
+        nodes: nodes.into_iter().map(|seen| seen.value.name).collect(),
+        pods: pods.iter().map(|pod| (named(pod), collect::Pod::default())).collect(),
+    })
+}
+
+fn named(pod: &str) -> collect::PodName {
+    ("default".to_owned(), pod.to_owned())
+}
+
+async fn answers(store: &SimStore, pods: &BTreeSet<String>, asked: collect::Questions) -> collect::Answers {
+    let mut answers = collect::Answers::default();
+    for node in asked.nodes {
+        if store.get(&Key::Node(node.clone())).await == Ok(None) {
+            answers.gone.insert(node);
+        }
     }
+    let found = |name: &collect::PodName| pods.contains(&name.1).then(collect::Pod::default);
+    answers.pods = asked.pods.into_iter().map(|name| (name.clone(), found(&name))).collect();
+    answers
+}
+
+/// A node comes, and goes on with what is its own.
+async fn join(store: SimStore, node: &str, handle: &str) -> Ended {
+    let record = Record::Node(Node { name: node.to_owned(), ..Node::default() });
+    if store.commit(&[], &[Write::Create(record)]).await.is_err() {
+        return Ended::Assigned(None);
+    }
+    let Ok(blocks) = seen::blocks(&store).await else { return Ended::Assigned(None) };
+    let held = blocks.iter().flat_map(|seen| {
+        block::held_by(&seen.value, handle).filter_map(|ordinal| {
+            Some((seen.value.cidr.address(ordinal)?, block::stamp(&seen.value, ordinal)))
+        })
+    });
+    Ended::Assigned(Some(held.collect()))
 }
 
 async fn records(store: &SimStore) -> Option<Records> {

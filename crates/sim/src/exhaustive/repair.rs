@@ -20,7 +20,10 @@ impl Execution {
         let actor = self.actors.len() + 1;
         // Whoever was killed is asked back by its runtime, and so is what was promised.
         // Beside a collector at work nobody is: whatever is left is left to it.
-        let collected = self.actors.iter().any(|actor| matches!(actor.operation, Operation::Collect));
+        let has =
+            |operation: fn(&Operation) -> bool| self.actors.iter().any(|actor| operation(&actor.operation));
+        let joined = has(|operation| matches!(operation, Operation::Join(..)));
+        let collected = has(|operation| matches!(operation, Operation::Collect)) && !joined;
         if !collected {
             for handle in self.handles.clone() {
                 let (store, port) = connect(&self.db);

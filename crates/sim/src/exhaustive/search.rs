@@ -18,6 +18,8 @@ pub enum Fate {
     Made,
     /// It takes effect, and its caller dies before the answer.
     Last,
+    /// It takes effect, and its caller hears that there was no answer.
+    Unanswered,
 }
 
 /// A world that can be run any number of times.
@@ -34,8 +36,8 @@ pub trait Run {
     /// The call with which each process goes next; `None` for one that has ended.
     fn waiting(&self) -> Vec<Option<Access>>;
 
-    /// Whether this process may die after its next call.
-    fn may_die(&self, process: usize) -> bool;
+    /// What else than being made may become of a process's next call.
+    fn faults(&self, process: usize) -> Vec<Fate>;
 
     /// Lets a process make its next call. Only for one that waits.
     fn step(&mut self, process: usize, fate: Fate);
@@ -138,10 +140,10 @@ struct Node {
     sleep: BTreeSet<usize>,
     chosen: usize,
     fate: Fate,
-    /// Who may die after its next call.
-    mortal: BTreeSet<usize>,
-    /// Whether the chosen process is yet to die here.
-    death_left: bool,
+    /// What else may become of each process's call.
+    faults: Vec<Vec<Fate>>,
+    /// What of that is yet to become of the chosen one's.
+    left: Vec<Fate>,
     /// For each process, how many of its calls come before the chosen one in every execution of the class.
     clock: Vec<usize>,
     /// How many calls the chosen process has made, this one included.
@@ -189,8 +191,8 @@ pub fn explore<W: World>(world: &W, reach: Reach, mut end: impl FnMut(W::Run) ->
                 Reach::All => enabled().collect(),
                 Reach::Classes => BTreeSet::from([chosen]),
             };
-            let mortal: BTreeSet<usize> = enabled().filter(|process| run.may_die(*process)).collect();
-            let death_left = mortal.contains(&chosen);
+            let faults: Vec<Vec<Fate>> = (0..waiting.len()).map(|process| run.faults(process)).collect();
+            let left = faults.get(chosen).cloned().unwrap_or_default();
             let last = stack.len();
             stack.push(Node {
                 waiting,
@@ -199,8 +201,8 @@ pub fn explore<W: World>(world: &W, reach: Reach, mut end: impl FnMut(W::Run) ->
                 sleep,
                 chosen,
                 fate: Fate::Made,
-                mortal,
-                death_left,
+                faults,
+                left,
                 clock: Vec::new(),
                 own: 0,
             });
@@ -225,8 +227,8 @@ pub fn explore<W: World>(world: &W, reach: Reach, mut end: impl FnMut(W::Run) ->
 /// Goes back to the last place where something is left to try. False: everything was.
 fn turn(stack: &mut Vec<Node>) -> bool {
     while let Some(node) = stack.last_mut() {
-        if std::mem::take(&mut node.death_left) {
-            node.fate = Fate::Last;
+        if let Some(fault) = node.left.pop() {
+            node.fate = fault;
             return true;
         }
         node.done.insert(node.chosen);
@@ -235,7 +237,7 @@ fn turn(stack: &mut Vec<Node>) -> bool {
         if let Some(next) = next {
             node.chosen = *next;
             node.fate = Fate::Made;
-            node.death_left = node.mortal.contains(next);
+            node.left = node.faults.get(*next).cloned().unwrap_or_default();
             return true;
         }
         stack.pop();
@@ -373,8 +375,9 @@ mod tests {
                 .collect()
         }
 
-        fn may_die(&self, process: usize) -> bool {
-            self.deaths > 0 && self.of.programs[process][self.at[process]].1
+        fn faults(&self, process: usize) -> Vec<Fate> {
+            let call = self.of.programs[process].get(self.at[process]);
+            if self.deaths > 0 && call.is_some_and(|(_, write)| *write) { vec![Fate::Last] } else { vec![] }
         }
 
         fn step(&mut self, process: usize, fate: Fate) {
