@@ -5,6 +5,7 @@ use crate::administration;
 use crate::affinity::{self, ReleaseAffinityError, ReleaseTerms};
 use crate::block::{self, Release};
 use crate::clock::Clock;
+use crate::cold::{self, Pass};
 use crate::failure::StoreError;
 use crate::mistake::{Mistake, made};
 use crate::plan::{self, Handles};
@@ -196,21 +197,11 @@ async fn tidy<D: Datastore>(
     cooldown_seconds: u32,
 ) -> Result<Outcome, StoreError> {
     let Some(seen) = seen::block(store, cidr).await? else { return Ok(Outcome::Moot) };
-    let mut block = seen.value;
-    let changed = block::collect(&mut block, cooldown_seconds, clock.now());
-    let write = if block.affinity.is_none() && block::is_empty(&block) {
-        Write::Delete(Record::Block(block), seen.version)
-    } else if changed {
-        block::advance(&mut block);
-        Write::Update(Record::Block(block), seen.version)
-    } else {
-        return Ok(Outcome::Moot);
-    };
-    match store.commit(&[], &[write]).await {
-        Ok(_) => Ok(Outcome::DONE),
+    Ok(match cold::collect_cold(store, clock, cooldown_seconds, &seen).await? {
+        Pass::Freed(_) | Pass::Deleted => Outcome::DONE,
         // Whoever wrote it has freed what had cooled down.
-        Err(error) => refused(error).map(|()| Outcome::Moot),
-    }
+        Pass::Nothing | Pass::Changed => Outcome::Moot,
+    })
 }
 
 async fn drop_affinity<D: Datastore>(
