@@ -18,14 +18,15 @@
 //! ```
 
 use crate::{
-    Capabilities, Check, CommitError, Datastore, Event, Key, Listing, ReadError, Record, Revision, Scope,
-    Stored, Version, Write,
+    Capabilities, Check, CommitError, Datastore, Event, Key, Kind, Listing, ReadError, Record, Revision,
+    Scope, Stored, Version, Write,
 };
-use api::{AffinityNaming, Owner};
+use api::{AffinityNaming, Cidr, Owner};
 use futures::stream::{self, BoxStream, Stream, StreamExt};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -178,6 +179,25 @@ impl State {
     }
 }
 
+/// A key that no other of its kind is below.
+fn lowest(kind: Kind) -> Key {
+    match kind {
+        Kind::Pool => Key::Pool(String::new()),
+        Kind::Block => Key::Block(everything()),
+        Kind::Affinity => Key::Affinity(Owner::host(""), everything()),
+        Kind::Handle => Key::Handle(String::new()),
+        Kind::Config => Key::Config,
+        Kind::Reservation => Key::Reservation(String::new()),
+        Kind::Node => Key::Node(String::new()),
+        Kind::ClusterInformation => Key::ClusterInformation,
+    }
+}
+
+/// The network that comes before all others.
+fn everything() -> Cidr {
+    Cidr::containing(Ipv4Addr::UNSPECIFIED.into(), 0).expect("a prefix of no bits fits any address")
+}
+
 impl Datastore for Memory {
     fn capabilities(&self) -> Capabilities {
         Capabilities { atomic_commit: true, name: "memory" }
@@ -189,13 +209,26 @@ impl Datastore for Memory {
 
     async fn list(&self, scope: &Scope) -> Result<Listing, ReadError> {
         let state = self.lock();
+        let kind = scope.kind();
+        // Where affinities are named per node, those of one owner stand together.
+        let (from, together) = match (scope, self.naming) {
+            (Scope::AffinitiesOf(owner), AffinityNaming::PerNode) => {
+                (Key::Affinity(owner.clone(), everything()), scope.clone())
+            }
+            _ => (lowest(kind), Scope::All(kind)),
+        };
         let mut items: Vec<Stored> = state
             .records
-            .values()
+            .range(from..)
+            .take_while(|(slot, _)| together.holds(slot))
+            .map(|(_, stored)| stored)
             .filter(|stored| scope.holds(&stored.record.key()) && !stored.record.is_deleted())
             .cloned()
             .collect();
-        items.sort_by_key(|stored| stored.record.key());
+        // Slots are in key order but for affinities named per block.
+        if kind == Kind::Affinity {
+            items.sort_by_key(|stored| stored.record.key());
+        }
         Ok(Listing { items, revision: Revision(state.revision), ..Listing::default() })
     }
 
