@@ -19,6 +19,12 @@ pub fn sanitized(handle: &str) -> &str {
     handle.split('\r').next().unwrap_or_default()
 }
 
+/// Whether a handle as stored is this one, which is [`sanitized`].
+fn is_handle(stored: &str, handle: &str) -> bool {
+    // Most differ in their first bytes: nothing is searched for in them.
+    stored.strip_prefix(handle).is_some_and(|junk| junk.is_empty() || junk.starts_with('\r'))
+}
+
 /// A free block of `owner`, claimed at `now`; its ordinals wait in ascending order.
 ///
 /// The sequence number starts at the nanoseconds of `now`, so that a block made again starts above its predecessor.
@@ -149,7 +155,7 @@ pub fn held_by<'a>(block: &'a Block, handle: &str) -> impl Iterator<Item = Ordin
     allocated(block)
         .filter(move |(_, attribute)| {
             attribute.released_at.is_none()
-                && attribute.handle_id.as_deref().map(sanitized) == Some(handle.as_str())
+                && attribute.handle_id.as_deref().is_some_and(|stored| is_handle(stored, &handle))
         })
         .map(|(ordinal, _)| ordinal)
 }
