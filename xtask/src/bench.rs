@@ -1,3 +1,4 @@
 //! What can be measured.
 
+pub(crate) mod ipam;
 pub(crate) mod lab;

@@ -1,4 +1,4 @@
-//! Tasks of the project that are more than a cargo command: `cargo xtask tidy`, `cargo xtask bench lab`, `cargo xtask transcripts`.
+//! Tasks of the project that are more than a cargo command: `cargo xtask tidy`, `cargo xtask bench ipam`, `cargo xtask transcripts`.
 
 mod bench;
 mod report;
@@ -41,6 +41,8 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// The allocator in memory, on one core: rates, ratios within one run, memory, instructions.
+    Ipam,
     /// The lesson's lab: deploy, destroy, a burst of pods, memory.
     Lab {
         /// Runs of each figure; the median is reported.
@@ -54,6 +56,7 @@ fn main() -> Result<()> {
         Task::Tidy => tidy::run(&root()),
         Task::Transcripts => transcripts::run(&root()),
         Task::Sim { arguments } => sim::run(&root(), &arguments),
+        Task::Bench { what: Bench::Ipam } => bench::ipam::run(&root()),
         Task::Bench { what: Bench::Lab { runs } } => bench::lab::run(&root(), runs),
     }
 }

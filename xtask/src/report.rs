@@ -5,6 +5,26 @@ use serde_json::{Value, json};
 use std::io::Write as _;
 use std::path::Path;
 
+/// What a figure should be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Target {
+    /// This or less.
+    AtMost(f64),
+    /// This or more.
+    AtLeast(f64),
+    /// Nothing was promised.
+    None,
+}
+
+impl Target {
+    fn value(self) -> Option<f64> {
+        match self {
+            Self::AtMost(value) | Self::AtLeast(value) => Some(value),
+            Self::None => None,
+        }
+    }
+}
+
 /// One figure and what it was hoped to be.
 #[derive(Debug)]
 pub(crate) struct Figure {
@@ -13,24 +33,29 @@ pub(crate) struct Figure {
     /// The median of the runs.
     pub(crate) value: f64,
     /// Unit of value and target.
-    pub(crate) unit: &'static str,
-    /// The most it should be.
-    pub(crate) target: f64,
+    pub(crate) unit: String,
+    /// What it should be.
+    pub(crate) target: Target,
     /// Smallest and largest of the runs.
     pub(crate) spread: (f64, f64),
 }
 
 impl Figure {
     /// The median of `runs`, which must not be empty.
-    pub(crate) fn median(name: &str, unit: &'static str, target: f64, mut runs: Vec<f64>) -> Result<Self> {
+    pub(crate) fn median(name: &str, unit: &str, target: Target, mut runs: Vec<f64>) -> Result<Self> {
         runs.sort_by(f64::total_cmp);
         let (first, last) = runs.first().zip(runs.last()).context("a figure without runs")?;
         let value = f64::midpoint(runs[(runs.len() - 1) / 2], runs[runs.len() / 2]);
-        Ok(Self { name: name.to_owned(), value, unit, target, spread: (*first, *last) })
+        Ok(Self { name: name.to_owned(), value, unit: unit.to_owned(), target, spread: (*first, *last) })
     }
 
-    fn met(&self) -> bool {
-        self.value <= self.target
+    /// Whether it is what it should be; `None` where nothing was promised.
+    fn met(&self) -> Option<bool> {
+        match self.target {
+            Target::AtMost(most) => Some(self.value <= most),
+            Target::AtLeast(least) => Some(self.value >= least),
+            Target::None => None,
+        }
     }
 }
 
@@ -38,22 +63,30 @@ impl Figure {
 pub(crate) fn publish(root: &Path, name: &str, machine: &str, figures: &[Figure]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{machine}")?;
-    writeln!(out, "{:<44} {:>10} {:>20} {:>10}  met", "figure", "median", "min..max", "target")?;
+    writeln!(out, "{:<54} {:>16} {:>24} {:>16}  met", "figure", "median", "min..max", "target")?;
     for figure in figures {
         writeln!(
             out,
-            "{:<44} {:>10} {:>20} {:>10}  {}",
+            "{:<54} {:>16} {:>24} {:>16}  {}",
             figure.name,
             format!("{:.2} {}", figure.value, figure.unit),
             format!("{:.2}..{:.2}", figure.spread.0, figure.spread.1),
-            format!("{} {}", figure.target, figure.unit),
-            if figure.met() { "yes" } else { "no" },
+            match figure.target {
+                Target::AtMost(most) => format!("{most} {}", figure.unit),
+                Target::AtLeast(least) => format!("> {least} {}", figure.unit),
+                Target::None => "-".to_owned(),
+            },
+            match figure.met() {
+                Some(true) => "yes",
+                Some(false) => "no",
+                None => "-",
+            },
         )?;
     }
     let rows: Vec<Value> = figures
         .iter()
         .map(|figure| {
-            json!({"name": figure.name, "value": figure.value, "unit": figure.unit, "target": figure.target, "met": figure.met()})
+            json!({"name": figure.name, "value": figure.value, "unit": figure.unit, "target": figure.target.value(), "met": figure.met()})
         })
         .collect();
     let folder = root.join("target/bench");

@@ -1,0 +1,110 @@
+//! The allocator in memory: what `crates/sim/benches/ipam` measures, judged, and instructions as a profiler counts them.
+
+use crate::report::{self, Figure, Target};
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What was promised, by the beginning of a figure's name.
+const TARGETS: &[(&str, Target)] = &[
+    ("agent: ADD at 99 % full", Target::AtMost(2.0)),
+    ("agent: second pool", Target::AtMost(2.0)),
+    ("agent: claims in a pool /8", Target::AtMost(1.2)),
+    ("direct: ADD at 99 % full", Target::AtMost(2.0)),
+    ("direct: ADD in a pool /8", Target::AtMost(1.2)),
+    ("simulator", Target::AtLeast(200_000.0)),
+];
+
+/// Operations whose instructions are counted: argument of the bench, function that is counted, and budget of each.
+const BUDGETS: &[(&str, &str, f64)] =
+    &[("take", "measured_take", 12_000.0), ("release", "measured_release", 12_000.0)];
+
+/// Operations of one counted run.
+const TIMES: f64 = 1000.0;
+
+/// Measures and publishes.
+///
+/// # Errors
+/// When the bench does not build or fails.
+pub(crate) fn run(root: &Path) -> Result<()> {
+    let bench = build(root)?;
+    let output = Command::new(&bench)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("running {}", bench.display()))?;
+    if !output.status.success() {
+        bail!("the bench failed: see what it printed");
+    }
+    let mut figures = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        figures.push(figure(line)?);
+    }
+    figures.extend(instructions(&bench)?);
+    report::publish(root, "ipam", &report::machine(), &figures)
+}
+
+/// Builds the bench and says where it is.
+fn build(root: &Path) -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let arguments =
+        ["bench", "--package", "sim", "--bench", "ipam", "--no-run", "--locked", "--message-format", "json"];
+    let output = Command::new(cargo)
+        .args(arguments)
+        .current_dir(root)
+        .stderr(Stdio::inherit())
+        .output()
+        .context("running cargo bench")?;
+    if !output.status.success() {
+        bail!("the bench does not build: see what cargo printed");
+    }
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "ipam" && message["target"]["kind"][0] == "bench")
+        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
+        .context("cargo built no bench")
+}
+
+/// Reads a line of the bench.
+fn figure(line: &str) -> Result<Figure> {
+    let read: Value = serde_json::from_str(line).with_context(|| format!("reading {line:?}"))?;
+    let name = read["name"].as_str().context("a figure without a name")?;
+    let unit = read["unit"].as_str().context("a figure without a unit")?;
+    let runs = read["runs"].as_array().context("a figure without runs")?;
+    let target = TARGETS.iter().find(|(start, _)| name.starts_with(start));
+    let target = target.map_or(Target::None, |(_, target)| *target);
+    Figure::median(name, unit, target, runs.iter().filter_map(Value::as_f64).collect())
+}
+
+/// Counts instructions under valgrind, which is the same on a busy machine; without valgrind it says so.
+fn instructions(bench: &Path) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    for (argument, function, budget) in BUDGETS {
+        let run = Command::new("valgrind")
+            .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+            .arg(format!("--toggle-collect=*{function}*"))
+            .arg(bench)
+            .arg(argument)
+            .stdin(Stdio::null())
+            .output();
+        let output = match run {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                eprintln!("instructions were not counted: install valgrind");
+                return Ok(Vec::new());
+            }
+            run => run.context("running valgrind")?,
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        let counted = said
+            .lines()
+            .find_map(|line| line.split("Collected :").nth(1))
+            .and_then(|count| count.trim().parse::<f64>().ok())
+            .filter(|count| *count > 0.0)
+            .with_context(|| format!("valgrind counted nothing: {said}"))?;
+        let name = format!("instructions of a {argument} in a /26, its copy included");
+        figures.push(Figure::median(&name, "Ir", Target::AtMost(*budget), vec![counted / TIMES])?);
+    }
+    Ok(figures)
+}
