@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod access;
+mod copying;
 mod faults;
 mod golden;
 mod server;
