@@ -156,6 +156,9 @@ impl Draft {
             self.changed |= !released.ordinals.is_empty();
             self.avoid.extend(released.ordinals);
         }
+        // A handle that counts something here which the block does not show loses its count. The block is then written
+        // too: a write of it that is late, with an address for the handle in it, fails.
+        self.changed |= giver.known.is_some_and(|seen| seen.value.blocks.contains_key(&cidr));
         self.losing.entry(giver.handle.to_owned()).or_insert_with(|| giver.known.cloned());
         self.requests.insert(giver.job);
         self.taken.push((giver.job, None));

@@ -6,7 +6,6 @@ use super::job::{Flight, Job, Reply};
 use super::place::{Access, Next, Round, faulty};
 use super::{Agent, Known};
 use crate::block;
-use crate::plan::handle_write;
 use api::{Block, Cidr, Ordinal};
 use datastore::{Record, Write};
 use jiff::Timestamp;
@@ -47,11 +46,14 @@ impl Agent {
                 Access::Busy(_) => return Next::Wait,
                 Access::Reading => return Next::Read,
                 Access::Faulty(fault) => return faulty(cidr, &fault),
+                Access::Gone if !job.looked.contains(&cidr) => {
+                    self.read_block(cidr);
+                    return Next::Read;
+                }
+                // The block may still come, where its write is late: whether the handle counts too much is for the
+                // collector to say, after a while.
                 Access::Gone => {
                     job.visited.insert(cidr);
-                    if let Some(write) = handle_write(&job.handle, self.known(&job.handle), cidr, 0) {
-                        return self.send_handle(id, Some(cidr), write);
-                    }
                 }
                 Access::Ready => {
                     let Some(seen) = self.view.whole(cidr) else { continue };
@@ -84,7 +86,10 @@ impl Agent {
         // A handle that counts nothing is in nobody's way, but it should not stay either.
         if let Some(seen) = self.known(&job.handle).filter(|seen| seen.value.blocks.is_empty()) {
             let write = Write::Delete(Record::Handle(seen.value.clone()), seen.version.clone());
-            return self.send_handle(id, None, write);
+            let jobs = vec![(id, None)];
+            let flight = Flight { cidr: None, writes: vec![write], jobs, claims: false, sent: now };
+            self.send(flight, Vec::new(), 0);
+            return Next::Fly;
         }
         if let Some(legacy) = legacy_handle.filter(|legacy| *legacy != job.handle)
             && self.view.held_by(&legacy).any(|seen| held(&seen.value, &legacy, None).next().is_some())
@@ -103,13 +108,5 @@ impl Agent {
             found.cidr.address(*ordinal).is_some_and(|address| job.spare.contains(&address))
         };
         held(found, &job.handle, job.interface()).filter(|ordinal| !spared(ordinal)).collect()
-    }
-
-    /// Commits a handle alone.
-    fn send_handle(&mut self, id: u64, cidr: Option<Cidr>, write: Write) -> Next {
-        let flight =
-            Flight { cidr, writes: vec![write], jobs: vec![(id, None)], claims: false, sent: self.now };
-        self.send(flight, Vec::new(), 0);
-        Next::Fly
     }
 }

@@ -115,6 +115,8 @@ fn count_without_addresses_is_taken_away_after_the_block_was_read() {
     );
     assert_eq!(bench.del("a"), Reply::Deleted);
     assert_eq!(bench.reads, [Key::Handle("net.a".to_owned()), Key::Block(cidr)]);
+    let written: Vec<Key> = bench.commits[1].iter().map(Write::key).collect();
+    assert_eq!(written, [Key::Block(cidr), Key::Handle("net.a".to_owned())]);
     bench.check();
 }
 
@@ -129,4 +131,39 @@ fn add_after_a_del_of_the_same_container_waits_for_it() {
     assert!(matches!(bench.replies[&id], Reply::Added(_)));
     assert_eq!(bench.commits.len(), 2, "the release, then the new address");
     bench.check();
+}
+
+#[test]
+fn count_is_not_taken_away_when_the_block_comes_after_all() {
+    let store = store();
+    let mut bench = bench_on(&store, "n1");
+    let (_, add) = bench.add_event("a");
+    let effects = bench.agent.step(bench.now, add);
+    let [Effect::Commit { ticket, writes, .. }] = effects.as_slice() else { panic!("{effects:?}") };
+    // The request is given up: the claim has no answer, and what it depends on cannot be read.
+    let lost = CommitError::Unknown { key: writes[0].key(), reason: "gone".to_owned() };
+    let mut reads = bench.agent.step(bench.now, Event::Committed(*ticket, Err(lost)));
+    let gone = ReadError::Unavailable { what: "affinity".to_owned(), reason: "gone".to_owned() };
+    let mut left = Vec::new();
+    while let Some(effect) = reads.pop() {
+        match effect {
+            Effect::Read { ticket, key: Key::Block(_) } => left.push(Event::Read(ticket, Ok(None))),
+            Effect::Read { ticket, key: Key::Affinity(..) } => {
+                left.push(Event::Read(ticket, Err(gone.clone())));
+            }
+            Effect::Read { ticket, key } => left.push(Event::Read(ticket, block_on(store.get(&key)))),
+            _ => {}
+        }
+    }
+    // It arrives only now, after the block was looked for and before the handle is.
+    block_on(store.commit(&[], writes)).unwrap();
+    bench.blind = true;
+    bench.run(left);
+    assert_eq!(bench.agent.waiting(), 0);
+    bench.check();
+    // Once the agent has seen it, the runtime's own DEL gives it back.
+    bench.blind = false;
+    assert_eq!(bench.del("a"), Reply::Deleted);
+    bench.check();
+    assert_eq!(bench.handles(), []);
 }
