@@ -8,6 +8,7 @@ use crate::affinity::{self, Claim, ClaimError, Claimed, Content, Known, ReleaseT
 use crate::block::{self, TakeError, Taken};
 use crate::candidate;
 use crate::cap;
+use crate::claim;
 use crate::clock::Clock;
 use crate::explain::{BlockOutcome, Explain, Explained, Relief, Shortage};
 use crate::failure::{ATTEMPTS, StoreError};
@@ -424,7 +425,7 @@ impl<D: Datastore> Run<'_, D> {
         match setting.pool_of(cidr).filter(|_| !crossed || made(Mistake::StaleAffinityTrusted)) {
             Some(pool) => self.claim(world, pool, cidr, Known::Found(affinity)).await,
             None => {
-                affinity::drop_affinity(self.store, &self.request.owner, Some(&affinity)).await;
+                claim::drop_affinity(self.store, &self.request.owner, Some(&affinity)).await;
                 Ok(None)
             }
         }

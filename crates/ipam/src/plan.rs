@@ -5,7 +5,7 @@
 //! its handle does not know. Handle counts are set from the block in hand and not added to, so that a retry after a
 //! crash does not count twice (architecture D4).
 
-use crate::block::{self, ReleaseError, Released, Take, TakeError, Taken};
+use crate::block::{self, Take, TakeError, Taken};
 use crate::cap::{self, CapReached};
 use crate::host_reserved::{self, HostReserved};
 use crate::reservations::ReservationSet;
@@ -15,6 +15,8 @@ use datastore::{Record, Write};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+
+pub use crate::plan_release::{ReleasePlan, plan_release, plan_release_of_handle};
 
 /// How long another owner's unconfirmed claim is left alone before it may be taken over (architecture D9).
 pub const TAKE_OVER_AGE: SignedDuration = SignedDuration::from_secs(60);
@@ -143,7 +145,11 @@ pub fn handle_write(id: &str, seen: Option<&Seen<Handle>>, cidr: Cidr, count: u3
     }
 }
 
-fn handle_writes<'a>(ids: impl IntoIterator<Item = &'a str>, handles: &Handles, block: &Block) -> Vec<Write> {
+pub(crate) fn handle_writes<'a>(
+    ids: impl IntoIterator<Item = &'a str>,
+    handles: &Handles,
+    block: &Block,
+) -> Vec<Write> {
     let ids: BTreeSet<&str> = ids.into_iter().map(block::sanitized).filter(|id| !id.is_empty()).collect();
     ids.into_iter()
         .filter_map(|id| handle_write(id, handles.get(id), block.cidr, block::count_of(block, id)))
@@ -320,69 +326,6 @@ fn served<'a>(wants: &'a [Want], taken: &'a [Vec<Taken>]) -> impl Iterator<Item 
         .filter_map(|(want, _)| want.handle.as_deref())
 }
 
-/// Plans the release of everything that these handles hold in a block as read, and takes them off the handles.
-///
-/// A handle that holds nothing here loses its entry all the same (quirk Q9). The block is then written too, unchanged:
-/// where a handle is written before its block, somebody may be about to write this block with an address for it, and
-/// fails. An empty block without owner is deleted.
-pub fn plan_release_by_handles(
-    seen: &Seen<Block>,
-    ids: &[&str],
-    handles: &Handles,
-    cooldown_seconds: u32,
-    now: Timestamp,
-) -> BlockPlan {
-    let mut block = seen.value.clone();
-    let seen_cidr = block.cidr;
-    let mut changed = false;
-    for id in ids {
-        changed |= !block::release_by_handle(&mut block, id, None, cooldown_seconds, now).is_empty();
-        let counted = handles.get(*id).and_then(|seen| seen.value.blocks.get(&seen_cidr).copied());
-        changed |= counted.is_some_and(|count| count > 0);
-    }
-    released(seen, block, changed, ids.iter().copied(), handles)
-}
-
-/// Plans the release of particular addresses of a block as read.
-///
-/// `handles` may lack handles that are only known once this has answered: [`BlockPlan::writes`] then leaves them alone.
-///
-/// # Errors
-/// [`ReleaseError`]: nothing of this block is released.
-pub fn plan_release(
-    seen: &Seen<Block>,
-    releases: &[block::Release],
-    handles: &Handles,
-    cooldown_seconds: u32,
-    now: Timestamp,
-) -> Result<(BlockPlan, Released), ReleaseError> {
-    let mut block = seen.value.clone();
-    let outcome = block::release(&mut block, releases, cooldown_seconds, now)?;
-    let changed = !outcome.ordinals.is_empty();
-    let plan = released(seen, block, changed, outcome.by_handle.keys().map(String::as_str), handles);
-    Ok((plan, outcome))
-}
-
-fn released<'a>(
-    seen: &Seen<Block>,
-    mut block: Block,
-    changed: bool,
-    ids: impl IntoIterator<Item = &'a str>,
-    handles: &Handles,
-) -> BlockPlan {
-    let mut writes = Vec::new();
-    let gone = changed && block.affinity.is_none() && block::is_empty(&block);
-    if gone {
-        // The half-deleted object that a peer may see holds no address any more.
-        writes.push(Write::Delete(Record::Block(block.clone()), seen.version.clone()));
-    } else if changed {
-        block::advance(&mut block);
-        writes.push(Write::Update(Record::Block(block.clone()), seen.version.clone()));
-    }
-    writes.extend(handle_writes(ids, handles, &block));
-    BlockPlan { block: (!gone).then_some(block), writes, taken: Vec::new() }
-}
-
 /// What to do about the affinity before a block is claimed.
 #[expect(clippy::large_enum_variant, reason = "one is made per claim and matched at once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -503,35 +446,6 @@ mod tests {
         let plan = plan_take(&block, &[want("a")], &handles, &rules).unwrap();
         let Write::Update(Record::Handle(handle), _) = &plan.writes[0] else { panic!("{:?}", plan.writes) };
         assert_eq!(handle.blocks[&cidr()], 1);
-    }
-
-    #[test]
-    fn a_release_writes_the_block_first_and_deletes_the_handle_that_holds_nothing() {
-        let mut block = block::new_block(cidr(), &Owner::host("n"), now());
-        let taken = block::assign(&mut block, "10.0.0.1".parse().unwrap(), Some("a"), &BTreeMap::new(), None);
-        assert!(taken.is_ok());
-        let handle = seen(Handle { id: "a".to_owned(), blocks: [(cidr(), 1)].into(), deleted: false });
-        let handles = Handles::from([("a".to_owned(), handle)]);
-        let plan = plan_release_by_handles(&seen(block.clone()), &["a"], &handles, 0, now());
-        assert_eq!(keys(&plan), ["block 10.0.0.0/30", "handle a"]);
-        assert!(matches!(plan.writes[1], Write::Delete(..)));
-        block.affinity = None;
-        let plan = plan_release_by_handles(&seen(block), &["a"], &handles, 0, now());
-        assert!(matches!(plan.writes[0], Write::Delete(Record::Block(_), _)));
-        assert_eq!(plan.block, None);
-    }
-
-    #[test]
-    fn a_handle_without_addresses_here_loses_only_its_entry_and_nobody_gives_it_one_meanwhile() {
-        let block = seen(block::new_block(cidr(), &Owner::host("n"), now()));
-        let other = "10.0.1.0/30".parse().unwrap();
-        let handle =
-            seen(Handle { id: "a".to_owned(), blocks: [(cidr(), 1), (other, 1)].into(), deleted: false });
-        let handles = Handles::from([("a".to_owned(), handle)]);
-        let plan = plan_release_by_handles(&block, &["a"], &handles, 0, now());
-        assert_eq!(keys(&plan), ["block 10.0.0.0/30", "handle a"]);
-        let Write::Update(Record::Handle(handle), _) = &plan.writes[1] else { panic!("{:?}", plan.writes) };
-        assert_eq!(handle.blocks.keys().collect::<Vec<_>>(), [&other]);
     }
 
     #[test]

@@ -5,10 +5,12 @@ use crate::block::{self, Release, ReleaseError};
 use crate::clock::Clock;
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::plan::{self, Handles};
-use crate::pools;
-use crate::seen::{self, Seen};
+use crate::plan_release::plan_release_again;
+use crate::seen::{self, Seen, TOGETHER};
+use crate::setting::{home, is_deselected};
 use api::{Block, Cidr, Handle, Node, OwnerKind, Pool};
-use datastore::{CommitError, Datastore, Key, Record, Write};
+use datastore::{CommitError, Datastore, Key, Kind, Record, Scope, Version, Write};
+use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -36,14 +38,16 @@ pub enum ReleaseFailure {
 
 /// Gives back everything that a handle holds, and removes the handle. Returns how many addresses that were.
 ///
-/// A handle that does not exist is success with 0: nothing is held by it. An entry for a block that is gone stays, and with it
-/// the handle: the block may be about to be made. It is the collector's.
+/// A handle that does not exist is success with 0: nothing is held by it.
 ///
-/// Datastore calls: 2 reads (handle, configuration); per block 1 read and 1 commit, and, if a block of ours became empty,
-/// 2 reads to see whether its pool still is for its node.
+/// Datastore calls, as trips where commits are atomic: 3, of 3 reads (handle, configuration, pools), 1 read per block, and
+/// 1 commit of the blocks and the handle; with the commit goes 1 read of the node for each block that becomes empty in a
+/// pool that is not for all nodes, and if the pool is not for it those of [`affinity::release_affinity`]. A handle in more
+/// than 24 blocks: 2 trips more per 24. On a Kubernetes API the commit is 1 request per block and 2 for the handle, one after
+/// another. A handle that does not exist: 1 trip.
 ///
 /// # Errors
-/// [`StoreError`]; the blocks before the failing one are released.
+/// [`StoreError`]; what was released before the failure stays released.
 ///
 /// # Cancellation
 /// Leaves the handle with the entries not yet done; the call may be repeated.
@@ -53,90 +57,57 @@ pub async fn release_by_handle<D: Datastore>(
     handle: &str,
 ) -> Result<usize, StoreError> {
     let id = block::sanitized(handle);
-    let Some(mut seen) = seen::handle(store, id).await? else { return Ok(0) };
-    let config = seen::config(store).await?;
+    let (found, config, pools) =
+        futures::join!(seen::handle(store, id), seen::config(store), seen::pools(store));
+    let (mut found, cooldown, pools) = (found?, config?.ip_cooldown_seconds, pools?);
     let mut released = 0;
-    for cidr in seen.value.blocks.keys().copied().collect::<Vec<_>>() {
-        let mut done = None;
-        for _ in 0..ATTEMPTS {
-            if !seen.value.blocks.contains_key(&cidr) {
-                done = Some(None);
-                break;
+    // Per block, what was given back by a commit whose answer was lost, if it was made.
+    let mut perhaps: BTreeMap<Cidr, usize> = BTreeMap::new();
+    let mut attempts = 0;
+    while let Some(seen) = found.take() {
+        let cidrs: Vec<Cidr> = seen.value.blocks.keys().copied().take(TOGETHER).collect();
+        let mut blocks: Vec<_> = cidrs.iter().copied().zip(seen::blocks_of(store, &cidrs).await?).collect();
+        for block in blocks.iter_mut().filter_map(|(_, block)| block.as_mut()) {
+            block::collect(&mut block.value, cooldown, clock.now());
+            if let Some(count) = perhaps.remove(&block.value.cidr)
+                && block::held_by(&block.value, id).next().is_none()
+            {
+                released += count;
             }
-            match release_in_block(store, clock, id, &seen, cidr, config.ip_cooldown_seconds).await? {
-                Step::Done { count, handle, block } => {
-                    released += count;
-                    match handle {
-                        Some(handle) => seen = handle,
-                        None => seen.value.blocks.clear(),
+        }
+        let plan = plan::plan_release_of_handle(&seen, &blocks, cooldown, clock.now());
+        let (done, deselected) =
+            futures::join!(store.commit(&[], &plan.writes), deselected(store, &pools, &plan.emptied));
+        match done {
+            Ok(versions) => {
+                released += plan.counts.iter().map(|(_, count)| count).sum::<usize>();
+                found = match (plan.writes.last(), versions.last()) {
+                    (Some(Write::Update(Record::Handle(left), _)), Some(version)) => {
+                        Some(Seen::written(left.clone(), version.clone(), seen.created))
                     }
-                    done = Some(block);
-                    break;
+                    _ => None,
+                };
+                for block in deselected? {
+                    give_up(store, clock, block).await?;
                 }
-                // The handle is read before the block, so that a count is only lowered by what the block says now.
-                Step::Again => match seen::handle(store, id).await? {
-                    Some(again) => seen = again,
-                    None => return Ok(released),
-                },
+                continue;
             }
+            // Nothing can be lost by looking again: what is released already is not found by the handle any more.
+            Err(CommitError::Conflict { written, .. }) => {
+                released += plan.counts.iter().take(written).map(|(_, count)| count).sum::<usize>();
+            }
+            Err(CommitError::Unknown { .. }) => perhaps.extend(plan.counts.iter().copied()),
+            Err(error) => return Err(error.into()),
         }
-        let block = done.ok_or_else(|| StoreError::Contention { what: format!("the release of {id}") })?;
-        if let Some(block) = block {
-            give_up_if_deselected(store, clock, &block).await?;
+        attempts += 1;
+        if attempts >= ATTEMPTS {
+            return Err(StoreError::Contention { what: format!("the release of {id}") });
         }
+        // The handle is read before the blocks, so that entries are only taken off it by what the blocks say now.
+        found = seen::handle(store, id).await?;
     }
-    Ok(released)
-}
-
-enum Step {
-    /// The block has nothing of the handle any more.
-    Done {
-        /// Addresses given back.
-        count: usize,
-        /// The handle as written; `None` if it is deleted.
-        handle: Option<Seen<Handle>>,
-        /// The block as written, if it was.
-        block: Option<Box<Block>>,
-    },
-    /// Something changed: read again.
-    Again,
-}
-
-async fn release_in_block<D: Datastore>(
-    store: &D,
-    clock: &dyn Clock,
-    id: &str,
-    seen: &Seen<Handle>,
-    cidr: Cidr,
-    cooldown_seconds: u32,
-) -> Result<Step, StoreError> {
-    let handles = Handles::from([(id.to_owned(), seen.clone())]);
-    let (plan, held) = match seen::block(store, cidr).await? {
-        Some(mut block) => {
-            let now = clock.now();
-            block::collect(&mut block.value, cooldown_seconds, now);
-            let held = block::held_by(&block.value, id).count();
-            let plan = plan::plan_release_by_handles(&block, &[id], &handles, cooldown_seconds, now);
-            (plan, held)
-        }
-        // It may be about to be made, with addresses of this handle in it, and nothing could stop that. The collector
-        // takes the entry off when it has stood for a while (quirk Q9).
-        None => return Ok(Step::Done { count: 0, handle: Some(seen.clone()), block: None }),
-    };
-    match store.commit(&[], &plan.writes).await {
-        Ok(versions) => {
-            let handle = plan.writes.iter().zip(versions).find_map(|(write, version)| match write {
-                Write::Update(Record::Handle(handle), _) => {
-                    Some(Seen::written(handle.clone(), version, seen.created))
-                }
-                _ => None,
-            });
-            Ok(Step::Done { count: held, handle, block: plan.block.filter(|_| held > 0).map(Box::new) })
-        }
-        // Nothing can be lost by looking again: what is released already is not found by the handle any more.
-        Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => Ok(Step::Again),
-        Err(error) => Err(error.into()),
-    }
+    // The handle goes last: where it is gone, everything before was made.
+    Ok(released + perhaps.values().sum::<usize>())
 }
 
 /// Gives back particular addresses, each only if it still is what the caller saw.
@@ -144,36 +115,47 @@ async fn release_in_block<D: Datastore>(
 /// Addresses of disabled and deleted pools too. One block's failure does not stop the others; within a block it is all
 /// or nothing.
 ///
-/// Datastore calls: 2 reads (pools, configuration), 1 more if an address lies in no pool or in no block of its pool's
-/// size; per block 1 read, 1 read per handle, and 1 commit.
+/// Datastore calls, as trips where commits are atomic: 3 for addresses of one block whose handles are named, of 2 reads
+/// (pools, configuration) and 1 per handle, 1 read per block, and 1 commit; 1 trip more if a handle is not named. Each
+/// further block: 1 commit. If an address lies in no pool or in no block of its pool's size: 1 list of blocks more. Handles
+/// and blocks are read 24 at a time; more than 24 handles are listed. A block that becomes empty in a pool that is not for all
+/// nodes: 2 reads more.
 ///
 /// # Errors
-/// [`StoreError`] if the pools or the configuration could not be read: nothing is released then; or the blocks: only
-/// addresses in blocks of their pools' sizes may be released then. The call may be repeated.
+/// [`StoreError`] if something could not be read before anything was released, or the list of blocks: only addresses in
+/// blocks of their pools' sizes may be released then. The call may be repeated.
 pub async fn release_addresses<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
     releases: &[Release],
 ) -> Result<ReleasedAddresses, StoreError> {
-    let pools = seen::pools(store).await?;
-    let config = seen::config(store).await?;
-    let mut outcome = ReleasedAddresses::default();
+    let named: BTreeSet<&str> =
+        releases.iter().filter_map(|release| release.handle.as_deref()).map(block::sanitized).collect();
+    let mut handles = KnownHandles::default();
+    let (config, pools, known) =
+        futures::join!(seen::config(store), seen::pools(store), handles.look(store, named));
+    let (config, pools) = (config?, pools?);
+    known?;
+    let mut run = Run {
+        store,
+        clock,
+        cooldown_seconds: config.ip_cooldown_seconds,
+        pools,
+        handles,
+        outcome: ReleasedAddresses::default(),
+    };
     let mut by_block: BTreeMap<Cidr, Vec<Release>> = BTreeMap::new();
     let mut homeless = Vec::new();
     for release in releases {
-        let pool = pools.iter().map(|seen| &seen.value).find(|pool| pool.cidr.contains(release.address));
+        let pool = run.pools.iter().map(|seen| &seen.value).find(|pool| pool.cidr.contains(release.address));
         match pool.and_then(|pool| Cidr::containing(release.address, pool.block_size)) {
             Some(cidr) => by_block.entry(cidr).or_default().push(release.clone()),
             None => homeless.push(release.clone()),
         }
     }
-    for (cidr, releases) in by_block {
-        if !release_of_block(store, clock, cidr, &releases, config.ip_cooldown_seconds, &mut outcome).await {
-            homeless.extend(releases);
-        }
-    }
+    homeless.extend(run.blocks(by_block).await?);
     if homeless.is_empty() {
-        return Ok(outcome);
+        return Ok(run.outcome);
     }
     // No pool, or one that was made anew with another block size: the blocks themselves know.
     let blocks = seen::blocks(store).await?;
@@ -181,113 +163,224 @@ pub async fn release_addresses<D: Datastore>(
     for release in homeless {
         match blocks.iter().find(|seen| seen.value.cidr.contains(release.address)) {
             Some(seen) => by_block.entry(seen.value.cidr).or_default().push(release),
-            None => outcome.not_allocated.push(release.address),
+            None => run.outcome.not_allocated.push(release.address),
         }
     }
-    for (cidr, releases) in by_block {
-        if !release_of_block(store, clock, cidr, &releases, config.ip_cooldown_seconds, &mut outcome).await {
-            outcome.not_allocated.extend(releases.iter().map(|release| release.address));
-        }
-    }
-    Ok(outcome)
+    let gone = run.blocks(by_block).await?;
+    run.outcome.not_allocated.extend(gone.iter().map(|release| release.address));
+    Ok(run.outcome)
 }
 
-/// Gives back what is named in one block and notes it in `outcome`. `false`: there is no such block.
-async fn release_of_block<D: Datastore>(
-    store: &D,
-    clock: &dyn Clock,
-    cidr: Cidr,
-    releases: &[Release],
-    cooldown_seconds: u32,
-    outcome: &mut ReleasedAddresses,
-) -> bool {
-    match release_in(store, clock, cidr, releases, cooldown_seconds).await {
-        Ok(Some(done)) => {
-            outcome.released.extend(done.released);
-            outcome.not_allocated.extend(done.not_allocated);
-            true
+/// Handles as read or written, by sanitised id; `None` for one that does not exist.
+#[derive(Default)]
+struct KnownHandles(BTreeMap<String, Option<Seen<Handle>>>);
+
+impl KnownHandles {
+    /// Reads those of these that are not known: one by one but together, or by one list where they are many.
+    async fn look<D: Datastore>(
+        &mut self,
+        store: &D,
+        ids: impl IntoIterator<Item = &str>,
+    ) -> Result<(), StoreError> {
+        let unknown: Vec<&str> =
+            ids.into_iter().filter(|id| !id.is_empty() && !self.0.contains_key(*id)).collect();
+        if unknown.len() > TOGETHER {
+            let mut all: BTreeMap<String, Seen<Handle>> =
+                seen::list::<Handle, D>(store, &Scope::All(Kind::Handle))
+                    .await?
+                    .into_iter()
+                    .map(|seen| (seen.value.id.clone(), seen))
+                    .collect();
+            self.0.extend(unknown.into_iter().map(|id| (id.to_owned(), all.remove(id))));
+            return Ok(());
         }
-        Ok(None) => false,
-        Err(failure) => {
-            outcome.failed.push((cidr, failure));
-            true
+        let read = join_all(unknown.iter().map(|id| seen::handle(store, id))).await;
+        for (id, seen) in unknown.into_iter().zip(read) {
+            self.0.insert(id.to_owned(), seen?);
         }
+        Ok(())
+    }
+
+    fn of(&self, ids: &BTreeSet<String>) -> Handles {
+        ids.iter().filter_map(|id| Some((id.clone(), self.0.get(id)?.clone()?))).collect()
+    }
+
+    fn wrote(&mut self, writes: &[Write], versions: &[Version]) {
+        for (write, version) in writes.iter().zip(versions) {
+            let Record::Handle(handle) = write.record() else { continue };
+            let left = match write {
+                Write::Delete(..) => None,
+                _ => Some(Seen::written(handle.clone(), version.clone(), None)),
+            };
+            self.0.insert(handle.id.clone(), left);
+        }
+    }
+
+    fn forget(&mut self, ids: &BTreeSet<String>) {
+        self.0.retain(|id, _| !ids.contains(id));
     }
 }
 
-/// `None`: there is no such block.
-async fn release_in<D: Datastore>(
-    store: &D,
-    clock: &dyn Clock,
-    cidr: Cidr,
-    releases: &[Release],
+struct Run<'a, D> {
+    store: &'a D,
+    clock: &'a dyn Clock,
     cooldown_seconds: u32,
-) -> Result<Option<ReleasedAddresses>, ReleaseFailure> {
-    // After a lost answer the addresses may be free because this call freed them.
-    let mut maybe_done: BTreeSet<IpAddr> = BTreeSet::new();
-    for _ in 0..ATTEMPTS {
-        let Some(mut block) = seen::block(store, cidr).await.map_err(StoreError::from)? else {
-            if maybe_done.is_empty() {
-                return Ok(None);
-            }
-            let (released, not_allocated) = releases
-                .iter()
-                .map(|release| release.address)
-                .partition(|address| maybe_done.contains(address));
-            return Ok(Some(ReleasedAddresses { released, not_allocated, failed: Vec::new() }));
-        };
-        let now = clock.now();
-        block::collect(&mut block.value, cooldown_seconds, now);
-        let mut rehearsal = block.value.clone();
-        let wanted: Vec<Release> = releases
-            .iter()
-            .filter(|release| !maybe_done_here(&block.value, release, &maybe_done))
-            .cloned()
-            .collect();
-        let handles_touched = block::release(&mut rehearsal, &wanted, cooldown_seconds, now)?.by_handle;
-        let mut handles = Handles::new();
-        for id in handles_touched.into_keys() {
-            if let Some(seen) = seen::handle(store, &id).await.map_err(StoreError::from)? {
-                handles.insert(id, seen);
-            }
-        }
-        let (plan, outcome) = plan::plan_release(&block, &wanted, &handles, cooldown_seconds, now)?;
-        let mut freed: BTreeSet<IpAddr> =
-            outcome.ordinals.iter().filter_map(|ordinal| cidr.address(*ordinal)).collect();
-        if plan.writes.is_empty() {
-            return Ok(Some(ReleasedAddresses {
-                released: maybe_done.into_iter().collect(),
-                not_allocated: outcome.not_allocated,
-                failed: Vec::new(),
-            }));
-        }
-        match store.commit(&[], &plan.writes).await {
-            Ok(_) => {
-                if let Some(block) = &plan.block {
-                    give_up_if_deselected(store, clock, block).await?;
+    pools: Vec<Seen<Pool>>,
+    handles: KnownHandles,
+    outcome: ReleasedAddresses,
+}
+
+impl<D: Datastore> Run<'_, D> {
+    /// Gives back what is named in these blocks. Returns what is named in those that do not exist.
+    async fn blocks(&mut self, by_block: BTreeMap<Cidr, Vec<Release>>) -> Result<Vec<Release>, StoreError> {
+        let mut homeless = Vec::new();
+        let by_block: Vec<(Cidr, Vec<Release>)> = by_block.into_iter().collect();
+        for some in by_block.chunks(TOGETHER) {
+            let cidrs: Vec<Cidr> = some.iter().map(|(cidr, _)| *cidr).collect();
+            let blocks = seen::blocks_of(self.store, &cidrs).await?;
+            for ((cidr, releases), block) in some.iter().zip(blocks) {
+                let Some(block) = block else {
+                    homeless.extend(releases.iter().cloned());
+                    continue;
+                };
+                match self.block(block, releases).await {
+                    Ok((released, not_allocated)) => {
+                        self.outcome.released.extend(released);
+                        self.outcome.not_allocated.extend(not_allocated);
+                    }
+                    Err(failure) => self.outcome.failed.push((*cidr, failure)),
                 }
-                freed.append(&mut maybe_done);
-                return Ok(Some(ReleasedAddresses {
-                    released: freed.into_iter().collect(),
-                    not_allocated: outcome.not_allocated,
-                    failed: Vec::new(),
-                }));
             }
-            Err(CommitError::Conflict { .. }) => {}
-            Err(CommitError::Unknown { .. }) => maybe_done.extend(freed),
-            Err(error) => return Err(StoreError::from(error).into()),
+        }
+        Ok(homeless)
+    }
+
+    /// Gives back what is named in one block as read. Returns what was given back, and what was not allocated.
+    async fn block(
+        &mut self,
+        block: Seen<Block>,
+        releases: &[Release],
+    ) -> Result<(Vec<IpAddr>, Vec<IpAddr>), ReleaseFailure> {
+        let cidr = block.value.cidr;
+        let mut block = block;
+        // What earlier attempts freed for certain or perhaps, and the handles that may not know of it yet.
+        let (mut freed, mut perhaps) = (BTreeSet::new(), BTreeSet::new());
+        let mut owing: BTreeSet<String> = BTreeSet::new();
+        for _ in 0..ATTEMPTS {
+            let now = self.clock.now();
+            block::collect(&mut block.value, self.cooldown_seconds, now);
+            freed.extend(perhaps.iter().copied().filter(|address| is_free(&block.value, *address)));
+            perhaps.clear();
+            let wanted: Vec<Release> =
+                releases.iter().filter(|release| !freed.contains(&release.address)).cloned().collect();
+            let mut rehearsal = block.value.clone();
+            let touched = block::release(&mut rehearsal, &wanted, self.cooldown_seconds, now)?.by_handle;
+            let ids: BTreeSet<String> = touched.into_keys().chain(owing.iter().cloned()).collect();
+            self.handles.look(self.store, ids.iter().map(String::as_str)).await?;
+            let (plan, outcome) = plan_release_again(
+                &block,
+                &wanted,
+                &owing,
+                &self.handles.of(&ids),
+                self.cooldown_seconds,
+                now,
+            )?;
+            let done =
+                |freed: BTreeSet<IpAddr>| Ok((freed.into_iter().collect(), outcome.not_allocated.clone()));
+            if plan.writes.is_empty() {
+                return done(freed);
+            }
+            let now_freed = outcome.ordinals.iter().filter_map(|ordinal| cidr.address(*ordinal));
+            match self.store.commit(&[], &plan.writes).await {
+                Ok(versions) => {
+                    self.handles.wrote(&plan.writes, &versions);
+                    freed.extend(now_freed);
+                    if let Some(block) = plan.block.as_ref().filter(|block| block::is_empty(block)) {
+                        let empty = std::slice::from_ref(block);
+                        for block in deselected(self.store, &self.pools, empty).await? {
+                            give_up(self.store, self.clock, block).await?;
+                        }
+                    }
+                    return done(freed);
+                }
+                // The block is written first: what conflicted was a handle.
+                Err(CommitError::Conflict { written, .. }) if written > 0 => {
+                    freed.extend(now_freed);
+                    owing.extend(ids.iter().cloned());
+                }
+                Err(CommitError::Conflict { .. }) => {}
+                Err(CommitError::Unknown { .. }) => {
+                    perhaps.extend(now_freed);
+                    owing.extend(ids.iter().cloned());
+                }
+                Err(error) => return Err(StoreError::from(error).into()),
+            }
+            // Handles are read before the block, so that a count is only lowered by what the block says now.
+            self.handles.forget(&ids);
+            self.handles.look(self.store, ids.iter().map(String::as_str)).await?;
+            match seen::block(self.store, cidr).await.map_err(StoreError::from)? {
+                Some(again) => block = again,
+                None => {
+                    freed.append(&mut perhaps);
+                    let (released, not_allocated) = releases
+                        .iter()
+                        .map(|release| release.address)
+                        .partition(|address| freed.contains(address));
+                    return Ok((released, not_allocated));
+                }
+            }
+        }
+        Err(StoreError::Contention { what: format!("the release of addresses in {cidr}") }.into())
+    }
+}
+
+/// Whether nobody holds this address: it is free or cools down.
+fn is_free(block: &Block, address: IpAddr) -> bool {
+    block::attribute_of(block, address).is_none_or(|attribute| attribute.released_at.is_some())
+}
+
+/// Those of these empty blocks whose pool no longer is for their node (algorithm §12.1).
+///
+/// Datastore calls: 1 read per block of a pool that is not for all nodes, at once.
+async fn deselected<'b, D: Datastore>(
+    store: &D,
+    pools: &[Seen<Pool>],
+    empty: &'b [Block],
+) -> Result<Vec<&'b Block>, StoreError> {
+    let mut found = Vec::new();
+    for some in empty.chunks(TOGETHER) {
+        let judged = join_all(some.iter().map(|block| async move {
+            let owner = block.affinity.as_ref().filter(|owner| owner.kind == OwnerKind::Host);
+            let choosy = home(pools, block.cidr).filter(|pool| is_choosy(&pool.node_selector));
+            let (Some(owner), Some(_)) = (owner, choosy) else { return Ok(None) };
+            let node: Option<Seen<Node>> = seen::get(store, &Key::Node(owner.name.clone())).await?;
+            let out = node.is_some_and(|node| is_deselected(pools, &node.value.labels, block.cidr));
+            Ok::<_, StoreError>(out.then_some(block))
+        }))
+        .await;
+        for block in judged {
+            found.extend(block?);
         }
     }
-    Err(StoreError::Contention { what: format!("the release of addresses in {cidr}") }.into())
+    Ok(found)
 }
 
-/// Whether this address was freed by an attempt whose answer was lost.
-fn maybe_done_here(block: &Block, release: &Release, maybe_done: &BTreeSet<IpAddr>) -> bool {
-    maybe_done.contains(&release.address)
-        && block::attribute_of(block, release.address).is_none_or(|attribute| attribute.released_at.is_some())
+/// Whether a node selector may leave a node out: the two that never do need no look at the node.
+fn is_choosy(selector: &str) -> bool {
+    !matches!(selector.trim(), "" | "all()")
 }
 
-/// Gives up an empty block whose pool no longer is for its node (algorithm §12.1). Failing to is not the caller's concern.
+/// Gives up a block if it still is empty.
+async fn give_up<D: Datastore>(store: &D, clock: &dyn Clock, block: &Block) -> Result<(), StoreError> {
+    let Some(owner) = &block.affinity else { return Ok(()) };
+    let terms = ReleaseTerms { must_be_empty: true, ..ReleaseTerms::default() };
+    match affinity::release_affinity(store, clock, owner, block.cidr, terms).await {
+        Err(ReleaseAffinityError::Store(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Gives up an empty block whose pool no longer is for its node (algorithm §12.1).
 ///
 /// # Errors
 /// [`StoreError`] if the node or pools cannot be read.
@@ -296,25 +389,12 @@ pub(crate) async fn give_up_if_deselected<D: Datastore>(
     clock: &dyn Clock,
     block: &Block,
 ) -> Result<(), StoreError> {
-    let Some(owner) = block.affinity.as_ref().filter(|owner| owner.kind == OwnerKind::Host) else {
-        return Ok(());
-    };
-    if !block::is_empty(block) {
+    if block.affinity.is_none() || !block::is_empty(block) {
         return Ok(());
     }
-    let node: Option<Seen<Node>> = seen::get(store, &Key::Node(owner.name.clone())).await?;
-    let Some(node) = node else { return Ok(()) };
     let pools = seen::pools(store).await?;
-    let home = pools
-        .iter()
-        .map(|seen| &seen.value)
-        .find(|pool: &&Pool| pool.is_enabled() && pool.cidr.contains_cidr(block.cidr));
-    if home.is_some_and(|pool| pools::selects_node(pool, &node.value.labels) == Ok(false)) {
-        let terms = ReleaseTerms { must_be_empty: true, ..ReleaseTerms::default() };
-        return match affinity::release_affinity(store, clock, owner, block.cidr, terms).await {
-            Err(ReleaseAffinityError::Store(error)) => Err(error),
-            _ => Ok(()),
-        };
+    for block in deselected(store, &pools, std::slice::from_ref(block)).await? {
+        give_up(store, clock, block).await?;
     }
     Ok(())
 }

@@ -316,8 +316,8 @@ fn releasing_by_handle_survives_a_fault_at_every_call() -> Outcome {
             release_by_handle(&*store, &CLOCK, "held").await.map_err(|error| error.to_string())
         })
         .await?;
-        // Handle, configuration, block; commit; node and pools, because the block is empty.
-        assert_eq!(calls, [6, 7]);
+        // Handle, configuration, pools; block; block and handle.
+        assert_eq!(calls, [5, 6]);
         Ok(())
     })
 }
