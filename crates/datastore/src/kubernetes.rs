@@ -105,6 +105,8 @@ struct Shared {
     group: OnceLock<Group>,
     /// Whether the server takes commits, once that is known.
     commits: OnceLock<bool>,
+    /// Held while the server is asked for both, so that calls that begin together ask once.
+    discovering: futures::lock::Mutex<()>,
     /// How affinities are named, and when that was found out.
     naming: Mutex<Option<(AffinityNaming, Instant, bool)>>,
     /// Metadata of other writers by object, for the few objects that have any: an update must not lose it.
@@ -141,6 +143,7 @@ impl Kubernetes {
             started: Instant::now(),
             group: OnceLock::new(),
             commits: OnceLock::new(),
+            discovering: futures::lock::Mutex::new(()),
             naming: Mutex::default(),
             kept: Mutex::default(),
         };
@@ -242,6 +245,10 @@ impl Kubernetes {
 
     /// Asks which groups the server has. Where the list cannot be had it is asked for again next time.
     async fn discover(&self) {
+        let _one = self.shared.discovering.lock().await;
+        if self.shared.group.get().is_some() && self.shared.commits.get().is_some() {
+            return;
+        }
         match self.read("GET", "/apis").await {
             Ok(list) => {
                 let groups = list.pointer("/groups").and_then(Value::as_array);
@@ -390,50 +397,10 @@ impl Datastore for Kubernetes {
     }
 
     async fn list(&self, scope: &Scope) -> Result<Listing, ReadError> {
-        let kind = scope.kind();
-        let collection = self.face(kind).await?.collection(kind);
-        let base = format!("{collection}?limit={PAGE}{}", selector(scope));
-        let mut starts = 0;
-        'again: loop {
-            starts += 1;
-            let (mut items, mut unreadable, mut next) = (Vec::new(), Vec::new(), String::new());
-            loop {
-                let path = if next.is_empty() {
-                    base.clone()
-                } else {
-                    format!("{base}&continue={}", escaped(&next))
-                };
-                let mut page = match self.read("GET", &path).await {
-                    Ok(page) => page,
-                    // No definition, no records.
-                    Err(failure) if failure.is_not_found() => return Ok(Listing::default()),
-                    // The pages' revision is gone: begin anew.
-                    Err(Failure::Answered { code: 410, .. }) if starts < READ_TRIES => continue 'again,
-                    Err(failure) => return Err(failure.reading(scope.to_string())),
-                };
-                if let Some(Value::Array(objects)) = page.get_mut("items").map(Value::take) {
-                    for object in &objects {
-                        match self.record(kind, object) {
-                            Some(stored) => items.push(stored),
-                            None => unreadable.extend(object::key_of(kind, object)),
-                        }
-                    }
-                }
-                match page.pointer("/metadata/continue").and_then(Value::as_str) {
-                    Some(token) if !token.is_empty() => next = token.to_owned(),
-                    _ => {
-                        items.retain(|stored: &Stored| {
-                            scope.holds(&stored.record.key()) && !stored.record.is_deleted()
-                        });
-                        items.sort_by_cached_key(|stored: &Stored| stored.record.key());
-                        unreadable.retain(|key| scope.holds(key));
-                        let revision = object::version(&page)
-                            .map_err(|reason| ReadError::Malformed { what: scope.to_string(), reason })?
-                            .revision;
-                        return Ok(Listing { items, revision, unreadable });
-                    }
-                }
-            }
+        match scope {
+            // Who asks for these is about to write some: how they are named is found out meanwhile.
+            Scope::AffinitiesOf(_) => futures::join!(self.pages(scope), self.naming()).0,
+            Scope::All(_) => self.pages(scope).await,
         }
     }
 
@@ -514,6 +481,57 @@ impl Datastore for Kubernetes {
 }
 
 impl Kubernetes {
+    /// Lists page by page.
+    async fn pages(&self, scope: &Scope) -> Result<Listing, ReadError> {
+        let kind = scope.kind();
+        let group = if kind == Kind::Node { Group::V1 } else { self.group().await };
+        // What a collection is called does not hang on how affinities are named.
+        let collection = Face { group, naming: AffinityNaming::PerNode }.collection(kind);
+        let base = format!("{collection}?limit={PAGE}{}", selector(scope));
+        let mut starts = 0;
+        'again: loop {
+            starts += 1;
+            let (mut items, mut unreadable, mut next) = (Vec::new(), Vec::new(), String::new());
+            loop {
+                let path = if next.is_empty() {
+                    base.clone()
+                } else {
+                    format!("{base}&continue={}", escaped(&next))
+                };
+                let mut page = match self.read("GET", &path).await {
+                    Ok(page) => page,
+                    // No definition, no records.
+                    Err(failure) if failure.is_not_found() => return Ok(Listing::default()),
+                    // The pages' revision is gone: begin anew.
+                    Err(Failure::Answered { code: 410, .. }) if starts < READ_TRIES => continue 'again,
+                    Err(failure) => return Err(failure.reading(scope.to_string())),
+                };
+                if let Some(Value::Array(objects)) = page.get_mut("items").map(Value::take) {
+                    for object in &objects {
+                        match self.record(kind, object) {
+                            Some(stored) => items.push(stored),
+                            None => unreadable.extend(object::key_of(kind, object)),
+                        }
+                    }
+                }
+                match page.pointer("/metadata/continue").and_then(Value::as_str) {
+                    Some(token) if !token.is_empty() => next = token.to_owned(),
+                    _ => {
+                        items.retain(|stored: &Stored| {
+                            scope.holds(&stored.record.key()) && !stored.record.is_deleted()
+                        });
+                        items.sort_by_cached_key(|stored: &Stored| stored.record.key());
+                        unreadable.retain(|key| scope.holds(key));
+                        let revision = object::version(&page)
+                            .map_err(|reason| ReadError::Malformed { what: scope.to_string(), reason })?
+                            .revision;
+                        return Ok(Listing { items, revision, unreadable });
+                    }
+                }
+            }
+        }
+    }
+
     /// The event of an object that was created or changed.
     fn put(&self, scope: &Scope, object: &Value) -> Option<Event> {
         let Some(stored) = self.record(scope.kind(), object) else {

@@ -9,7 +9,7 @@ use crate::plan_release::plan_release_again;
 use crate::seen::{self, Seen, TOGETHER};
 use crate::setting::{home, is_deselected};
 use api::{Block, Cidr, Handle, Node, OwnerKind, Pool};
-use datastore::{CommitError, Datastore, Key, Kind, Record, Scope, Version, Write};
+use datastore::{CommitError, Datastore, Key, Kind, ReadError, Record, Scope, Version, Write};
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -64,9 +64,24 @@ pub async fn release_by_handle<D: Datastore>(
     // Per block, what was given back by a commit whose answer was lost, if it was made.
     let mut perhaps: BTreeMap<Cidr, usize> = BTreeMap::new();
     let mut attempts = 0;
+    // Blocks that cannot be understood: the handle keeps its entries for them, and the others are released all the same.
+    let mut unreadable: BTreeMap<Cidr, ReadError> = BTreeMap::new();
     while let Some(seen) = found.take() {
-        let cidrs: Vec<Cidr> = seen.value.blocks.keys().copied().take(TOGETHER).collect();
-        let mut blocks: Vec<_> = cidrs.iter().copied().zip(seen::blocks_of(store, &cidrs).await?).collect();
+        let known = seen.value.blocks.keys().copied().filter(|cidr| !unreadable.contains_key(cidr));
+        let cidrs: Vec<Cidr> = known.take(TOGETHER).collect();
+        let mut blocks = Vec::with_capacity(cidrs.len());
+        for (cidr, read) in cidrs.iter().zip(seen::each_block(store, &cidrs).await) {
+            match read {
+                Ok(block) => blocks.push((*cidr, block)),
+                Err(error @ ReadError::Malformed { .. }) => {
+                    unreadable.insert(*cidr, error);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let (true, Some(error)) = (blocks.is_empty(), unreadable.values().next()) {
+            return Err(error.clone().into());
+        }
         for block in blocks.iter_mut().filter_map(|(_, block)| block.as_mut()) {
             block::collect(&mut block.value, cooldown, clock.now());
             if let Some(count) = perhaps.remove(&block.value.cidr)
@@ -122,8 +137,8 @@ pub async fn release_by_handle<D: Datastore>(
 /// nodes: 2 reads more.
 ///
 /// # Errors
-/// [`StoreError`] if something could not be read before anything was released, or the list of blocks: only addresses in
-/// blocks of their pools' sizes may be released then. The call may be repeated.
+/// [`StoreError`] if pools, configuration or handles could not be read: nothing is released then; or the list of blocks: only
+/// addresses in blocks of their pools' sizes may be released then. The call may be repeated.
 pub async fn release_addresses<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
@@ -153,7 +168,7 @@ pub async fn release_addresses<D: Datastore>(
             None => homeless.push(release.clone()),
         }
     }
-    homeless.extend(run.blocks(by_block).await?);
+    homeless.extend(run.blocks(by_block).await);
     if homeless.is_empty() {
         return Ok(run.outcome);
     }
@@ -166,7 +181,7 @@ pub async fn release_addresses<D: Datastore>(
             None => run.outcome.not_allocated.push(release.address),
         }
     }
-    let gone = run.blocks(by_block).await?;
+    let gone = run.blocks(by_block).await;
     run.outcome.not_allocated.extend(gone.iter().map(|release| release.address));
     Ok(run.outcome)
 }
@@ -232,16 +247,23 @@ struct Run<'a, D> {
 
 impl<D: Datastore> Run<'_, D> {
     /// Gives back what is named in these blocks. Returns what is named in those that do not exist.
-    async fn blocks(&mut self, by_block: BTreeMap<Cidr, Vec<Release>>) -> Result<Vec<Release>, StoreError> {
+    async fn blocks(&mut self, by_block: BTreeMap<Cidr, Vec<Release>>) -> Vec<Release> {
         let mut homeless = Vec::new();
         let by_block: Vec<(Cidr, Vec<Release>)> = by_block.into_iter().collect();
         for some in by_block.chunks(TOGETHER) {
             let cidrs: Vec<Cidr> = some.iter().map(|(cidr, _)| *cidr).collect();
-            let blocks = seen::blocks_of(self.store, &cidrs).await?;
+            let blocks = seen::each_block(self.store, &cidrs).await;
             for ((cidr, releases), block) in some.iter().zip(blocks) {
-                let Some(block) = block else {
-                    homeless.extend(releases.iter().cloned());
-                    continue;
+                let block = match block {
+                    Ok(Some(block)) => block,
+                    Ok(None) => {
+                        homeless.extend(releases.iter().cloned());
+                        continue;
+                    }
+                    Err(error) => {
+                        self.outcome.failed.push((*cidr, StoreError::from(error).into()));
+                        continue;
+                    }
                 };
                 match self.block(block, releases).await {
                     Ok((released, not_allocated)) => {
@@ -252,7 +274,7 @@ impl<D: Datastore> Run<'_, D> {
                 }
             }
         }
-        Ok(homeless)
+        homeless
     }
 
     /// Gives back what is named in one block as read. Returns what was given back, and what was not allocated.

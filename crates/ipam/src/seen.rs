@@ -174,16 +174,26 @@ pub async fn blocks_of<D: Datastore>(
     store: &D,
     cidrs: &[Cidr],
 ) -> Result<Vec<Option<Seen<Block>>>, ReadError> {
+    let read = each_block(store, cidrs).await.into_iter();
+    read.map(|read| match read {
+        Err(ReadError::Malformed { .. }) => Ok(None),
+        read => read,
+    })
+    .collect()
+}
+
+/// Reads blocks, [`TOGETHER`] at a time, each with its own answer: for whoever must know which cannot be understood.
+///
+/// Datastore calls: 1 per block, in 1 trip per [`TOGETHER`].
+pub async fn each_block<D: Datastore>(
+    store: &D,
+    cidrs: &[Cidr],
+) -> Vec<Result<Option<Seen<Block>>, ReadError>> {
     let mut found = Vec::with_capacity(cidrs.len());
     for some in cidrs.chunks(TOGETHER) {
-        for read in join_all(some.iter().map(|cidr| block(store, *cidr))).await {
-            found.push(match read {
-                Err(ReadError::Malformed { .. }) => None,
-                read => read?,
-            });
-        }
+        found.extend(join_all(some.iter().map(|cidr| block(store, *cidr))).await);
     }
-    Ok(found)
+    found
 }
 
 /// The handle of one operation, kept in hand over its commits so that it is read once.

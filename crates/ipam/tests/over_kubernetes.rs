@@ -16,6 +16,8 @@ use ipam::plan::Want;
 use ipam::release::release_by_handle;
 use jiff::Timestamp;
 use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const CLOCK: FixedClock = FixedClock(Timestamp::UNIX_EPOCH);
 const GROUP: &str = "/apis/crd.projectcalico.org/v1";
@@ -86,6 +88,53 @@ async fn an_address_costs_as_many_requests_as_its_documentation_says() {
     let release = fake.requests();
     // The block, the handle marked and then deleted.
     assert_eq!((count(&release, "PUT"), count(&release, "DELETE")), (2, 1), "{release:?}");
+}
+
+/// Requests under way, and how often one was sent while none was.
+#[derive(Default)]
+struct Trips {
+    in_flight: AtomicUsize,
+    made: AtomicUsize,
+}
+
+/// A client of the fake that counts trips: a request is answered only when those sent with it have been sent.
+fn counting(fake: &Fake) -> (Arc<Trips>, kube::Client) {
+    let trips = Arc::new(Trips::default());
+    let (inner, counted) = (fake.client(), Arc::clone(&trips));
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        if counted.in_flight.fetch_add(1, Ordering::Relaxed) == 0 {
+            counted.made.fetch_add(1, Ordering::Relaxed);
+        }
+        let (inner, counted) = (inner.clone(), Arc::clone(&counted));
+        async move {
+            for _ in 0..10 {
+                tokio::task::yield_now().await;
+            }
+            let answer = inner.send(request).await;
+            counted.in_flight.fetch_sub(1, Ordering::Relaxed);
+            answer
+        }
+    });
+    (trips, kube::Client::new(service, "default"))
+}
+
+#[tokio::test]
+async fn direct_mode_keeps_to_its_trips_on_the_wire() {
+    let (fake, _) = lab();
+    let (trips, client) = counting(&fake);
+    let store = Kubernetes::with_client(client).with_group(api::wire::Group::V1);
+    let made = || (trips.made.swap(0, Ordering::Relaxed), fake.requests().len());
+    ask(&store, "first").await;
+    // Six reads and the naming of affinities; blocks; affinity and handle; block; pool; affinity.
+    assert_eq!(made(), (6, 13));
+    ask(&store, "second").await;
+    // Six reads; block; handle; block.
+    assert_eq!(made(), (4, 9));
+    release_by_handle(&store, &CLOCK, "second").await.unwrap();
+    // Three reads; block; then the block is written, the handle marked and deleted.
+    assert_eq!(made(), (5, 7));
+    release_by_handle(&store, &CLOCK, "second").await.unwrap();
+    assert_eq!(made(), (1, 3));
 }
 
 #[tokio::test]
