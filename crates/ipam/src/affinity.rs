@@ -12,7 +12,6 @@
 
 use crate::block;
 use crate::claim::drop_affinity;
-pub(crate) use crate::claim::passing_state;
 pub use crate::claim::{Claim, ClaimError, Claimed, Content, Known, claim, claim_for, holds};
 use crate::clock::Clock;
 use crate::failure::StoreError;

@@ -299,7 +299,7 @@ fn plan_pass(
 }
 
 /// State of an affinity while its block is made.
-pub(crate) fn passing_state() -> AffinityState {
+fn passing_state() -> AffinityState {
     if made(Mistake::PendingSkipped) { AffinityState::Confirmed } else { AffinityState::Pending }
 }
 

@@ -84,7 +84,7 @@ fn held(store: &Memory, handle: &str) -> usize {
 
 fn in_use(store: &Memory) -> u128 {
     let (counted, _) = block_on(utilization_of(store)).unwrap();
-    counted.pools.iter().map(|pool| u128::from(pool.count.in_use)).sum()
+    counted.pools.iter().map(|pool| pool.count.in_use).sum()
 }
 
 /// Counts the calls of one operation on a copy of the connection to `store`.

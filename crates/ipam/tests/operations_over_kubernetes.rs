@@ -11,7 +11,7 @@ use fake::{Fake, Fault};
 use ipam::administration::{claim_affinity, release_affinities_of, release_block_affinity};
 use ipam::affinity::ReleaseTerms;
 use ipam::assign::{AssignRequest, assign};
-use ipam::block::{self, Take};
+use ipam::block::{self, Release, Take};
 use ipam::clock::FixedClock;
 use ipam::cold::{Pass, collect_cold};
 use ipam::config;
@@ -19,6 +19,7 @@ use ipam::host::{ensure_block, remove_host, upgrade_host};
 use ipam::host_reserved::HostReserved;
 use ipam::owner_attributes::{Change, OwnerUpdate, set_owner_attributes};
 use ipam::plan::Want;
+use ipam::release::{release_addresses, release_by_handle};
 use ipam::seen::{self, Seen};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -234,4 +235,25 @@ async fn a_block_that_cannot_be_understood_is_left_alone_and_costs_nobody_an_add
     assert_eq!(fake.object(&affinity(second)), held);
     let asked = seen::block(&store, second).await.unwrap_err().to_string();
     assert!(asked.contains("@:worker-9") && asked.contains(&second.name()), "{asked}");
+}
+
+#[tokio::test]
+async fn a_release_leaves_alone_what_is_in_a_block_that_cannot_be_understood() {
+    let (fake, store, seen) = lab_with_block().await;
+    let want = Want { count: 4, handle: Some("h".to_owned()), attributes: BTreeMap::new() };
+    let request = AssignRequest::new(Owner::host(NODE), IpVersion::V4, Use::Workload, want);
+    assert_eq!(assign(&store, &CLOCK, &request).await.unwrap().taken.len(), 4);
+    let path = format!("{GROUP}/ipamblocks/{}", seen.value.cidr.name());
+    let mut strange = fake.object(&path).unwrap();
+    strange["spec"]["affinity"] = json!("@:worker-9");
+    fake.put(&path, strange);
+    let before = fake.object(&path);
+    assert!(release_by_handle(&store, &CLOCK, "h").await.is_err(), "not all is released");
+    assert_eq!(fake.object(&path), before);
+    let handle = fake.object(&format!("{GROUP}/ipamhandles/h")).unwrap();
+    let left: Vec<&String> = handle["spec"]["block"].as_object().unwrap().keys().collect();
+    assert_eq!(left, [&seen.value.cidr.to_string()], "the other block is released, this one is remembered");
+    let named = Release { address: "10.0.0.0".parse().unwrap(), handle: None, sequence: None };
+    let outcome = release_addresses(&store, &CLOCK, &[named]).await.unwrap();
+    assert_eq!((outcome.not_allocated.len(), outcome.failed.len()), (0, 1));
 }
