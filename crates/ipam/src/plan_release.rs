@@ -21,30 +21,30 @@ pub struct ReleasePlan {
 
 /// Plans the release of everything that a handle holds in these blocks, as read after the handle, and takes them off it.
 ///
-/// A block that does not exist, or holds nothing of the handle, loses its entry all the same (quirk Q9). One that exists
-/// is then written too, unchanged: where a handle is written before its block, somebody may be about to write this
-/// block with an address for it, and fails. An empty block without owner is deleted.
+/// A block that holds nothing of the handle loses its entry all the same (quirk Q9), and is then written too, unchanged:
+/// where a handle is written before its block, somebody may be about to write this block with an address for it, and
+/// fails. An empty block without owner is deleted.
 pub fn plan_release_of_handle(
     handle: &Seen<Handle>,
-    blocks: &[(Cidr, Option<Seen<Block>>)],
+    blocks: &[Seen<Block>],
     cooldown_seconds: u32,
     now: Timestamp,
 ) -> ReleasePlan {
     let mut plan = ReleasePlan::default();
     let mut left = handle.value.clone();
-    for (cidr, seen) in blocks {
-        left.blocks.remove(cidr);
-        let Some(seen) = seen else { continue };
+    for seen in blocks {
         let mut block = seen.value.clone();
+        left.blocks.remove(&block.cidr);
         let freed = block::release_by_handle(&mut block, &left.id, None, cooldown_seconds, now).len();
         let (write, after) = block_write(seen, block);
         plan.writes.push(write);
-        plan.counts.push((*cidr, freed));
-        plan.emptied
-            .extend(after.filter(|block| freed > 0 && block.affinity.is_some() && block::is_empty(block)));
+        plan.counts.push((seen.value.cidr, freed));
+        let is_emptied = |block: &Block| freed > 0 && block.affinity.is_some() && block::is_empty(block);
+        plan.emptied.extend(after.filter(is_emptied));
     }
     plan.writes.push(if left.blocks.is_empty() {
-        Write::Delete(Record::Handle(left), handle.version.clone())
+        // As it was seen, so that a commit that has to be undone can make it again.
+        Write::Delete(Record::Handle(handle.value.clone()), handle.version.clone())
     } else {
         Write::Update(Record::Handle(left), handle.version.clone())
     });
@@ -138,8 +138,8 @@ mod tests {
         writes.iter().map(|write| write.key().to_string()).collect()
     }
 
-    fn plan(handle: &Seen<Handle>, blocks: Vec<(&str, Option<Block>)>) -> ReleasePlan {
-        let blocks: Vec<_> = blocks.into_iter().map(|(text, block)| (cidr(text), block.map(seen))).collect();
+    fn plan(handle: &Seen<Handle>, blocks: Vec<Block>) -> ReleasePlan {
+        let blocks: Vec<_> = blocks.into_iter().map(seen).collect();
         plan_release_of_handle(handle, &blocks, 0, now())
     }
 
@@ -148,8 +148,7 @@ mod tests {
         let both = handle(&["10.0.0.0/30", "10.0.0.4/30"]);
         let mut unowned = block("10.0.0.4/30", true);
         unowned.affinity = None;
-        let first = ("10.0.0.0/30", Some(block("10.0.0.0/30", true)));
-        let plan = plan(&both, vec![first, ("10.0.0.4/30", Some(unowned))]);
+        let plan = plan(&both, vec![block("10.0.0.0/30", true), unowned]);
         assert_eq!(keys(&plan.writes), ["block 10.0.0.0/30", "block 10.0.0.4/30", "handle a"]);
         assert!(matches!(plan.writes[1], Write::Delete(Record::Block(_), _)));
         assert!(matches!(plan.writes[2], Write::Delete(Record::Handle(_), _)));
@@ -158,10 +157,9 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_without_addresses_loses_its_entries_and_nobody_gives_it_one_meanwhile() {
-        let three = handle(&["10.0.0.0/30", "10.0.0.4/30", "10.0.0.8/30"]);
-        let here = ("10.0.0.0/30", Some(block("10.0.0.0/30", false)));
-        let plan = plan(&three, vec![here, ("10.0.0.4/30", None)]);
+    fn a_handle_without_addresses_loses_its_entry_and_nobody_gives_it_one_meanwhile() {
+        let two = handle(&["10.0.0.0/30", "10.0.0.8/30"]);
+        let plan = plan(&two, vec![block("10.0.0.0/30", false)]);
         assert_eq!(keys(&plan.writes), ["block 10.0.0.0/30", "handle a"]);
         let Write::Update(Record::Block(written), _) = &plan.writes[0] else { panic!("{:?}", plan.writes) };
         assert!(written.sequence_number > block("10.0.0.0/30", false).sequence_number);

@@ -38,7 +38,8 @@ pub enum ReleaseFailure {
 
 /// Gives back everything that a handle holds, and removes the handle. Returns how many addresses that were.
 ///
-/// A handle that does not exist is success with 0: nothing is held by it.
+/// A handle that does not exist is success with 0: nothing is held by it. An entry for a block that is gone stays, and with it
+/// the handle: the block may be about to be made. It is the collector's.
 ///
 /// Datastore calls, as trips where commits are atomic: 3, of 3 reads (handle, configuration, pools), 1 read per block, and
 /// 1 commit of the blocks and the handle; with the commit goes 1 read of the node for each block that becomes empty in a
@@ -47,7 +48,8 @@ pub enum ReleaseFailure {
 /// another. A handle that does not exist: 1 trip.
 ///
 /// # Errors
-/// [`StoreError`]; what was released before the failure stays released.
+/// [`StoreError`]; what was released before the failure stays released. What is in blocks that cannot be understood is left
+/// alone, and said when the rest is released.
 ///
 /// # Cancellation
 /// Leaves the handle with the entries not yet done; the call may be repeated.
@@ -64,31 +66,43 @@ pub async fn release_by_handle<D: Datastore>(
     // Per block, what was given back by a commit whose answer was lost, if it was made.
     let mut perhaps: BTreeMap<Cidr, usize> = BTreeMap::new();
     let mut attempts = 0;
-    // Blocks that cannot be understood: the handle keeps its entries for them, and the others are released all the same.
-    let mut unreadable: BTreeMap<Cidr, ReadError> = BTreeMap::new();
+    // Entries that the handle keeps: of blocks that cannot be understood, and of blocks that are gone, which may be about to
+    // be made, with addresses of this handle in them. The collector takes those off when they have stood for a while (Q9).
+    let mut kept: BTreeMap<Cidr, Option<ReadError>> = BTreeMap::new();
     while let Some(seen) = found.take() {
-        let known = seen.value.blocks.keys().copied().filter(|cidr| !unreadable.contains_key(cidr));
+        let known = seen.value.blocks.keys().copied().filter(|cidr| !kept.contains_key(cidr));
         let cidrs: Vec<Cidr> = known.take(TOGETHER).collect();
         let mut blocks = Vec::with_capacity(cidrs.len());
         for (cidr, read) in cidrs.iter().zip(seen::each_block(store, &cidrs).await) {
-            match read {
-                Ok(block) => blocks.push((*cidr, block)),
+            let held = match read {
+                Ok(Some(mut block)) => {
+                    block::collect(&mut block.value, cooldown, clock.now());
+                    let held = block::held_by(&block.value, id).next().is_some();
+                    blocks.push(block);
+                    held
+                }
+                Ok(None) => {
+                    kept.insert(*cidr, None);
+                    false
+                }
                 Err(error @ ReadError::Malformed { .. }) => {
-                    unreadable.insert(*cidr, error);
+                    kept.insert(*cidr, Some(error));
+                    true
                 }
                 Err(error) => return Err(error.into()),
-            }
-        }
-        if let (true, Some(error)) = (blocks.is_empty(), unreadable.values().next()) {
-            return Err(error.clone().into());
-        }
-        for block in blocks.iter_mut().filter_map(|(_, block)| block.as_mut()) {
-            block::collect(&mut block.value, cooldown, clock.now());
-            if let Some(count) = perhaps.remove(&block.value.cidr)
-                && block::held_by(&block.value, id).next().is_none()
+            };
+            if let Some(count) = perhaps.remove(cidr)
+                && !held
             {
                 released += count;
             }
+        }
+        if blocks.is_empty() && !seen.value.blocks.is_empty() {
+            // Nothing more can be done.
+            return match kept.into_values().flatten().next() {
+                Some(error) => Err(error.into()),
+                None => Ok(released),
+            };
         }
         let plan = plan::plan_release_of_handle(&seen, &blocks, cooldown, clock.now());
         let (done, deselected) =
