@@ -1,7 +1,7 @@
 //! The reduced index of all blocks (architecture D5): who owns what, where room is, and which networks are free.
 //!
 //! Everything that a claim asks is answered without walking the blocks: the next free network of a pool, whether a
-//! network overlaps a block, how many blocks a pool has, and which blocks of others have room or stand empty.
+//! network overlaps a block, how many blocks a pool has, and which blocks of others have room.
 
 use super::runs::Covered;
 use crate::block;
@@ -23,10 +23,6 @@ pub struct Entry {
     pub revision: Revision,
     /// Ordinals in its queue; reserved ones are counted.
     pub free: usize,
-    /// Nothing is in it but what a Windows node keeps for itself.
-    pub empty: bool,
-    /// When it was claimed, if that is recorded.
-    pub claimed_at: Option<Timestamp>,
     /// What is wrong with it, if it contradicts itself: nothing is taken from it or released in it then.
     pub fault: Option<String>,
     /// Used ordinals whose `node` attribute is not the owner, and that node.
@@ -56,8 +52,7 @@ impl Entry {
         }
         let fault = block::fault(found);
         let free = if fault.is_none() { found.unallocated.len() } else { 0 };
-        let empty = fault.is_none() && block::is_empty(found);
-        Self { owner, revision, free, empty, claimed_at: found.claim_time, fault, elsewhere, here }
+        Self { owner, revision, free, fault, elsewhere, here }
     }
 }
 
@@ -68,8 +63,6 @@ impl Entry {
             owner: None,
             revision,
             free: 0,
-            empty: false,
-            claimed_at: None,
             fault: Some(reason.to_owned()),
             elsewhere: BTreeMap::new(),
             here: BTreeMap::new(),
@@ -92,8 +85,6 @@ pub(super) struct Index {
     covered: Covered,
     /// Blocks that are not this node's and have an address left.
     lendable: BTreeSet<Cidr>,
-    /// Blocks that are another owner's and empty.
-    vacant: BTreeSet<Cidr>,
     /// By the pool's CIDR.
     tallies: BTreeMap<Cidr, Tally>,
 }
@@ -105,7 +96,6 @@ impl Index {
             entries: BTreeMap::new(),
             covered: Covered::default(),
             lendable: BTreeSet::new(),
-            vacant: BTreeSet::new(),
             tallies: BTreeMap::new(),
         }
     }
@@ -121,7 +111,6 @@ impl Index {
     pub(super) fn put(&mut self, cidr: Cidr, entry: Entry) {
         let mine = entry.owner.as_ref() == Some(&self.me);
         set(&mut self.lendable, cidr, !mine && entry.free > 0);
-        set(&mut self.vacant, cidr, !mine && entry.owner.is_some() && entry.empty);
         let before = self.entries.insert(cidr, entry);
         if before.is_none() {
             self.covered.of_mut(cidr.version()).add(cidr);
@@ -136,7 +125,6 @@ impl Index {
     pub(super) fn remove(&mut self, cidr: Cidr) {
         let Some(before) = self.entries.remove(&cidr) else { return };
         self.lendable.remove(&cidr);
-        self.vacant.remove(&cidr);
         let was_mine = before.owner.as_ref() == Some(&self.me);
         self.tally(cidr, |tally| {
             tally.blocks -= 1;
@@ -222,19 +210,6 @@ impl Index {
         around(&self.lendable, pool, start)
     }
 
-    /// Blocks of other owners in `pool` that are empty and were claimed before `then`, in the same order.
-    #[cfg(test)]
-    pub(super) fn vacant<'a>(
-        &'a self,
-        pool: &'a Pool,
-        start: u128,
-        then: Timestamp,
-    ) -> impl Iterator<Item = Cidr> + 'a {
-        around(&self.vacant, pool, start).filter(move |cidr| {
-            self.entries.get(cidr).is_some_and(|entry| entry.claimed_at.is_none_or(|claimed| claimed < then))
-        })
-    }
-
     /// The block that holds `address`.
     pub(super) fn holding(&self, address: IpAddr) -> Option<Cidr> {
         let bits = IpVersion::of(address).bits();
@@ -261,7 +236,6 @@ fn around<'a>(blocks: &'a BTreeSet<Cidr>, pool: &'a Pool, start: u128) -> impl I
 #[cfg(test)]
 mod tests {
     use super::*;
-    use jiff::SignedDuration;
 
     fn cidr(text: &str) -> Cidr {
         text.parse().unwrap()
@@ -356,8 +330,5 @@ mod tests {
         ]);
         let found: Vec<Cidr> = index.lendable(&pool, 2).collect();
         assert_eq!(found, ["10.0.0.32/28", "10.0.0.48/28", "10.0.0.0/28"].map(cidr));
-        assert_eq!(index.vacant(&pool, 2, Timestamp::UNIX_EPOCH).count(), 0);
-        let later = Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1);
-        assert_eq!(index.vacant(&pool, 3, later).next(), Some(cidr("10.0.0.48/28")));
     }
 }
