@@ -3,7 +3,7 @@
 use crate::arguments::Check;
 use crate::failure::Failure;
 use api::{Attribute, Block, Cidr, Handle, Node, Pool};
-use datastore::kubernetes::Kubernetes;
+use datastore::backend::Backend;
 use datastore::{Kind, Scope};
 use ipam::Seen;
 use ipam::{block, seen};
@@ -35,7 +35,7 @@ struct Inventory {
 }
 
 /// Runs the command. Problems found are no failure of it.
-pub(crate) async fn run(store: &Kubernetes, options: &Check) -> Result<String, Failure> {
+pub(crate) async fn run(store: &Backend, options: &Check) -> Result<String, Failure> {
     // In this order a handle is idle only if the later blocks do not mention it, and an address leaked only if no pod has
     // it after the blocks were read: what appears in between is never taken for garbage.
     let handles: Vec<Seen<Handle>> = seen::list(store, &Scope::All(Kind::Handle)).await?;
@@ -54,8 +54,11 @@ pub(crate) async fn run(store: &Kubernetes, options: &Check) -> Result<String, F
 }
 
 /// The addresses of all pods that have some of their own.
-async fn workloads(store: &Kubernetes) -> Result<Vec<(IpAddr, String)>, Failure> {
+async fn workloads(store: &Backend) -> Result<Vec<(IpAddr, String)>, Failure> {
     let failed = |error: &dyn std::fmt::Display| Failure::new(format!("pods cannot be listed: {error}"));
+    let Some(store) = store.kubernetes() else {
+        return Err(failed(&"etcd does not hold them; check is for Kubernetes datastores"));
+    };
     let request = http::Request::get("/api/v1/pods").body(Vec::new()).map_err(|error| failed(&error))?;
     let list: Value = store.client().request(request).await.map_err(|error| failed(&error))?;
     let pods = list.get("items").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();

@@ -6,6 +6,7 @@ mod arguments;
 mod check;
 mod configure;
 mod connection;
+pub mod copy;
 mod failure;
 mod get;
 mod migrate;

@@ -3,7 +3,8 @@
 use crate::arguments::Version;
 use crate::connection;
 use crate::failure::Failure;
-use datastore::kubernetes::Kubernetes;
+use datastore::backend::Backend;
+use datastore::{Datastore as _, Key, Record};
 use serde_json::Value;
 use std::path::Path;
 
@@ -33,10 +34,18 @@ fn commit() -> &'static str {
     option_env!("TORTIE_COMMIT").unwrap_or("unknown")
 }
 
-async fn cluster(store: &Kubernetes) -> Result<Value, kube::Error> {
+async fn cluster(store: &Backend) -> Result<Value, String> {
+    let Some(store) = store.kubernetes() else {
+        // The record says nothing of the cluster's type.
+        let found = store.get(&Key::ClusterInformation).await.map_err(|error| error.to_string())?;
+        return match found.map(|stored| stored.record) {
+            Some(Record::ClusterInformation(cluster)) => Ok(cluster.to_v1()),
+            _ => Err("there is no ClusterInformation default".to_owned()),
+        };
+    };
     let path = format!("{}/{}", api::wire::Resource::CLUSTER_INFORMATION.path(), api::wire::SINGLETON);
-    let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
-    store.client().request(request).await
+    let request = http::Request::get(path).body(Vec::new()).map_err(|error| error.to_string())?;
+    store.client().request(request).await.map_err(|error| error.to_string())
 }
 
 fn cluster_lines(object: &Value) -> String {

@@ -96,7 +96,8 @@ pub enum CopyError {
 ///
 /// Afterwards the source is read once more: unless it may change, whatever is not as it was copied is an error.
 ///
-/// Datastore calls: two lists of each kind of the source and one of the target, and one commit for each 64 records.
+/// Datastore calls: two lists of each kind of the source and one of the target, and one commit for each 64 records
+/// (more where the target does not take as many in one request).
 ///
 /// # Errors
 /// See [`CopyError`].
@@ -208,6 +209,14 @@ async fn lock<D: Datastore>(
 async fn write<D: Datastore>(to: &D, records: &[Record]) -> Result<(), CommitError> {
     let writes: Vec<Write> = records.iter().cloned().map(Write::Create).collect();
     let Err(error) = to.commit(&[], &writes).await else { return Ok(()) };
+    // Together they may be more than the store takes in a request.
+    let is_refused = matches!(error, CommitError::Refused { .. });
+    if is_refused && records.len() > 1 && records.iter().all(|record| record.key().kind() != Kind::Node) {
+        for half in records.chunks(records.len().div_ceil(2)) {
+            Box::pin(write(to, half)).await?;
+        }
+        return Ok(());
+    }
     if !matches!(error, CommitError::Unknown { .. } | CommitError::Conflict { .. }) {
         return Err(error);
     }

@@ -4,6 +4,7 @@
 //! Where the store has transactions (memory, etcd, the embedded API server) a commit is atomic. On a Kubernetes API
 //! it is the ordered sequence of its writes with the checks re-read at the end (architecture D3).
 
+pub mod backend;
 pub mod conformance;
 pub mod copy;
 pub mod etcd;

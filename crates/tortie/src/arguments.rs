@@ -37,6 +37,9 @@ pub(crate) enum Part {
     Kubelet(Kubelet),
     /// The lab's workload controllers and scheduler.
     ControllerManager(ControllerManager),
+    /// The records as a whole.
+    #[command(subcommand)]
+    Datastore(Datastore),
     /// Print a completion script.
     ///
     /// Example: tortie completion bash > /etc/bash_completion.d/tortie
@@ -46,6 +49,33 @@ pub(crate) enum Part {
     },
     /// Print the manual page.
     Manual,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Datastore {
+    /// Copy all records from one datastore to another: etcd, Kubernetes or the embedded API server.
+    ///
+    /// Both are named by a configuration file of calicoctl (kind CalicoAPIConfig). Nothing in the target is replaced, and
+    /// it is left locked; run again, a copy that was cut short is finished.
+    ///
+    /// Example: calicoctl datastore migrate lock && tortie datastore copy --from etcd.cfg --to kubernetes.cfg
+    Copy(Copy),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Copy {
+    /// Configuration file of the datastore to read. It must be locked.
+    #[arg(long)]
+    pub(crate) from: PathBuf,
+    /// Configuration file of the datastore to write.
+    #[arg(long)]
+    pub(crate) to: PathBuf,
+    /// Say what would be copied, and write nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Copy although the source is not locked; what changes in it meanwhile may be missed.
+    #[arg(long)]
+    pub(crate) unlocked: bool,
 }
 
 #[derive(Debug, Subcommand)]

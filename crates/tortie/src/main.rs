@@ -5,7 +5,7 @@ mod arguments;
 mod inherited;
 
 use anyhow::Context as _;
-use arguments::{Arguments, Lab, Part};
+use arguments::{Arguments, Datastore, Lab, Part};
 use clap::{CommandFactory as _, Parser as _};
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -98,6 +98,7 @@ fn run(part: Part) -> anyhow::Result<()> {
             };
             lab::controller_manager::run(options).await
         }),
+        Part::Datastore(Datastore::Copy(part)) => copy(&part),
         Part::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "tortie", &mut script);
@@ -109,6 +110,19 @@ fn run(part: Part) -> anyhow::Result<()> {
             Ok(std::io::stdout().write_all(&page)?)
         }
     }
+}
+
+fn copy(part: &arguments::Copy) -> anyhow::Result<()> {
+    let options = datastore::copy::Options { dry_run: part.dry_run, unlocked: part.unlocked };
+    let told = |progress: datastore::copy::Progress| {
+        // Where stderr is gone there is nobody to tell.
+        let _ = writeln!(std::io::stderr(), "{}: {} of {}", progress.kind, progress.done, progress.total);
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime
+        .block_on(calicoctl::copy::run(&part.from, &part.to, options, told))
+        .map_err(anyhow::Error::msg)?;
+    Ok(std::io::stdout().write_all(report.as_bytes())?)
 }
 
 fn apiserver(part: arguments::Apiserver) -> anyhow::Result<()> {

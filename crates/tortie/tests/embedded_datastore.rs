@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use api::wire::Group;
-use datastore::{Datastore as _, conformance};
 use datastore::kubernetes::Kubernetes;
+use datastore::{Datastore as _, conformance};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,

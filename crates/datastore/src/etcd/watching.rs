@@ -54,6 +54,8 @@ struct Watch {
     parts: Vec<WatchedEvent>,
     /// Told next. Events of one transaction come here together, so that none is lost between two of them.
     told: VecDeque<Event>,
+    /// Told up to here.
+    at: Revision,
     /// Says once why it ended, then ends.
     over: bool,
 }
@@ -65,7 +67,7 @@ impl Etcd {
         from: Revision,
     ) -> Result<BoxStream<'static, Result<Event, ReadError>>, ReadError> {
         let request = request(scope, from).map_err(|bad| bad.reading(scope.to_string()))?;
-        let opening = self.open_once(scope, request);
+        let opening = self.open_once(scope, from, request);
         let Ok(opened) = tokio::time::timeout(self.deadline, opening).await else {
             return Err(Failure::deadline(self.deadline).reading(scope.to_string()));
         };
@@ -77,7 +79,12 @@ impl Etcd {
         .boxed())
     }
 
-    async fn open_once(&self, scope: &Scope, request: WatchRequest) -> Result<Watch, ReadError> {
+    async fn open_once(
+        &self,
+        scope: &Scope,
+        from: Revision,
+        request: WatchRequest,
+    ) -> Result<Watch, ReadError> {
         let failed = |failure: Failure| failure.reading(scope.to_string());
         let (requests, waiting) = mpsc::channel(1);
         // The channel has room for it.
@@ -112,6 +119,7 @@ impl Etcd {
             _requests: requests,
             parts: Vec::new(),
             told: VecDeque::new(),
+            at: from,
             over: false,
         })
     }
@@ -175,10 +183,13 @@ impl Watch {
         if response.fragment {
             return;
         }
-        if says_nothing && !response.created {
+        // A member that lags behind the one that was listed knows less than has been told.
+        if says_nothing && !response.created && at >= self.at {
+            self.at = at;
             self.told.push_back(Event::Progress(at));
         }
         for event in std::mem::take(&mut self.parts) {
+            self.at = event.kv.as_ref().map_or(self.at, |found| messages::revision(found.mod_revision));
             self.told.extend(self.driver.event(&self.scope, event));
         }
     }

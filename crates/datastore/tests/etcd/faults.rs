@@ -2,11 +2,12 @@
 
 use crate::server::{Plan, Server, ready};
 use crate::{handle, one};
+use api::Handle;
 use datastore::conformance::concurrent::{history_is_linearizable, run_clients};
 use datastore::conformance::history::{Did, judge};
 use datastore::etcd::{Etcd, Settings};
 use datastore::follow::{Change, follow};
-use datastore::{CommitError, Datastore, Key, Kind, Scope, Version, Write};
+use datastore::{CommitError, Datastore, Key, Kind, Record, Scope, Version, Write};
 use futures::StreamExt;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -18,6 +19,38 @@ async fn ten_thousand_operations_of_eight_clients_are_linearizable() {
     let clients: Vec<Etcd> = (0..8).map(|_| server.driver()).collect();
     ready(&clients[0]).await;
     history_is_linearizable(&clients.iter().collect::<Vec<_>>(), 10_000).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_makes_writes_unavailable_with_what_to_do_and_reads_go_on() {
+    let Some(server) =
+        Server::start(&Plan { arguments: &["--quota-backend-bytes", "400000"], ..Plan::default() })
+    else {
+        return;
+    };
+    let store = server.driver();
+    ready(&store).await;
+    let big = |number: u32| {
+        let blocks =
+            (0..3000_u32).map(|at| (format!("10.{}.{}.0/24", at / 256, at % 256).parse().unwrap(), 1));
+        Record::Handle(Handle { id: format!("h{number}"), blocks: blocks.collect(), deleted: false })
+    };
+    let mut answered = Vec::new();
+    let full = loop {
+        assert!(answered.len() < 100, "the quota is never reached");
+        let record = big(u32::try_from(answered.len()).unwrap());
+        match one(&store, Write::Create(record.clone())).await {
+            Ok(version) => answered.push((record.key(), version)),
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(&full, CommitError::Unavailable { reason, .. } if reason.contains("NOSPACE")),
+        "{full:?}"
+    );
+    for (key, version) in answered {
+        assert_eq!(store.get(&key).await.unwrap().unwrap().version, version);
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,9 @@
 use crate::server::{Plan, Server, ready};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use datastore::{Datastore, Kind, Scope, Write};
+use datastore::copy::{Options, copy};
+use datastore::etcd::{Etcd, Settings};
+use datastore::{Datastore, Kind, Record, Scope, Write};
 use serde_json::json;
 use std::path::Path;
 
@@ -72,6 +74,37 @@ async fn every_golden_file_is_read_and_written_again_to_the_byte() {
         }
     }
     assert_eq!(found, files.len());
+}
+
+#[tokio::test]
+async fn a_copy_into_another_etcd_is_the_same_and_is_made_in_requests_of_the_size_that_it_takes() {
+    let (Some(server), Some(other)) = (Server::start(&Plan::default()), Server::start(&Plan::default()))
+    else {
+        return;
+    };
+    let source = server.driver();
+    let target = Etcd::new(Settings { request_bytes: 1500, ..other.settings() }).unwrap();
+    ready(&source).await;
+    ready(&target).await;
+    let files = files();
+    for (key, value) in &files {
+        put(&server, key, value).await;
+    }
+    let options = Options { unlocked: true, ..Options::default() };
+    let report = copy(&source, &target, options, |_| {}).await.unwrap();
+    assert_eq!(report.kinds.values().map(|count| count.copied).sum::<usize>(), files.len());
+    for (key, value) in files.iter().filter(|(key, _)| key.starts_with("/calico/ipam/")) {
+        assert_eq!(&value_of(&other, key).await, value);
+    }
+    for kind in [Kind::Pool, Kind::Reservation] {
+        let records = async |store: &Etcd| -> Vec<Record> {
+            let listing = store.list(&Scope::All(kind)).await.unwrap();
+            listing.items.into_iter().map(|stored| stored.record).collect()
+        };
+        assert_eq!(records(&source).await, records(&target).await);
+    }
+    let again = copy(&source, &target, options, |_| {}).await.unwrap();
+    assert!(again.kinds.values().all(|count| count.copied == 0), "{again:?}");
 }
 
 #[tokio::test]
