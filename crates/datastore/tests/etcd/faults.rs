@@ -3,7 +3,7 @@
 use crate::server::{Plan, Server, ready};
 use crate::{handle, one};
 use api::Handle;
-use datastore::conformance::concurrent::{history_is_linearizable, run_clients};
+use datastore::conformance::concurrent::{Deletes, history_is_linearizable, run_clients};
 use datastore::conformance::history::{Did, judge};
 use datastore::etcd::{Etcd, Settings};
 use datastore::follow::{Change, follow};
@@ -18,7 +18,7 @@ async fn ten_thousand_operations_of_eight_clients_are_linearizable() {
     let Some(server) = Server::start(&Plan::default()) else { return };
     let clients: Vec<Etcd> = (0..8).map(|_| server.driver()).collect();
     ready(&clients[0]).await;
-    history_is_linearizable(&clients.iter().collect::<Vec<_>>(), 10_000).await.unwrap();
+    history_is_linearizable(&clients.iter().collect::<Vec<_>>(), 10_000, Deletes::AtOnce).await.unwrap();
 }
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn the_history_stays_linearizable_while_the_server_is_killed_and_paused() 
     let watcher = server.driver();
     ready(&watcher).await;
     let references = clients.iter().collect::<Vec<_>>();
-    let working = run_clients(&references, "faults", 4000, 5);
+    let working = run_clients(&references, "faults", 4000, 5, Deletes::AtOnce);
     let disturbing = async {
         for round in 0..4 {
             // Some work between two faults, whatever the machine's speed.
