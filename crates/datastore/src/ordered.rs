@@ -66,7 +66,8 @@ enum Undo<B> {
 /// is: what stands then is what a crash would leave, and whoever asked looks.
 ///
 /// Datastore calls: one per write (a [`Write::Pass`] two), one per check of a record that is not written, with such
-/// checks one more per update; one per handle when more than ten seconds passed since it was written.
+/// checks one more per record that is replaced, and one per write that has to be undone; one per handle when more than ten
+/// seconds passed since it was written, and again after ten more.
 ///
 /// # Errors
 /// See [`CommitError`].

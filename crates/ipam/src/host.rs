@@ -74,7 +74,8 @@ impl Setting {
 /// A block that the node has is taken as it is: what was not kept when it was made is not kept now.
 ///
 /// Datastore calls: 5 reads at once (configuration, reservations, node, pools, affinities), and those of
-/// [`affinity::claim`]; where the node has none a list of all blocks before. Each claim that is lost to another adds a list.
+/// [`affinity::claim`]; where the node has none a list of all blocks before. Each claim that is lost to another adds as much
+/// again.
 ///
 /// # Errors
 /// See [`EnsureBlockError`].
