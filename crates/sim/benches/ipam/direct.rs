@@ -1,6 +1,6 @@
 //! The protocol without an agent, over the store in memory.
 
-use crate::{per_second, pool, runs, say, store};
+use crate::{Begin, per_second, pool, runs, say, store};
 use api::{IpVersion, Owner, Use};
 use datastore::memory::Memory;
 use futures::executor::block_on;
@@ -9,7 +9,7 @@ use ipam::clock::FixedClock;
 use ipam::plan::Want;
 use ipam::release::release_by_handle;
 use jiff::Timestamp;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const CLOCK: FixedClock = FixedClock(Timestamp::UNIX_EPOCH);
 
@@ -45,7 +45,7 @@ fn warm(store: &Memory, pods: u32, times: u32) -> f64 {
     for turn in 0..times {
         let pod = turn.wrapping_mul(2_654_435_761) % pods;
         del(store, pod);
-        let begin = Instant::now();
+        let begin = Begin::now();
         add(store, "n", pod);
         took += begin.elapsed();
     }

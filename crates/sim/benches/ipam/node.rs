@@ -1,6 +1,7 @@
 //! A node's agent over the store in memory, its watches included.
 
-use crate::{per_second, pool, runs, say, store};
+use crate::scale::populate;
+use crate::{Begin, per_second, pool, runs, say, store};
 use api::IpVersion;
 use datastore::follow::{Change, follow};
 use datastore::memory::Memory;
@@ -11,7 +12,7 @@ use futures::stream::{BoxStream, StreamExt};
 use ipam::agent::{Agent, Demand, Effect, Event, Reply, RequestId, Surrender};
 use jiff::Timestamp;
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The agent of a node with its watches.
 pub(crate) struct Bench {
@@ -92,7 +93,7 @@ impl Bench {
 
     fn timed(&mut self, events: &[Event], at_once: usize) -> Duration {
         let batches: Vec<Vec<Event>> = events.chunks(at_once).map(<[Event]>::to_vec).collect();
-        let begin = Instant::now();
+        let begin = Begin::now();
         for batch in batches {
             self.run(batch);
         }
@@ -162,18 +163,21 @@ fn ratios() {
     let mut only = Bench::new(&store(&two[1..], &["n"]), "n");
     only.add_all(0..40, 40);
     let times = runs(|| {
-        let second = second.add_all(2000..2020, 1) + second.del_all(2000..2020, 1);
-        let only = only.add_all(2000..2020, 1) + only.del_all(2000..2020, 1);
+        let second = second.add_all(2000..2200, 1) + second.del_all(2000..2200, 1);
+        let only = only.add_all(2000..2200, 1) + only.del_all(2000..2200, 1);
         second.as_secs_f64() / only.as_secs_f64()
     });
     say("agent: second pool when the first is full : only pool", "×", &times);
 
     // Claims, 250 of them, beside a thousand blocks of another node.
     let claims = |cidr: &str| {
-        let store = store(&[pool("p", cidr, 30)], &["n", "other"]);
-        Bench::new(&store, "other").add_all(0..4000, 256);
+        let pool = pool("p", cidr, 30);
+        let store = store(std::slice::from_ref(&pool), &["n"]);
+        for node in 0..1000 {
+            populate(&store, node, pool.cidr.nth_block(30, u128::from(node)).unwrap(), 4);
+        }
         let mut bench = Bench::new(&store, "n");
-        bench.add_all(10_000..11_000, 1).as_secs_f64()
+        bench.add_all(1_000_000..1_001_000, 1).as_secs_f64()
     };
     claims("10.0.0.0/16");
     say(

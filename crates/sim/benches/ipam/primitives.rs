@@ -1,13 +1,12 @@
 //! Taking from one block and giving back to it, without a store.
 
-use crate::{per_second, runs, say};
+use crate::{Begin, per_second, runs, say};
 use api::{Block, Owner};
 use ipam::ReservationSet;
 use ipam::block::{self, Take};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
-use std::time::Instant;
 
 /// Operations of one measurement; a profiler's count is divided by it.
 const TIMES: u32 = 1000;
@@ -87,7 +86,7 @@ pub(crate) fn releases() {
 
 pub(crate) fn figures() {
     let pairs = runs(|| {
-        let begin = Instant::now();
+        let begin = Begin::now();
         takes();
         per_second(TIMES, begin.elapsed())
     });

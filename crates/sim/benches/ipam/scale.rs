@@ -1,7 +1,7 @@
 //! A large cluster in one process: five thousand nodes with thirty pods each, and what one more node meets there.
 
 use crate::node::Bench;
-use crate::{direct, per_second, pool, say, store};
+use crate::{Begin, direct, per_second, pool, say, store};
 use api::{Affinity, AffinityState, Cidr, Handle, Owner};
 use datastore::memory::Memory;
 use datastore::{Datastore, Record, Write};
@@ -10,7 +10,6 @@ use ipam::ReservationSet;
 use ipam::block::{self, Take};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 const NODES: u32 = 5_000;
 const PODS: u32 = 30;
@@ -25,13 +24,13 @@ fn resident() -> f64 {
 }
 
 /// The records that a node with its pods leaves: an affinity, a block, and a handle for each pod.
-fn populate(store: &Memory, node: u32, cidr: Cidr) {
+pub(crate) fn populate(store: &Memory, node: u32, cidr: Cidr, pods: u32) {
     let name = format!("node-{node}");
     let owner = Owner::host(&name);
     let mut block = block::new_block(cidr, &owner, Timestamp::UNIX_EPOCH);
     let mut writes = Vec::new();
-    for pod in 0..PODS {
-        let id = format!("k8s-pod-network.{:064x}", node * PODS + pod);
+    for pod in 0..pods {
+        let id = format!("k8s-pod-network.{:064x}", node * pods + pod);
         let attributes: BTreeMap<String, String> = [
             ("namespace", "shop".to_owned()),
             ("node", name.clone()),
@@ -66,7 +65,7 @@ pub(crate) fn figures() {
     let store = store(std::slice::from_ref(&pool), &LATE);
     let before = resident();
     for node in 0..NODES {
-        populate(&store, node, pool.cidr.nth_block(26, u128::from(node)).unwrap());
+        populate(&store, node, pool.cidr.nth_block(26, u128::from(node)).unwrap(), PODS);
     }
     let held = resident() - before;
     say("5,000 nodes × 30 pods: records, per block", "B", &[held / f64::from(NODES)]);
@@ -74,7 +73,7 @@ pub(crate) fn figures() {
 
     let mut rates = Vec::new();
     for (number, node) in (0_u32..).zip(LATE) {
-        let begin = Instant::now();
+        let begin = Begin::now();
         for pod in 0..PODS {
             direct::add(&store, node, 1_000_000 + number * PODS + pod);
         }
@@ -83,7 +82,7 @@ pub(crate) fn figures() {
     store.compact();
     say("one more node gets 30 pods, direct", "ADD/s", &rates);
 
-    let (before, begin) = (resident(), Instant::now());
+    let (before, begin) = (resident(), Begin::now());
     let mut agent = Bench::new(&store, LATE[0]);
     say("an agent reads 5,000 blocks", "ms", &[begin.elapsed().as_secs_f64() * 1000.0]);
     say("an agent's memory, per block of another node", "B", &[(resident() - before) / f64::from(NODES)]);
