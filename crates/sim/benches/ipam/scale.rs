@@ -82,10 +82,9 @@ pub(crate) fn figures() {
     store.compact();
     say("one more node gets 30 pods, direct", "ADD/s", &rates);
 
-    let (before, begin) = (resident(), Begin::now());
+    let begin = Begin::now();
     let mut agent = Bench::new(&store, LATE[0]);
     say("an agent reads 5,000 blocks", "ms", &[begin.elapsed().as_secs_f64() * 1000.0]);
-    say("an agent's memory, per block of another node", "B", &[(resident() - before) / f64::from(NODES)]);
     let claims: Vec<f64> = (0..5_u32)
         .map(|round| {
             let first = 2_000_000 + round * 64;
