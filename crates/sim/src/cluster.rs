@@ -35,7 +35,7 @@ impl World {
             Fault::CooldownChanged | Fault::StrictChanged => self.change_config(fault),
             Fault::ReservationChanged => self.change_reservation(),
             Fault::AgentRestarted => {
-                let node = self.rng.below(self.nodes.len());
+                let node = self.some_node();
                 if self.nodes[node].host.is_some() {
                     self.met(fault, Some(node));
                     self.restart_agent(node);
@@ -55,7 +55,7 @@ impl World {
             self.time.jump(by);
             return;
         }
-        let node = self.rng.below(self.nodes.len());
+        let node = self.some_node();
         if self.rng.chance(1, 3) {
             self.nodes[node].clock.correct();
         } else {

@@ -18,6 +18,20 @@ pub struct Cost {
     pub most_trips: u32,
 }
 
+/// Calls beyond which an operation that nothing disturbs is not bounded as its documentation says: in worlds of at most
+/// sixteen blocks, each of which it may have to look at, take from its owner, or find full.
+pub fn most_calls(operation: Operation) -> u32 {
+    match operation {
+        Operation::PluginAdd | Operation::EmptyPool => 120,
+        Operation::AgentRead | Operation::Administer => 2,
+        Operation::CollectorRead => 4,
+        Operation::AgentBatch | Operation::AgentClaim => 40,
+        Operation::PluginDel | Operation::CollectorTask | Operation::QueueRelease => 40,
+        // Calico's costs are its own.
+        Operation::PeerAdd | Operation::PeerDel => u32::MAX,
+    }
+}
+
 /// Of every kind of operation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Costs {

@@ -72,7 +72,8 @@ pub fn possible(fault: Fault, operation: Operation) -> bool {
     let on_nodes = of_agents || of_peers || matches!(operation, PluginAdd | PluginDel);
     match fault {
         Fault::Late => !matches!(operation, AgentRead | CollectorRead),
-        Fault::WatchLost | Fault::WatchRepeats | Fault::AgentRestarted | Fault::LogFails => of_agents,
+        Fault::WatchLost | Fault::WatchRepeats | Fault::AgentRestarted => of_agents,
+        Fault::LogFails => operation == QueueRelease,
         // Calico lets blocks of several sizes overlap: no world has both.
         Fault::PoolRecreated => !of_peers,
         Fault::DelDelayed | Fault::DelRepeated | Fault::DelEarly => on_nodes,

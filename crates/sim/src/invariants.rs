@@ -36,11 +36,16 @@ pub struct Step<'a> {
 }
 
 /// An allocation that somebody holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Held {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held<'a> {
     ordinal: u32,
-    handle: String,
+    handle: &'a str,
     stamp: u64,
+}
+
+fn held(block: Option<&Block>, ordinal: u32) -> Option<Held<'_>> {
+    let block = block?;
+    Some(Held { ordinal, handle: holder(block, ordinal)?, stamp: stamp(block, ordinal) })
 }
 
 /// What is remembered between steps.
@@ -53,7 +58,7 @@ pub struct Judge {
     /// Handles whose counts a peer may have spoilt: invariant 5 is not asked of them.
     pub spoilt: BTreeSet<String>,
     /// How many addresses each handle holds in each block.
-    counts: BTreeMap<Cidr, BTreeMap<String, u32>>,
+    counts: BTreeMap<Cidr, Vec<(String, u32)>>,
     /// Every stamp that an ordinal was ever given, and by which task.
     issued: BTreeMap<(IpAddr, u64), u64>,
     /// Blocks whose affinity is confirmed and that are missing or another's, with the task that may yet take that back.
@@ -152,25 +157,27 @@ impl Judge {
         promises: &Promises,
         wrong: &mut Vec<String>,
     ) {
-        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        let mut counts: Vec<(String, u32)> = Vec::new();
         if let Some(block) = after {
             wrong.extend(miscounted(block));
             for ordinal in ordinals(block) {
                 if let Some(handle) = holder(block, ordinal) {
-                    match counts.get_mut(handle) {
-                        Some(count) => *count += 1,
-                        None => {
-                            counts.insert(handle.to_owned(), 1);
-                        }
+                    match counts.iter_mut().find(|(of, _)| of == handle) {
+                        Some((_, count)) => *count += 1,
+                        None => counts.push((handle.to_owned(), 1)),
                     }
                 }
             }
         }
-        let reached: Vec<String> = counts.keys().cloned().collect();
-        self.counts.insert(cidr, counts);
-        for handle in reached {
-            wrong.extend(self.unreachable(db, &handle, cidr));
+        if before.is_none() && step.task == 0 && !db.kind().is_atomic() {
+            // A block that is made later than its maker waited. No condition could keep it out, its handle may be gone by
+            // now: what nobody was told of, the collector frees.
+            self.spoilt.extend(counts.iter().map(|(handle, _)| handle.clone()));
         }
+        for (handle, count) in &counts {
+            wrong.extend(self.uncounted(db, handle, cidr, *count));
+        }
+        self.counts.insert(cidr, counts);
         self.transitions(cidr, before, after, step, promises, wrong);
         for (address, promise) in promises.between(cidr.network(), cidr.last()) {
             let kept = after.zip(cidr.ordinal(*address)).is_some_and(|(block, Ordinal(ordinal))| {
@@ -230,20 +237,15 @@ impl Judge {
             self.issued.retain(|(address, stamp), _| !cidr.contains(*address) || *stamp >= undone);
         }
         for ordinal in ordinals(any) {
-            let held = |block: Option<&Block>| {
-                let block = block?;
-                let handle = holder(block, ordinal)?.to_owned();
-                Some(Held { ordinal, handle, stamp: stamp(block, ordinal) })
-            };
-            let Some(address) = cidr.address(Ordinal(ordinal)) else { continue };
-            let (was, is) = (held(before), held(after));
+            let (was, is) = (held(before, ordinal), held(after, ordinal));
             if was == is && was.is_some() {
                 continue;
             }
-            if let Some(was) = &was {
+            let Some(address) = cidr.address(Ordinal(ordinal)) else { continue };
+            if let Some(was) = was {
                 wrong.extend(self.freed(address, was, step, promises));
             }
-            if let Some(is) = &is {
+            if let Some(is) = is {
                 wrong.extend(self.taken(address, is, before, step));
             }
             let cooled = before.and_then(|block| attribute(block, ordinal)?.released_at);
@@ -258,7 +260,7 @@ impl Judge {
     }
 
     /// Invariant 6: whoever frees an allocation named it.
-    fn freed(&self, address: IpAddr, was: &Held, step: Step<'_>, promises: &Promises) -> Option<String> {
+    fn freed(&self, address: IpAddr, was: Held<'_>, step: Step<'_>, promises: &Promises) -> Option<String> {
         if self.issued.get(&(address, was.stamp)).is_some_and(|task| *task == step.task && *task != 0) {
             // It takes back what it wrote itself.
             return None;
@@ -278,7 +280,7 @@ impl Judge {
     fn taken(
         &mut self,
         address: IpAddr,
-        is: &Held,
+        is: Held<'_>,
         before: Option<&Block>,
         step: Step<'_>,
     ) -> Option<String> {
@@ -294,7 +296,11 @@ impl Judge {
 
     /// Invariant 5: what a block holds for a handle, the handle counts.
     fn unreachable(&self, db: &Db, handle: &str, cidr: Cidr) -> Option<String> {
-        let count = *self.counts.get(&cidr)?.get(handle)?;
+        let (_, count) = self.counts.get(&cidr)?.iter().find(|(of, _)| of == handle)?;
+        self.uncounted(db, handle, cidr, *count)
+    }
+
+    fn uncounted(&self, db: &Db, handle: &str, cidr: Cidr, count: u32) -> Option<String> {
         let counted = db
             .peek(&Key::Handle(handle.to_owned()))
             .and_then(|stored| handle_of(stored)?.blocks.get(&cidr).copied())

@@ -193,8 +193,13 @@ impl World {
             1..64 => self.time.advance(self.rng.between(1, 60)),
             _ => {}
         }
-        if self.faults && self.rng.chance(1, self.setting.cluster_every) {
-            self.disturb();
+        if self.faults {
+            // What seldom happens is met by faults more often, so that each meets each.
+            let seldom = self.tasks.iter().any(|task| is_seldom(task.operation));
+            let every = if seldom { self.setting.cluster_every / 3 + 1 } else { self.setting.cluster_every };
+            if self.rng.chance(1, every) {
+                self.disturb();
+            }
         }
         self.send_delayed();
         let roll = self.rng.below(100);
@@ -383,6 +388,10 @@ impl World {
         }
         if !task.disturbed {
             let calls = (task.port.granted(), task.port.trips());
+            if calls.0 > crate::costs::most_calls(task.operation) {
+                let who = who(task);
+                self.wrong(format!("10: {who} {} calls although nothing disturbed it", calls.0));
+            }
             self.end.costs.note(task.operation, calls);
         }
     }
@@ -471,6 +480,13 @@ impl World {
         self.end.broken.push(format!("step {step}: {text}"));
     }
 
+    /// A node for a fault: often one on which something happens that seldom does.
+    pub(crate) fn some_node(&mut self) -> usize {
+        let seldom = self.tasks.iter().filter(|task| is_seldom(task.operation)).find_map(|task| task.node);
+        let any = self.rng.below(self.nodes.len());
+        seldom.filter(|_| self.rng.chance(1, 2)).unwrap_or(any)
+    }
+
     /// Nothing is waited for by anybody, and nothing is on its way.
     pub(crate) fn is_quiet(&self) -> bool {
         self.tasks.is_empty()
@@ -489,6 +505,11 @@ impl World {
         self.end.lines = self.trace.into_lines();
         self.end
     }
+}
+
+fn is_seldom(operation: Operation) -> bool {
+    use Operation::{AgentClaim, CollectorTask, EmptyPool, QueueRelease};
+    matches!(operation, AgentClaim | EmptyPool | QueueRelease | CollectorTask)
 }
 
 /// Who acts, for the trace.

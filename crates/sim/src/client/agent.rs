@@ -270,7 +270,7 @@ impl World {
 
     /// A watch of some agent is lost or repeats itself.
     pub(crate) fn disturb_watch(&mut self, fault: Fault) {
-        let node = self.rng.below(self.nodes.len());
+        let node = self.some_node();
         let feed = self.rng.below(7);
         let Some(host) = &mut self.nodes[node].host else { return };
         let Some(feed) = host.feeds.get_mut(feed) else { return };

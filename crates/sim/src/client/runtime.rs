@@ -108,7 +108,7 @@ impl World {
         let phase = self.attachments[index].phase;
         match phase {
             Phase::Free => self.send_add(index),
-            Phase::Adding if self.has(Fault::DelEarly) && self.rng.chance(1, 6) => {
+            Phase::Adding if self.has(Fault::DelEarly) && self.rng.chance(1, 3) => {
                 self.met(Fault::DelEarly, Some(self.attachments[index].node));
                 self.give_up(index);
                 self.send_del(index);
