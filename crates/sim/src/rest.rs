@@ -53,7 +53,9 @@ impl World {
         let until = self.step + PATIENCE;
         while !self.is_quiet() {
             if self.step >= until {
-                let held = self.tasks.iter().map(crate::world::who).collect::<Vec<_>>().join(" ");
+                let tasks = self.tasks.iter().map(crate::world::who);
+                let hosts = self.nodes.iter().filter_map(|node| node.host.as_ref()?.restless(&node.name));
+                let held = tasks.chain(hosts).collect::<Vec<_>>().join(" ");
                 self.wrong(format!("8: the world does not come to rest; under way: {held}"));
             }
             if !self.end.broken.is_empty() {

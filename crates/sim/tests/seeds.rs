@@ -3,26 +3,32 @@
 use sim::coverage::Coverage;
 use sim::world::run;
 
-/// Seeds that `make test` runs.
-const SEEDS: std::ops::Range<u64> = 0..150;
+/// Seeds that `make test` runs: as many as it takes for every fault to meet every operation that it can.
+const SEEDS: std::ops::Range<u64> = 0..900;
+
+/// Seeds that are known to fail, each with what is wrong: see the track record.
+const KNOWN: [u64; 0] = [];
 
 #[test]
-fn no_seed_breaks_an_invariant() {
+fn no_seed_breaks_an_invariant_and_every_fault_meets_every_operation() {
     let mut coverage = Coverage::default();
-    let (mut calls, mut added, mut deleted, mut cut_short) = (0, 0, 0, 0);
-    for seed in SEEDS {
+    let (mut seeds, mut calls, mut added, mut deleted, mut cut_short) = (0, 0, 0, 0, 0);
+    for seed in SEEDS.filter(|seed| !KNOWN.contains(seed)) {
         let end = run(seed, false);
         assert_eq!(end.broken, Vec::<String>::new(), "seed {seed}: cargo xtask sim --trace {seed}");
+        seeds += 1;
         calls += end.calls;
         added += end.added;
         deleted += end.deleted;
         cut_short += end.cut_short;
         coverage.add(&end.coverage);
     }
+    assert_eq!(coverage.missed(), [], "what did not happen was not tested\n{coverage}");
     // A simulation in which nothing happens proves nothing.
+    assert!(calls > seeds * 300, "{calls} calls in {seeds} seeds");
     assert!(
-        calls > 10_000 && added > 1_000 && deleted > 1_000 && cut_short > 500,
-        "{calls} calls, {added} ADDs, {deleted} DELs, {cut_short} cut short"
+        added > seeds * 10 && deleted > seeds * 10 && cut_short > seeds,
+        "{added} ADDs, {deleted} DELs, {cut_short} cut short"
     );
 }
 

@@ -62,6 +62,19 @@ impl Host {
     }
 }
 
+impl Host {
+    /// What it waits for, in words; `None`: nothing.
+    pub(crate) fn restless(&self, node: &str) -> Option<String> {
+        let queue = self.queue.as_ref().filter(|queue| !queue.is_quiet());
+        match (self.inbox.len(), self.asked.len(), self.agent.waiting(), queue) {
+            (0, 0, 0, None) => None,
+            (inbox, asked, waiting, queue) => {
+                Some(format!("{node} has {inbox} to hear, {asked} to answer, {waiting} at work, {queue:?}"))
+            }
+        }
+    }
+}
+
 impl World {
     /// Hands an ADD to a node's agent.
     pub(crate) fn demand(&mut self, node: usize, attachment: usize, epoch: u32, demand: Demand) {
@@ -194,7 +207,7 @@ impl World {
     fn tell_agent(&mut self, node: usize) -> bool {
         let roll = self.rng.below(16);
         let Some(host) = &mut self.nodes[node].host else { return false };
-        if roll == 0 && !host.asked.is_empty() {
+        if roll == 0 && (!host.asked.is_empty() || host.agent.waiting() > 0) {
             self.tell(node, vec![Event::Tick]);
             return true;
         }
