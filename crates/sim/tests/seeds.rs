@@ -4,7 +4,7 @@ use sim::coverage::Coverage;
 use sim::world::run;
 
 /// Seeds that `make test` runs: as many as it takes for every fault to meet every operation that it can.
-const SEEDS: std::ops::Range<u64> = 0..900;
+const SEEDS: std::ops::Range<u64> = 0..1200;
 
 /// Seeds that are known to fail, each with what is wrong: see the track record.
 const KNOWN: [u64; 0] = [];
