@@ -165,7 +165,11 @@ impl World {
             }
             (Some(epoch), Reply::Failed(error)) => self.added(asked.attachment, epoch, Err(error.message)),
             (None, Reply::Deleted) => self.deleted(asked.attachment, true, &Ok(())),
-            (None, Reply::Failed(error)) if error.code == TRY_AGAIN && self.queue_del(node, asked) => {}
+            // Not where an ADD came after it: the entry would name what that is given.
+            (None, Reply::Failed(error))
+                if error.code == TRY_AGAIN
+                    && self.attachments[asked.attachment].adds == 0
+                    && self.queue_del(node, asked) => {}
             (None, Reply::Failed(error)) => self.deleted(asked.attachment, true, &Err(error.message)),
             (_, reply) => self.wrong(format!("9: node-{node} answered {reply:?} to another question")),
         }
