@@ -1,0 +1,21 @@
+//! Seeds that found something, each with what it found. Worlds are drawn from seeds alone, so they stay the same worlds; what
+//! happens in them changes with the code, so that each is also just one more seed.
+
+use sim::world::run;
+
+#[test]
+fn seeds_that_found_something_find_nothing_any_more() {
+    let kept = [
+        (926, "a claim under per-block names tried another node's young affinity a hundred times"),
+        (1684, "a claim whose answer was lost took its block back and left the affinity confirmed"),
+        (1730, "an agent removed a handle while the block with its address was still to arrive"),
+        (2062, "an agent kept a job of its own and was never asked to look at it again"),
+        (2073, "a DEL that was queued after a later ADD freed what that was given"),
+        (3701, "an agent kept a job of its own and was never asked to look at it again"),
+        (5334, "a block was taken back, and its affinity's confirmation arrived afterwards"),
+        (6195, "a queue of releases and an agent met at one handle whose block was still to arrive"),
+    ];
+    for (seed, found) in kept {
+        assert_eq!(run(seed, false).broken, Vec::<String>::new(), "seed {seed}, which once found: {found}");
+    }
+}
