@@ -35,17 +35,11 @@ fn commit() -> &'static str {
 }
 
 async fn cluster(store: &Backend) -> Result<Value, String> {
-    let Some(store) = store.kubernetes() else {
-        // The record says nothing of the cluster's type.
-        let found = store.get(&Key::ClusterInformation).await.map_err(|error| error.to_string())?;
-        return match found.map(|stored| stored.record) {
-            Some(Record::ClusterInformation(cluster)) => Ok(cluster.to_v1()),
-            _ => Err("there is no ClusterInformation default".to_owned()),
-        };
-    };
-    let path = format!("{}/{}", api::wire::Resource::CLUSTER_INFORMATION.path(), api::wire::SINGLETON);
-    let request = http::Request::get(path).body(Vec::new()).map_err(|error| error.to_string())?;
-    store.client().request(request).await.map_err(|error| error.to_string())
+    let found = store.get(&Key::ClusterInformation).await.map_err(|error| error.to_string())?;
+    match found.map(|stored| stored.record) {
+        Some(Record::ClusterInformation(cluster)) => Ok(cluster.to_v1()),
+        _ => Err("there is no ClusterInformation default".to_owned()),
+    }
 }
 
 fn cluster_lines(object: &Value) -> String {
