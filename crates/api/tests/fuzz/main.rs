@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
 mod damage;
+mod etcd;
 
 use api::attachment::{AddReply, AddRequest, DelRequest, ErrorReply};
 use api::selector::Selector;
@@ -51,12 +52,12 @@ fn objects(kind: &str, corpus: &str, read: Reader) {
 
 #[test]
 fn pools() {
-    objects("IPPool", include_str!("corpus/pool.jsonl"), |value| Ok(Some(Pool::from_v1(value)?.to_v1())));
+    objects("IPPool", include_str!("../corpus/pool.jsonl"), |value| Ok(Some(Pool::from_v1(value)?.to_v1())));
 }
 
 #[test]
 fn blocks() {
-    objects("IPAMBlock", include_str!("corpus/block.jsonl"), |value| {
+    objects("IPAMBlock", include_str!("../corpus/block.jsonl"), |value| {
         let block = Block::from_v1(value)?;
         // Invariant 2: every ordinal is either allocated, to something there is, or once in the queue.
         let mut free: Vec<u32> = block.unallocated.clone();
@@ -71,7 +72,7 @@ fn blocks() {
 
 #[test]
 fn affinities() {
-    objects("BlockAffinity", include_str!("corpus/affinity.jsonl"), |value| {
+    objects("BlockAffinity", include_str!("../corpus/affinity.jsonl"), |value| {
         let affinity = Affinity::from_v1(value)?;
         affinity.to_v1(AffinityNaming::PerBlock);
         Ok(Some(affinity.to_v1(AffinityNaming::PerNode)))
@@ -80,35 +81,35 @@ fn affinities() {
 
 #[test]
 fn handles() {
-    objects("IPAMHandle", include_str!("corpus/handle.jsonl"), |value| {
+    objects("IPAMHandle", include_str!("../corpus/handle.jsonl"), |value| {
         Ok(Some(Handle::from_v1(value)?.to_v1()))
     });
 }
 
 #[test]
 fn configurations() {
-    objects("IPAMConfig", include_str!("corpus/config.jsonl"), |value| {
+    objects("IPAMConfig", include_str!("../corpus/config.jsonl"), |value| {
         Ok(Some(IpamConfig::from_v1(value)?.to_v1()))
     });
 }
 
 #[test]
 fn reservations() {
-    objects("IPReservation", include_str!("corpus/reservation.jsonl"), |value| {
+    objects("IPReservation", include_str!("../corpus/reservation.jsonl"), |value| {
         Ok(Some(Reservation::from_v1(value)?.to_v1()))
     });
 }
 
 #[test]
 fn cluster_informations() {
-    objects("ClusterInformation", include_str!("corpus/cluster.jsonl"), |value| {
+    objects("ClusterInformation", include_str!("../corpus/cluster.jsonl"), |value| {
         Ok(Some(ClusterInformation::from_v1(value)?.to_v1()))
     });
 }
 
 #[test]
 fn nodes() {
-    objects("Node", include_str!("corpus/node.jsonl"), |value| Node::from_core(value).map(|_| None));
+    objects("Node", include_str!("../corpus/node.jsonl"), |value| Node::from_core(value).map(|_| None));
 }
 
 #[test]
@@ -119,7 +120,7 @@ fn requests_and_replies_of_the_agent() {
             assert_eq!(serde_json::from_slice::<T>(&written).unwrap(), read);
         }
     }
-    let mut damage = Damage::new(include_str!("corpus/attachment.jsonl"));
+    let mut damage = Damage::new(include_str!("../corpus/attachment.jsonl"));
     for _ in 0..damage.cases() {
         let (text, _) = damage.json();
         let _shown = Shown(&text);
@@ -132,7 +133,7 @@ fn requests_and_replies_of_the_agent() {
 
 #[test]
 fn selectors() {
-    let mut damage = Damage::new(include_str!("corpus/selector.txt"));
+    let mut damage = Damage::new(include_str!("../corpus/selector.txt"));
     let labels = [("a".to_owned(), "(".to_owned()), ("zone".to_owned(), "a".to_owned())].into();
     let mut read = 0;
     for _ in 0..damage.cases() {
@@ -154,7 +155,7 @@ fn selectors() {
 
 #[test]
 fn networks() {
-    let mut damage = Damage::new(include_str!("corpus/cidr.txt"));
+    let mut damage = Damage::new(include_str!("../corpus/cidr.txt"));
     let mut read = 0;
     for _ in 0..damage.cases() {
         let text = damage.text();
