@@ -1,6 +1,7 @@
 //! Tasks of the project that are more than a cargo command: `cargo xtask tidy`, `cargo xtask bench ipam`, `cargo xtask transcripts`.
 
 mod bench;
+mod mistakes;
 mod report;
 mod sim;
 mod tidy;
@@ -31,6 +32,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Plant each mistake of the allocator: its unit tests must not notice, the simulator must.
+    Mistakes,
     /// Measure, print a table, and write `target/bench/NAME.json`.
     Bench {
         /// What to measure.
@@ -57,6 +60,7 @@ fn main() -> Result<()> {
         Task::Transcripts => transcripts::run(&root()),
         Task::Sim { arguments } => sim::run(&root(), &arguments),
         Task::Bench { what: Bench::Ipam } => bench::ipam::run(&root()),
+        Task::Mistakes => mistakes::run_all(&root()),
         Task::Bench { what: Bench::Lab { runs } } => bench::lab::run(&root(), runs),
     }
 }

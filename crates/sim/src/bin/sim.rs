@@ -35,6 +35,9 @@ struct Arguments {
     /// Plant this mistake in the allocator, and look for a seed that finds it: one that is well without it.
     #[arg(long)]
     mistake: Option<Mistake>,
+    /// Print the names of the mistakes that can be planted, and nothing else.
+    #[arg(long)]
+    list_mistakes: bool,
 }
 
 #[derive(Debug, Default)]
@@ -80,6 +83,12 @@ impl Sum {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.list_mistakes {
+        for mistake in Mistake::ALL {
+            println!("{mistake}");
+        }
+        return ExitCode::SUCCESS;
+    }
     match arguments.trace {
         Some(seed) => trace(seed, arguments.mistake),
         None => seeds(&arguments),
