@@ -36,10 +36,14 @@ macro_rules! mistakes {
 mistakes! {
     /// A release of leaked addresses does not look at their stamps.
     SequenceUnchecked => "sequence-unchecked",
+    /// The block of a batch of several is written before the handles that hold its addresses.
+    BlockBeforeHandle => "block-before-handle",
     /// A claim is confirmed from the beginning.
     PendingSkipped => "pending-skipped",
     /// A block is given up without a look at who owns it.
     OwnerUnchecked => "owner-unchecked",
+    /// What an agent's batch does to a block, when it both takes and releases, counts before its write is answered.
+    ChangedBeforeWritten => "changed-before-written",
     /// A block is made of an affinity that was begun when the pool had another block size.
     StaleAffinityTrusted => "stale-affinity-trusted",
     /// A block is claimed across blocks of another size that nobody owns any more.

@@ -2,6 +2,7 @@
 
 use crate::block::{self, Release, Take, TakeError, Taken};
 use crate::host_reserved::{self, HostReserved};
+use crate::mistake::{Mistake, made};
 use crate::plan::handle_write;
 use crate::reservations::ReservationSet;
 use crate::seen::Seen;
@@ -201,6 +202,9 @@ impl Draft {
                     Write::Create(Record::Block(self.block))
                 }
             });
+            if made(Mistake::BlockBeforeHandle) && writes.len() > 2 {
+                writes.rotate_right(1);
+            }
         }
         writes.extend(after);
         (!writes.is_empty() || !self.taken.is_empty()).then_some(Drawn { writes, jobs: self.taken })

@@ -5,6 +5,7 @@ use super::held::Held;
 use super::job::{Demand, Errand, Flight, Job, Lane, NOT_SERVED, Reply, Stage, TRY_AGAIN, Task};
 use super::{ATTEMPTS, Agent, Effect, Known, Note};
 use crate::explain::Explain;
+use crate::mistake::{Mistake, made};
 use crate::seen::Seen;
 use api::attachment::ErrorReply;
 use api::{Cidr, Handle, IpVersion, Pool};
@@ -218,6 +219,9 @@ impl Agent {
     /// Sends a commit.
     pub(super) fn send(&mut self, flight: Flight, checks: Vec<Check>, free: usize) {
         let (cidr, writes) = (flight.cidr, flight.writes.clone());
+        if made(Mistake::ChangedBeforeWritten) {
+            self.view.presume(&writes);
+        }
         let ticket = self.ticket(Errand::Lane(flight));
         if let Some(cidr) = cidr {
             self.lanes.entry(cidr).or_default().flying = Some((ticket, free));
