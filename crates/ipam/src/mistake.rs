@@ -54,6 +54,8 @@ mistakes! {
     RejoinedTrusted => "rejoined-trusted",
     /// A block is made of a pool that was made anew meanwhile.
     StalePool => "stale-pool",
+    /// A release from the log is replayed onto an address that an ADD of the same container was told in the meantime.
+    ReplayedRelease => "replayed-release",
     /// A new block's stamps may be those of an earlier one.
     StampReissued => "stamp-reissued",
     /// A handle is collected while the ADD that wrote it is still to write its block.

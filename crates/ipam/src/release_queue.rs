@@ -27,6 +27,7 @@ mod tests;
 pub use replay::{Replayed, replay};
 
 use crate::agent::RequestId;
+use crate::mistake::{Mistake, made};
 use api::attachment::Attachment;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -241,7 +242,7 @@ impl ReleaseQueue {
             wait: SHORTEST_WAIT,
         };
         for (number, entry) in found.entries {
-            queue.turns.entry(entry.attachment.clone()).or_default().insert(number);
+            queue.turns.entry(turn_of(&entry)).or_default().insert(number);
             let queued = Queued { entry, durable: Durable::Yes, stage: Stage::Waiting, waiting: Vec::new() };
             queue.entries.insert(number, queued);
         }
@@ -502,4 +503,13 @@ impl ReleaseQueue {
             .map(|(number, queued)| (*number, queued.entry.clone()));
         effects.push(Effect::Rewrite(owed.collect()));
     }
+}
+
+/// Whose ADDs a recovered release goes before: those of its attachment.
+fn turn_of(entry: &Entry) -> Attachment {
+    let mut attachment = entry.attachment.clone();
+    if made(Mistake::ReplayedRelease) {
+        attachment.interface.clear();
+    }
+    attachment
 }
