@@ -106,6 +106,9 @@ impl World {
     /// A node of a name that was known before comes, with new pods.
     fn rejoin_node(&mut self) {
         let Some(node) = self.nodes.iter().position(|node| !node.exists) else { return };
+        if self.setting.tunnels && !self.is_forgotten(node) {
+            return;
+        }
         self.met(Fault::NodeRejoined, None);
         let name = self.nodes[node].name.clone();
         self.nodes[node].exists = true;
@@ -117,7 +120,14 @@ impl World {
         for _ in 0..self.setting.containers {
             self.attach(node);
         }
+        self.attach_tunnel(node);
         self.write_node_record(node);
+    }
+
+    /// Whether a node's record is gone and nobody is about to write or delete one.
+    fn is_forgotten(&self, node: usize) -> bool {
+        let busy = self.tasks.iter().any(|task| task.operation == Operation::Administer);
+        !busy && !self.node_names().contains(&self.nodes[node].name)
     }
 
     fn change_config(&mut self, fault: Fault) {

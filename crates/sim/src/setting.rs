@@ -64,6 +64,10 @@ pub struct Setting {
     pub queues: bool,
     /// Pods keep their names, as those of a StatefulSet do.
     pub same_names: bool,
+    /// Time passes fast beside what clients do: pauses outlast grace periods.
+    pub brisk: bool,
+    /// Agents hold an address for their node's own use, which stays when the node goes and comes back.
+    pub tunnels: bool,
 }
 
 /// Faults of the cluster, in groups that a world has as a whole or not: one alone of such a group does little.
@@ -109,6 +113,7 @@ impl Setting {
             })
             .collect();
         let peers = nodes.contains(&Way::Calico);
+        let mut more = Rng::new(seed ^ 0x6d6f_7265_0000_7075);
         let call_faults: Vec<Fault> = Fault::OF_CALLS.into_iter().filter(|_| rng.chance(1, 2)).collect();
         let calm = rng.chance(1, 4);
         let cluster_faults = OF_THE_CLUSTER
@@ -118,9 +123,12 @@ impl Setting {
             .copied()
             .filter(|fault| !(peers && *fault == Fault::PoolRecreated))
             .collect();
+        let store = rng.pick(&StoreKind::ALL).unwrap_or(StoreKind::Etcd);
+        // Without atomic commits a release is made before it is seen that the node is back, and then undone.
+        let tunnels = more.chance(1, 3) && store.is_atomic() && nodes.contains(&Way::Agent);
         Self {
             seed,
-            store: rng.pick(&StoreKind::ALL).unwrap_or(StoreKind::Etcd),
+            store,
             // Calico names affinities per node, and whoever lives beside it does too (architecture D9).
             naming: match rng.chance(1, 2) && !peers {
                 true => AffinityNaming::PerBlock,
@@ -150,6 +158,8 @@ impl Setting {
             ask_per_cent: rng.pick(&[4, 8, 14]).unwrap_or(8),
             queues: rng.chance(1, 2),
             same_names: rng.chance(1, 3),
+            brisk: more.chance(1, 4),
+            tunnels,
         }
     }
 }

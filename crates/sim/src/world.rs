@@ -171,6 +171,7 @@ impl World {
             for _ in 0..world.setting.containers {
                 world.attach(node);
             }
+            world.attach_tunnel(node);
         }
         world
     }
@@ -188,9 +189,10 @@ impl World {
     pub(crate) fn advance(&mut self) {
         self.step += 1;
         // Mostly little time passes, and now and then enough for a cooldown or a grace period.
+        let often = if self.setting.brisk { 8 } else { 1 };
         match self.rng.below(256) {
-            0 => self.time.advance(self.rng.between(5_000, 70_000)),
-            1..64 => self.time.advance(self.rng.between(1, 60)),
+            roll if roll < often => self.time.advance(self.rng.between(5_000, 70_000)),
+            ..64 => self.time.advance(self.rng.between(1, 60)),
             _ => {}
         }
         if self.faults {
@@ -253,7 +255,8 @@ impl World {
             self.end.coverage.hit(fault, operation);
         }
         if fault == Some(Fault::Delay) {
-            task.held_until = self.step + 10 + u64::try_from(self.rng.below(120)).unwrap_or(0);
+            let longest = if self.setting.brisk { 480 } else { 120 };
+            task.held_until = self.step + 10 + u64::try_from(self.rng.below(longest)).unwrap_or(0);
             return;
         }
         if fault.is_some() {

@@ -20,6 +20,9 @@ use std::sync::Arc;
 /// How long an address may be without its pod.
 pub(crate) const GRACE: SignedDuration = SignedDuration::from_secs(90);
 
+/// The same where time passes fast.
+const SHORT_GRACE: SignedDuration = SignedDuration::from_secs(10);
+
 /// What the collector is to be told next.
 #[derive(Debug)]
 enum Next {
@@ -40,7 +43,8 @@ impl World {
     /// Starts a pass; one that is under way is forgotten.
     pub(crate) fn begin_pass(&mut self, handles: bool) {
         self.desk.next.clear();
-        self.hear(Event::Begin { handles, grace: Some(GRACE) });
+        let grace = if self.setting.brisk { SHORT_GRACE } else { GRACE };
+        self.hear(Event::Begin { handles, grace: Some(grace) });
     }
 
     /// The collector starts anew and remembers nothing.
@@ -105,7 +109,8 @@ impl World {
         true
     }
 
-    fn node_names(&self) -> BTreeSet<String> {
+    /// Nodes that have a record.
+    pub(crate) fn node_names(&self) -> BTreeSet<String> {
         let db = self.db();
         let names = db.all(Kind::Node).filter_map(|stored| match stored.record.key() {
             Key::Node(name) => Some(name),
@@ -117,6 +122,7 @@ impl World {
     fn pods(&self) -> BTreeMap<PodName, Pod> {
         let attachments = self.attachments.iter().enumerate();
         let living = attachments
+            .filter(|(_, attachment)| !attachment.tunnel)
             .filter(|(_, attachment)| matches!(attachment.phase, Phase::Adding | Phase::Up | Phase::Failed));
         living
             .map(|(index, attachment)| {

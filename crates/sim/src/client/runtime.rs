@@ -68,6 +68,8 @@ pub struct Attachment {
     pub life: u32,
     /// Its pods have one name, as those of a StatefulSet.
     pub same_name: bool,
+    /// It is the node's own: no pod has it, and no DEL is sent for it.
+    pub tunnel: bool,
 }
 
 impl Attachment {
@@ -99,12 +101,38 @@ impl World {
             given: None,
             life: 0,
             same_name: self.setting.same_names,
+            tunnel: false,
         });
+    }
+
+    /// The address that an agent holds for its node, in worlds that have such.
+    pub(crate) fn attach_tunnel(&mut self, node: usize) {
+        if self.setting.tunnels && self.nodes[node].host.is_some() {
+            let handle = format!("vxlan-tunnel-addr-{}", self.nodes[node].name);
+            self.attach(node);
+            if let Some(attachment) = self.attachments.last_mut() {
+                (attachment.handle, attachment.version, attachment.tunnel) = (handle, IpVersion::V4, true);
+            }
+        }
+    }
+
+    /// An agent looks after its node's own address, once the node is known.
+    fn ask_for_tunnel(&mut self, index: usize) {
+        let name = &self.nodes[self.attachments[index].node].name;
+        match self.attachments[index].phase {
+            Phase::Free | Phase::Failed if self.node_names().contains(name) => self.send_add(index),
+            Phase::Up if self.rng.chance(1, 4) => self.send_add(index),
+            _ => {}
+        }
     }
 
     /// Some runtime decides on something.
     pub(crate) fn ask(&mut self) {
         let index = self.rng.below(self.attachments.len());
+        if self.attachments[index].tunnel {
+            self.ask_for_tunnel(index);
+            return;
+        }
         let phase = self.attachments[index].phase;
         match phase {
             Phase::Free => self.send_add(index),
@@ -165,7 +193,11 @@ impl World {
         let step = self.step;
         self.trace.line(|| format!("{step:>5} node-{node} ADD attachment {index} {handle}"));
         if self.nodes[node].host.is_some() {
-            let demand = Demand::new(handle, vec![version], attributes);
+            let demand = if self.attachments[index].tunnel {
+                Demand::vxlan_tunnel(&name, Vec::new())
+            } else {
+                Demand::new(handle, vec![version], attributes)
+            };
             self.demand(node, index, epoch, demand);
             return;
         }
