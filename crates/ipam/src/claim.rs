@@ -223,7 +223,8 @@ async fn make<D: Datastore>(
     let Some(planned) = plan.block else { return Ok(None) };
     let pool = &claim.pool.value.name;
     let check = Check::Unchanged(Key::Pool(pool.clone()), claim.pool.version.revision);
-    let checks: &[Check] = if made(Mistake::StalePool) && found.is_some() { &[] } else { &[check] };
+    let checks: &[Check] =
+        if made(Mistake::StalePool) && !matches!(claim.content, Content::Nothing) { &[] } else { &[check] };
     let block = match store.commit(checks, &writes).await {
         Ok(versions) => {
             hand.wrote(&writes, &versions);

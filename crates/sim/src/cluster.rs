@@ -17,7 +17,8 @@ const NODES_AT_LEAST: usize = 1;
 impl World {
     /// One of this world's faults of the cluster.
     pub(crate) fn disturb(&mut self) {
-        if self.rng.chance(1, 6) {
+        let passes = if self.setting.brisk { 3 } else { 1 };
+        if self.rng.chance(passes, 6) {
             self.disturb_collector();
             return;
         }

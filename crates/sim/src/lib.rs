@@ -24,6 +24,7 @@ pub mod port;
 pub mod promises;
 mod rest;
 pub mod rng;
+pub mod room;
 pub mod setting;
 pub mod task;
 pub mod trace;

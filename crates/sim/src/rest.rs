@@ -70,10 +70,11 @@ impl World {
     fn ask_back(&mut self) -> bool {
         let mut asked = false;
         for index in 0..self.attachments.len() {
-            if matches!(
-                self.attachments[index].phase,
-                Phase::Up | Phase::Failed | Phase::Adding | Phase::Downing
-            ) {
+            let attachment = &self.attachments[index];
+            // A node that came back may not have asked for the address that it has from before.
+            let kept = attachment.tunnel && attachment.phase == Phase::Free;
+            if kept || matches!(attachment.phase, Phase::Up | Phase::Failed | Phase::Adding | Phase::Downing)
+            {
                 self.give_up(index);
                 self.attachments[index].phase = Phase::Downing;
                 self.send_del(index);

@@ -6,6 +6,7 @@ use clap::Parser;
 use ipam::mistake::{self, Mistake};
 use sim::costs::Costs;
 use sim::coverage::Coverage;
+use sim::room;
 use sim::world::{self, End};
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -97,8 +98,9 @@ fn main() -> ExitCode {
 
 fn trace(seed: u64, planted: Option<Mistake>) -> ExitCode {
     mistake::make(planted);
-    println!("{:#?}", sim::setting::Setting::draw(seed));
-    let end = world::run(seed, true);
+    let setting = room::world(planted, seed);
+    println!("{setting:#?}");
+    let end = world::run_setting(setting, true);
     for line in &end.lines {
         println!("{line}");
     }
@@ -108,10 +110,10 @@ fn trace(seed: u64, planted: Option<Mistake>) -> ExitCode {
 
 /// Runs a seed with a mistake planted, if there is one. What it breaks without the mistake too is not the mistake's.
 fn run(seed: u64, planted: Option<Mistake>) -> End {
-    let mut end = world::run(seed, false);
+    let mut end = world::run_setting(room::world(planted, seed), false);
     if planted.is_some() && !end.broken.is_empty() {
         mistake::make(None);
-        if !world::run(seed, false).broken.is_empty() {
+        if !world::run_setting(room::world(planted, seed), false).broken.is_empty() {
             end.broken.clear();
         }
         mistake::make(planted);

@@ -80,11 +80,22 @@ impl World {
                     self.begin(operation, None, purpose, leave, move |store, clock| async move {
                         Outcome::Administered(carry_out(&store, &clock, &task).await.is_ok())
                     });
+                    self.dawdle();
                 }
                 Effect::Note(note) => {
                     let step = self.step;
                     self.trace.line(|| format!("{step:>5}     the collector notes {note:?}"));
                 }
+            }
+        }
+    }
+
+    /// In some worlds the collector takes its time between a verdict and the deed.
+    fn dawdle(&mut self) {
+        if self.faults && (self.setting.brisk || self.setting.tunnels) && self.rng.chance(1, 2) {
+            let until = self.step + u64::from(self.rng.between(50, 400));
+            if let Some(task) = self.tasks.last_mut() {
+                task.held_until = until;
             }
         }
     }
@@ -165,7 +176,9 @@ impl World {
             self.met(Fault::CollectorRestarted, None);
             self.restart_collector();
         }
-        if self.desk.next.is_empty() {
+        // Where passes are many, one that reads is left to end.
+        let reads = |world: &Self| world.tasks.iter().any(|task| task.purpose == Purpose::Collector);
+        if self.desk.next.is_empty() && !(self.setting.brisk && reads(self)) {
             let handles = self.rng.chance(2, 3);
             self.begin_pass(handles);
         }

@@ -1,0 +1,89 @@
+//! Worlds that give a planted mistake room to do harm: the world of a seed, with the faults that it takes.
+
+use crate::db::StoreKind;
+use crate::faults::Fault;
+use crate::setting::{Setting, Way, pool};
+use api::{AffinityNaming, Cidr};
+use ipam::mistake::Mistake;
+
+const POOLS: [Fault; 3] = [Fault::PoolDisabled, Fault::PoolDeleted, Fault::PoolRecreated];
+const NODES: [Fault; 2] = [Fault::NodeRemoved, Fault::NodeRejoined];
+const DEATHS: [Fault; 2] = [Fault::DeathBefore, Fault::DeathAfter];
+
+/// The world of a seed in which a mistake is looked for: every other one is drawn as always, the rest give it room.
+pub fn world(planted: Option<Mistake>, seed: u64) -> Setting {
+    planted.filter(|_| seed % 2 == 1).map_or_else(|| Setting::draw(seed), |planted| roomy(planted, seed))
+}
+
+/// The world of a seed, with what the mistake needs to do harm.
+pub fn roomy(planted: Mistake, seed: u64) -> Setting {
+    let mut world = Setting::draw(seed);
+    world.faults_per_mille = 60;
+    world.cluster_every = 8;
+    let all = |way| vec![way; 3];
+    let tiny = || vec![pool("pool-a", Cidr::containing([10, 0, 0, 0].into(), 30).expect("a network"), 31)];
+    match planted {
+        Mistake::SequenceUnchecked => {
+            (world.nodes, world.pools, world.brisk) = (all(Way::Agent), tiny(), true);
+            world.cluster_faults = vec![Fault::DelDelayed];
+            world.config.ip_cooldown_seconds = 0;
+            world.config.max_blocks_per_host = 0;
+            world.reserved.clear();
+            world.same_names = true;
+        }
+        Mistake::BlockBeforeHandle => {
+            (world.store, world.nodes, world.ask_per_cent) = (StoreKind::Kubernetes, all(Way::Agent), 24);
+        }
+        Mistake::PendingSkipped => {
+            (world.store, world.nodes) = (StoreKind::Kubernetes, all(Way::Direct));
+        }
+        Mistake::OwnerUnchecked => {
+            (world.nodes, world.cluster_faults) = (all(Way::Direct), POOLS[..2].to_vec());
+            (world.store, world.naming) = (StoreKind::Kubernetes, AffinityNaming::PerNode);
+            (world.call_faults, world.cluster_every) = (DEATHS.to_vec(), 4);
+        }
+        Mistake::OverlapUnchecked => {
+            (world.nodes, world.cluster_faults) = (all(Way::Direct), POOLS.to_vec());
+        }
+        Mistake::ChangedBeforeWritten => {
+            (world.nodes, world.call_faults) = (all(Way::Agent), vec![Fault::Refused]);
+            (world.faults_per_mille, world.ask_per_cent) = (150, 24);
+        }
+        Mistake::StalePool => {
+            (world.nodes, world.cluster_faults) = (all(Way::Direct), POOLS.to_vec());
+            (world.call_faults, world.faults_per_mille) = (vec![Fault::Delay], 80);
+            (world.brisk, world.cluster_every, world.ask_per_cent) = (true, 3, 24);
+        }
+        Mistake::StaleAffinityTrusted => {
+            (world.nodes, world.cluster_faults) = (all(Way::Direct), POOLS.to_vec());
+            (world.store, world.call_faults) = (StoreKind::Kubernetes, DEATHS.to_vec());
+            (world.faults_per_mille, world.cluster_every) = (100, 4);
+        }
+        Mistake::CooldownIgnored => {
+            world.nodes = all(Way::Direct);
+            world.config.ip_cooldown_seconds = 30;
+            world.config.strict_affinity = false;
+        }
+        Mistake::RejoinedTrusted => {
+            (world.store, world.nodes, world.tunnels) = (StoreKind::Etcd, all(Way::Agent), true);
+            (world.brisk, world.cluster_faults, world.cluster_every) = (true, NODES.to_vec(), 6);
+            (world.faults_per_mille, world.watch_per_cent) = (0, 40);
+        }
+        Mistake::ReplayedRelease => {
+            (world.nodes, world.queues) = (all(Way::Agent), true);
+            world.cluster_faults = vec![Fault::AgentRestarted];
+        }
+        Mistake::StampReissued => {}
+        Mistake::HandleCollected => {
+            // Each node has a block that nobody else writes, and others are at work while one is paused.
+            (world.store, world.nodes, world.containers) = (StoreKind::Kubernetes, vec![Way::Direct; 7], 1);
+            world.pools =
+                vec![pool("pool-a", Cidr::containing([10, 0, 0, 0].into(), 27).expect("a network"), 30)];
+            (world.config.strict_affinity, world.brisk, world.ask_per_cent) = (true, true, 40);
+            (world.call_faults, world.faults_per_mille) = (vec![Fault::Delay], 60);
+            (world.cluster_faults, world.cluster_every) = (Vec::new(), 8);
+            world.reserved.clear();
+        }
+    }
+    world
+}
