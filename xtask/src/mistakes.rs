@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsString;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -32,10 +33,16 @@ pub(crate) fn run_all(root: &Path) -> Result<()> {
     })?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
     let mut wrong = Vec::new();
-    println!("| mistake | unit tests | first seed that finds it | what it breaks |\n|---|---|---|---|");
+    let mut table = std::io::stdout();
+    writeln!(
+        table,
+        "| mistake | unit tests | first seed that finds it | what it breaks |\n|---|---|---|---|"
+    )?;
     for mistake in listed.lines() {
         let mut tests =
             cargo(root, &["test", "--quiet", "--package", "ipam", "--lib", "--features", "ipam/mistakes"]);
+        // Two of the library's tests are seeded searches of their own, small simulators.
+        tests.args(["--", "--skip", "interleavings", "--skip", "no_release_is_lost"]);
         tests.env("TORTIE_MISTAKE", mistake);
         let tests = run(tests)?;
         let unnoticed = tests.status.success();
@@ -46,7 +53,7 @@ pub(crate) fn run_all(root: &Path) -> Result<()> {
         let first = said.lines().find_map(|line| line.strip_prefix("seed ")?.split_once(": "));
         let (seed, broken) = first.unwrap_or(("none", ""));
         let passed = if unnoticed { "pass" } else { "FAIL" };
-        println!("| `{mistake}` | {passed} | {seed} | {broken} |");
+        writeln!(table, "| `{mistake}` | {passed} | {seed} | {broken} |")?;
         if !unnoticed {
             wrong.push(format!("the unit tests notice {mistake}"));
         }

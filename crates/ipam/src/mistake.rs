@@ -4,9 +4,13 @@
 //! Each is a rule of the protocol that is left out at one place, chosen so that no unit test notices.
 //!
 //! ```text
-//! TORTIE_MISTAKE=stamp-reissued cargo test -p ipam --lib --features mistakes     the unit tests with a mistake
-//! cargo xtask sim --mistake stamp-reissued --seeds 10000                         the simulator with a mistake
+//! TORTIE_MISTAKE=stamp-reissued cargo test -p ipam --lib --features ipam/mistakes    the unit tests with a mistake
+//! cargo xtask sim --mistake stamp-reissued --seeds 10000                             the simulator with a mistake
+//! cargo xtask mistakes                                                               both, for every mistake
 //! ```
+//!
+//! Two tests of the library are no unit tests but seeded searches (the agent's interleavings, the random acts on the queue of
+//! releases): they may find a mistake too.
 
 use std::fmt;
 use std::str::FromStr;

@@ -22,6 +22,7 @@ pub fn roomy(planted: Mistake, seed: u64) -> Setting {
     world.cluster_every = 8;
     let all = |way| vec![way; 3];
     let tiny = || vec![pool("pool-a", Cidr::containing([10, 0, 0, 0].into(), 30).expect("a network"), 31)];
+    let wide = || vec![pool("pool-a", Cidr::containing([10, 0, 0, 0].into(), 27).expect("a network"), 30)];
     match planted {
         Mistake::SequenceUnchecked => {
             (world.nodes, world.pools, world.brisk) = (all(Way::Agent), tiny(), true);
@@ -66,8 +67,11 @@ pub fn roomy(planted: Mistake, seed: u64) -> Setting {
         }
         Mistake::RejoinedTrusted => {
             (world.store, world.nodes, world.tunnels) = (StoreKind::Etcd, all(Way::Agent), true);
-            (world.brisk, world.cluster_faults, world.cluster_every) = (true, NODES.to_vec(), 6);
-            (world.faults_per_mille, world.watch_per_cent) = (0, 40);
+            (world.brisk, world.cluster_faults, world.cluster_every) = (true, NODES.to_vec(), 10);
+            (world.faults_per_mille, world.watch_per_cent, world.ask_per_cent) = (0, 40, 20);
+            (world.pools, world.containers, world.steps) = (wide(), 1, 1_500);
+            world.config.strict_affinity = false;
+            world.reserved.clear();
         }
         Mistake::ReplayedRelease => {
             (world.nodes, world.queues) = (all(Way::Agent), true);
@@ -77,8 +81,7 @@ pub fn roomy(planted: Mistake, seed: u64) -> Setting {
         Mistake::HandleCollected => {
             // Each node has a block that nobody else writes, and others are at work while one is paused.
             (world.store, world.nodes, world.containers) = (StoreKind::Kubernetes, vec![Way::Direct; 7], 1);
-            world.pools =
-                vec![pool("pool-a", Cidr::containing([10, 0, 0, 0].into(), 27).expect("a network"), 30)];
+            world.pools = wide();
             (world.config.strict_affinity, world.brisk, world.ask_per_cent) = (true, true, 40);
             (world.call_faults, world.faults_per_mille) = (vec![Fault::Delay], 60);
             (world.cluster_faults, world.cluster_every) = (Vec::new(), 8);
