@@ -389,12 +389,14 @@ impl ReleaseQueue {
         };
         match result {
             Ok(()) => {
-                let attachment = queued.entry.attachment.clone();
+                let attachments = [turn_of(&queued.entry), queued.entry.attachment.clone()];
                 self.entries.remove(&number);
-                if let Some(turn) = self.turns.get_mut(&attachment) {
-                    turn.remove(&number);
-                    if turn.is_empty() {
-                        self.turns.remove(&attachment);
+                for attachment in attachments {
+                    if let Some(turn) = self.turns.get_mut(&attachment) {
+                        turn.remove(&number);
+                        if turn.is_empty() {
+                            self.turns.remove(&attachment);
+                        }
                     }
                 }
             }

@@ -41,7 +41,12 @@ pub fn roomy(planted: Mistake, seed: u64) -> Setting {
         Mistake::OwnerUnchecked => {
             (world.nodes, world.cluster_faults) = (all(Way::Direct), POOLS[..2].to_vec());
             (world.store, world.naming) = (StoreKind::Kubernetes, AffinityNaming::PerNode);
-            (world.call_faults, world.cluster_every) = (DEATHS.to_vec(), 4);
+            (world.call_faults, world.cluster_every) = (DEATHS.to_vec(), 3);
+            (world.faults_per_mille, world.nodes) = (150, vec![Way::Direct; 5]);
+            world.pools =
+                vec![pool("pool-a", Cidr::containing([10, 0, 0, 0].into(), 29).expect("a network"), 30)];
+            world.config.max_blocks_per_host = 0;
+            world.reserved.clear();
         }
         Mistake::OverlapUnchecked => {
             (world.nodes, world.cluster_faults) = (all(Way::Direct), POOLS.to_vec());

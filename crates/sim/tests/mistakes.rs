@@ -42,7 +42,7 @@ found! {
     a_release_without_a_look_at_stamps_is_found: SequenceUnchecked within 600,
     a_block_written_before_its_handles_is_found: BlockBeforeHandle within 200,
     a_claim_confirmed_from_the_beginning_is_found: PendingSkipped within 200,
-    a_block_given_up_without_a_look_at_its_owner_is_found: OwnerUnchecked within 400,
+    a_block_given_up_without_a_look_at_its_owner_is_found: OwnerUnchecked within 800,
     a_change_that_counts_before_it_is_written_is_found: ChangedBeforeWritten within 300,
     a_block_made_of_a_stale_affinity_is_found: StaleAffinityTrusted within 600,
     a_block_across_others_is_found: OverlapUnchecked within 200,

@@ -94,6 +94,9 @@ fn calico_5595_a_tunnel_address_is_never_a_borrowed_one() {
     stage.address("n3", "b").unwrap();
     // All blocks are others', and young: a pod borrows, a tunnel must not.
     assert!(stage.address("n2", "pod").is_some());
+    let mut host = Host::start(&stage, "n2");
+    let reply = host.demand(Demand::vxlan_tunnel("n2", Vec::new()));
+    assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
     let mut wanted = request("n2", "tunnel", IpVersion::V4);
     wanted.intended_use = Use::Tunnel;
     let direct = stage.ask(&wanted).unwrap();
