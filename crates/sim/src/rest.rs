@@ -55,7 +55,7 @@ impl World {
             if self.step >= until {
                 let tasks = self.tasks.iter().map(crate::world::who);
                 let hosts = self.nodes.iter().filter_map(|node| node.host.as_ref()?.restless(&node.name));
-                let held = tasks.chain(hosts).collect::<Vec<_>>().join(" ");
+                let held = tasks.chain(hosts).chain(self.pending()).collect::<Vec<_>>().join("; ");
                 self.wrong(format!("8: the world does not come to rest; under way: {held}"));
             }
             if !self.end.broken.is_empty() {
@@ -64,6 +64,23 @@ impl World {
             self.advance();
         }
         self.end.broken.is_empty()
+    }
+
+    /// What keeps the world from being quiet besides tasks and agents' requests.
+    fn pending(&self) -> Vec<String> {
+        let db = self.db();
+        let mut held = Vec::new();
+        if !self.collector_is_quiet() {
+            held.push("the collector has more to do".to_owned());
+        }
+        if db.late() > 0 {
+            held.push(format!("{} commits on their way", db.late()));
+        }
+        if !self.delayed.is_empty() {
+            held.push(format!("{} DELs held back", self.delayed.len()));
+        }
+        held.extend(self.nodes.iter().filter_map(|node| node.host.as_ref()?.unheard(&node.name, &db)));
+        held
     }
 
     /// Sends a DEL for everything that may hold something. False: nothing does.

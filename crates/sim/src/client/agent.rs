@@ -1,6 +1,7 @@
 //! Node agents: the step machine of `ipam`, its effects as calls of the simulated store, its watches with a lag.
 
 use crate::client::queue;
+use crate::db::Db;
 use crate::faults::{Fault, Operation};
 use crate::invariants::Leave;
 use crate::task::{Outcome, Purpose};
@@ -28,6 +29,16 @@ struct Feed {
     at: At,
     /// What it told last.
     last: Option<Change>,
+}
+
+impl Feed {
+    /// Whether it has told all that there is.
+    fn is_told(&self, db: &Db) -> bool {
+        match self.at {
+            At::Following(next) => next >= db.history(self.scope.kind()).len(),
+            At::Unlisted | At::Listed(..) => false,
+        }
+    }
 }
 
 /// What a request was.
@@ -63,6 +74,13 @@ impl Host {
 }
 
 impl Host {
+    /// Which scopes its agent has not heard all of.
+    pub(crate) fn unheard(&self, node: &str, db: &Db) -> Option<String> {
+        let scopes: Vec<String> =
+            self.feeds.iter().filter(|feed| !feed.is_told(db)).map(|feed| feed.scope.to_string()).collect();
+        (!scopes.is_empty()).then(|| format!("{node} has yet to hear of {}", scopes.join(", ")))
+    }
+
     /// What it waits for, in words; `None`: nothing.
     pub(crate) fn restless(&self, node: &str) -> Option<String> {
         let queue = self.queue.as_ref().filter(|queue| !queue.is_quiet());
@@ -334,10 +352,7 @@ impl World {
                 && host.inbox.is_empty()
                 && host.asked.is_empty()
                 && host.agent.waiting() == 0
-                && host.feeds.iter().all(|feed| match feed.at {
-                    At::Following(next) => next >= db.history(feed.scope.kind()).len(),
-                    At::Unlisted | At::Listed(..) => false,
-                })
+                && host.feeds.iter().all(|feed| feed.is_told(&db))
         })
     }
 }
