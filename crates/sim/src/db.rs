@@ -83,7 +83,8 @@ pub struct Db {
     tables: [BTreeMap<Key, Arc<Stored>>; 8],
     history: [Vec<Change>; 8],
     applied: Vec<Applied>,
-    late: Vec<Late>,
+    /// Commits on their way, each with the number of the task that sent it.
+    late: Vec<(Late, Option<u64>)>,
 }
 
 fn table(kind: Kind) -> usize {
@@ -329,7 +330,14 @@ impl Db {
 
     /// Keeps a commit that will arrive later than its sender waits.
     pub fn postpone(&mut self, late: Late) {
-        self.late.push(late);
+        self.late.push((late, None));
+    }
+
+    /// Says who sent the commits that were postponed since this was last said.
+    pub fn sent_by(&mut self, task: u64) {
+        for (_, sender) in self.late.iter_mut().rev().take_while(|(_, sender)| sender.is_none()) {
+            *sender = Some(task);
+        }
     }
 
     /// Commits on their way.
@@ -337,12 +345,12 @@ impl Db {
         self.late.len()
     }
 
-    /// Lets one of them arrive. Nobody hears what became of it.
-    pub fn arrive(&mut self, index: usize, now: Timestamp) -> Option<Key> {
+    /// Lets one of them arrive, and answers what it writes first and who sent it. Nobody hears what became of it.
+    pub fn arrive(&mut self, index: usize, now: Timestamp) -> Option<(Key, u64)> {
         if index >= self.late.len() {
             return None;
         }
-        let late = self.late.swap_remove(index);
+        let (late, sender) = self.late.remove(index);
         let key = late.writes.first().map(Write::key);
         if self.kind.is_atomic() {
             let _ = self.commit(&late.checks, &late.writes, now);
@@ -351,7 +359,7 @@ impl Db {
                 let _ = self.write(write, now);
             }
         }
-        key
+        Some((key?, sender.unwrap_or(0)))
     }
 }
 

@@ -335,7 +335,9 @@ impl World {
     fn poll(&mut self, index: usize) {
         let Some(task) = self.tasks.get_mut(index) else { return };
         let done = task.poll();
-        self.judge_step(Some(index));
+        let number = task.number;
+        self.db().sent_by(number);
+        self.judge_step(Some(index), number);
         if let Poll::Ready(outcome) = done {
             let task = self.tasks.swap_remove(index);
             self.task_is_judged(&task);
@@ -343,8 +345,8 @@ impl World {
         }
     }
 
-    /// Judges what was done since the last look.
-    pub(crate) fn judge_step(&mut self, index: Option<usize>) {
+    /// Judges what was done since the last look: by the task at `index` if it is still there, of this `number`.
+    pub(crate) fn judge_step(&mut self, index: Option<usize>, number: u64) {
         let mut applied = std::mem::take(&mut self.applied);
         {
             let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
@@ -355,7 +357,6 @@ impl World {
             }
             let task = index.and_then(|index| self.tasks.get(index));
             let leave = task.map_or(&Leave::Unpromised, |task| &task.leave);
-            let number = task.map_or(0, |task| task.number);
             let step = Step { task: number, leave, latest: self.time.latest() };
             let mut wrong = Vec::new();
             self.judge.see(&db, &applied, step, &self.promises, &mut wrong);
@@ -453,15 +454,18 @@ impl World {
         }
         let index = self.rng.below(count);
         let now = self.time.clock().now();
-        let key = self.db().arrive(index, now);
+        let arrived = self.db().arrive(index, now);
         let step = self.step;
         self.trace.line(|| {
             format!(
                 "{step:>5} a late commit of {} arrives",
-                key.map_or_else(String::new, |key| key.to_string())
+                arrived.as_ref().map_or_else(String::new, |(key, _)| key.to_string())
             )
         });
-        self.judge_step(None);
+        // Its sender, if it is still there, may take back what it wrote, as if it had not been late.
+        let sender = arrived.map(|(_, sender)| sender);
+        let sender = sender.filter(|sender| self.tasks.iter().any(|task| task.number == *sender));
+        self.judge_step(None, sender.unwrap_or(0));
         true
     }
 
