@@ -277,10 +277,10 @@ impl Agent {
         self.jobs.len()
     }
 
-    /// When [`Event::Tick`] is due at the latest; `None` while nobody waits.
+    /// When [`Event::Tick`] is due at the latest; `None` while nothing waits but for commits.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        self.jobs.values().filter(|job| job.request.is_some()).map(|job| job.deadline).min()
+        self.jobs.values().filter(|job| job.can_be_late()).map(|job| job.deadline).min()
     }
 
     /// Takes one event in and answers what is to be done.
@@ -290,6 +290,12 @@ impl Agent {
 
     /// Takes several events in and plans once for all of them.
     pub fn steps(&mut self, now: Timestamp, events: impl IntoIterator<Item = Event>) -> Vec<Effect> {
+        if now < self.now {
+            // The clock was set back: nobody waits longer for that.
+            for job in self.jobs.values_mut() {
+                job.deadline = job.deadline.min(late(now));
+            }
+        }
         self.now = now;
         for event in events {
             match event {
@@ -328,7 +334,7 @@ impl Agent {
         self.enter(Job::new(request, Task::Del(surrender), late(now)));
     }
 
-    fn enter(&mut self, job: Job) {
+    fn enter(&mut self, mut job: Job) {
         if let Some(request) = job.request.filter(|_| self.jobs.len() >= QUEUE) {
             let message = format!(
                 "node {} has {QUEUE} requests for addresses waiting; try again when some are done",
@@ -339,6 +345,7 @@ impl Agent {
             return;
         }
         let id = self.number();
+        job.since = id;
         self.turns.entry(job.turn.clone()).or_default().push_back(id);
         self.jobs.insert(id, job);
     }
@@ -388,7 +395,7 @@ impl Agent {
 
     fn refuse(&mut self, id: u64, error: ErrorReply) {
         let Some(job) = self.jobs.get(&id) else { return };
-        let (handle, spare, deadline) = (job.handle.clone(), job.spare.clone(), job.deadline);
+        let (handle, spare) = (job.handle.clone(), job.spare.clone());
         let gained = job.got.iter().chain(&job.pledged).any(|taken| !spare.contains(&taken.address));
         let leaves = match &job.task {
             Task::Add(demand) if job.tainted || gained => {
@@ -400,7 +407,7 @@ impl Agent {
         self.note(Note::Refused { handle, error: error.clone() });
         self.end(id, Reply::Failed(error));
         if let Some(surrender) = leaves {
-            self.enter(Job { spare, ..Job::new(None, Task::Del(surrender), late(deadline)) });
+            self.enter(Job { spare, ..Job::new(None, Task::Del(surrender), late(self.now)) });
         }
     }
 }

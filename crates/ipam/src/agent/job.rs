@@ -223,8 +223,10 @@ pub(super) struct Job {
     pub(super) spare: BTreeSet<IpAddr>,
     /// Blocks that were looked through for this handle.
     pub(super) visited: BTreeSet<Cidr>,
-    /// Blocks that the store has told of since the request came, or since a commit of it.
+    /// Blocks that the store was asked for since the request came, or since a commit of it, and has told of.
     pub(super) looked: BTreeSet<Cidr>,
+    /// Number of the step that it came in with, or of its last commit: only reads with a later ticket were asked for since.
+    pub(super) since: u64,
     /// Blocks of others that had nothing for it.
     pub(super) passed: BTreeSet<Cidr>,
     /// A commit of it may have left something behind.
@@ -255,11 +257,17 @@ impl Job {
             spare: BTreeSet::new(),
             visited: BTreeSet::new(),
             looked: BTreeSet::new(),
+            since: 0,
             passed: BTreeSet::new(),
             tainted: false,
             tried: Few::default(),
             conflicts: Few::default(),
         }
+    }
+
+    /// Whether its time can run out: a commit is waited for, once nobody waits for the answer.
+    pub(super) fn can_be_late(&self) -> bool {
+        self.request.is_some() || self.stage != Stage::Flying
     }
 
     pub(super) fn interface(&self) -> Option<&str> {
@@ -287,6 +295,13 @@ pub(super) struct Flight {
     pub(super) sent: Timestamp,
 }
 
+impl Flight {
+    /// Its block, if that is among what it writes.
+    pub(super) fn block_written(&self) -> Option<Cidr> {
+        self.cidr.filter(|cidr| self.writes.iter().any(|write| write.key() == Key::Block(*cidr)))
+    }
+}
+
 /// What an outstanding ticket is for. Reads carry the revision that was known when they began.
 #[derive(Clone, Debug)]
 pub(super) enum Errand {
@@ -309,10 +324,13 @@ pub(super) struct Lane {
     pub(super) reading: Option<Ticket>,
     /// What is known of the block is known to be old.
     pub(super) stale: bool,
+    /// A write of the block may have happened or may still happen, for these handles. A read does not end that: a write
+    /// of the block does, since the late one then meets another revision.
+    pub(super) unsure: Option<BTreeSet<String>>,
 }
 
 impl Lane {
     pub(super) fn is_idle(&self) -> bool {
-        self.flying.is_none() && self.reading.is_none() && !self.stale
+        self.flying.is_none() && self.reading.is_none() && !self.stale && self.unsure.is_none()
     }
 }

@@ -37,6 +37,9 @@ impl Agent {
             Err(CommitError::Conflict { key, written }) => {
                 self.note(Note::Conflict { key: key.clone() });
                 self.distrust(&flight, &key, written > 0);
+                if written > 0 {
+                    self.doubt(&flight);
+                }
                 self.retry(&flight, &key, written > 0);
                 if flight.claims {
                     self.claim_asks(Some(&key), written > 0);
@@ -54,11 +57,13 @@ impl Agent {
                 self.fail_waiting(&message);
             }
             Err(CommitError::Unknown { key, reason }) => {
-                // Nobody knows what was written: read everything back, then decide again.
+                // Nobody knows what was written, or will be: everything is read back and the block written, then it is
+                // decided again.
                 self.note(Note::Unanswered {
                     reason: CommitError::Unknown { key: key.clone(), reason }.to_string(),
                 });
                 self.distrust(&flight, &key, true);
+                self.doubt(&flight);
                 self.retry(&flight, &key, true);
                 if flight.claims {
                     self.claim_asks(None, true);
@@ -67,6 +72,9 @@ impl Agent {
             Err(CommitError::Refused { key, reason, written }) => {
                 let message = CommitError::Refused { key: key.clone(), reason, written }.to_string();
                 self.distrust(&flight, &key, written > 0);
+                if written > 0 {
+                    self.doubt(&flight);
+                }
                 // One handle that the store refuses is that request's own trouble.
                 let culprit = match &key {
                     Key::Handle(handle) => flight
@@ -99,6 +107,7 @@ impl Agent {
 
     fn written(&mut self, now: Timestamp, flight: Flight, versions: Vec<Version>) {
         let late = now.duration_since(flight.sent) > HANDLE_FRESH;
+        self.believe(&flight);
         for (write, version) in flight.writes.into_iter().zip(versions) {
             match write {
                 Write::Create(Record::Handle(handle)) | Write::Update(Record::Handle(handle), _) => {
@@ -154,16 +163,42 @@ impl Agent {
         if let Some(cidr) = flight.cidr
             && (all || *key == Key::Block(cidr))
         {
-            self.lanes.entry(cidr).or_default().stale = true;
+            let lane = self.lanes.entry(cidr).or_default();
+            lane.stale = true;
+            // A read that is under way was asked for before this came back.
+            lane.reading = None;
             self.read_block(cidr);
+        }
+    }
+
+    /// Remembers that the writes of a commit may happen even after they were not seen in the block.
+    fn doubt(&mut self, flight: &Flight) {
+        let Some(cidr) = flight.block_written() else { return };
+        let handles = flight.writes.iter().filter_map(|write| match write.key() {
+            Key::Handle(handle) => Some(handle),
+            _ => None,
+        });
+        self.lanes.entry(cidr).or_default().unsure.get_or_insert_default().extend(handles);
+    }
+
+    /// A write of the block went through: no earlier one can any more. Handles that were not there may have come with it.
+    fn believe(&mut self, flight: &Flight) {
+        let lane = flight.block_written().and_then(|cidr| self.lanes.get_mut(&cidr));
+        for handle in lane.and_then(|lane| lane.unsure.take()).into_iter().flatten() {
+            if let Some(known @ Known::Absent) = self.handles.get_mut(&handle) {
+                *known = Known::Unsure;
+            }
         }
     }
 
     /// Sends the jobs of a failed commit back to be placed again.
     fn retry(&mut self, flight: &Flight, key: &Key, tainted: bool) {
+        let since = flight.cidr.and_then(|cidr| self.lanes.get(&cidr)?.reading);
+        let since = since.map_or(self.next, |Ticket(read)| read - 1);
         for (id, taken) in &flight.jobs {
             if let Some(job) = self.jobs.get_mut(id) {
                 job.stage = Stage::Waiting;
+                job.since = since;
                 job.attempts += 1;
                 job.tainted |= tainted && taken.is_some();
                 job.conflicts.push(key.to_string());
@@ -212,28 +247,29 @@ impl Agent {
                 }
             },
             Some(Errand::Block(cidr, known)) => {
-                if let Some(lane) = self.lanes.get_mut(&cidr) {
+                let lane = self.lanes.get_mut(&cidr).filter(|lane| lane.reading == Some(ticket));
+                if let Some(lane) = lane {
                     lane.reading = None;
+                    lane.stale &= !matches!(result, Ok(_) | Err(ReadError::Malformed { .. }));
                 }
                 match result {
                     Ok(found) => {
-                        if let Some(lane) = self.lanes.get_mut(&cidr) {
-                            lane.stale = false;
-                        }
                         match found {
                             Some(stored) => self.view.keep(stored),
                             None => self.view.absent(&Key::Block(cidr), known),
                         }
-                        for job in self.jobs.values_mut().filter(|job| job.stage != Stage::Flying) {
+                        if let (None, Some(lane)) = (self.view.index().get(&cidr), self.lanes.get_mut(&cidr))
+                        {
+                            lane.unsure = None;
+                        }
+                        let waiting = self.jobs.values_mut().filter(|job| job.stage != Stage::Flying);
+                        for job in waiting.filter(|job| job.since < ticket.0) {
                             job.looked.insert(cidr);
                         }
                         self.wake(|_| true);
                     }
                     // It is there, and only who can correct it can do anything about it.
                     Err(ReadError::Malformed { reason, .. }) => {
-                        if let Some(lane) = self.lanes.get_mut(&cidr) {
-                            lane.stale = false;
-                        }
                         let at = self.view.index_at().max(known.unwrap_or_default());
                         self.view.unreadable(cidr, at, &reason);
                         self.wake(|_| true);

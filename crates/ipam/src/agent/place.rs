@@ -4,12 +4,13 @@ use super::draft::{Draft, Drawn};
 use super::held::Held;
 use super::job::{Demand, Errand, Flight, Job, Lane, NOT_SERVED, Reply, Stage, TRY_AGAIN, Task};
 use super::{ATTEMPTS, Agent, Effect, Known, Note};
+use crate::block;
 use crate::explain::Explain;
 use crate::mistake::{Mistake, made};
 use crate::seen::Seen;
 use api::attachment::ErrorReply;
 use api::{Cidr, Handle, IpVersion, Pool};
-use datastore::{Check, Key};
+use datastore::{Check, Key, Record, Write};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -99,7 +100,7 @@ impl Agent {
         let late: Vec<u64> = self
             .jobs
             .iter()
-            .filter(|(_, job)| job.deadline <= now && job.request.is_some())
+            .filter(|(_, job)| job.deadline <= now && job.can_be_late())
             .map(|(id, _)| *id)
             .collect();
         for id in late {
@@ -108,9 +109,12 @@ impl Agent {
             } else {
                 "the agent has not read the datastore yet; see whether the API server answers".to_owned()
             };
-            match self.jobs.get(&id) {
+            match self.jobs.get_mut(&id) {
                 // Its outcome stays: the same ADD again finds the address, a DEL gives it back.
-                Some(job) if job.stage == Stage::Flying || !job.pledged.is_empty() => {
+                Some(job)
+                    if job.stage == Stage::Flying || (job.request.is_some() && !job.pledged.is_empty()) =>
+                {
+                    job.deadline = super::late(now);
                     let error = ErrorReply { code: TRY_AGAIN, message, details: String::new() };
                     self.answer(id, Reply::Failed(error));
                 }
@@ -181,11 +185,17 @@ impl Agent {
             return Access::Reading;
         }
         if !lane.stale && self.view.whole(cidr).is_some() {
-            return Access::Ready;
+            return if lane.unsure.is_some() { self.fence(cidr) } else { Access::Ready };
         }
         match self.view.index().get(&cidr) {
             _ if lane.stale => {}
-            None => return Access::Gone,
+            None => {
+                // There is nothing that a late change could change, and a late create cannot be kept out.
+                if let Some(lane) = self.lanes.get_mut(&cidr) {
+                    lane.unsure = None;
+                }
+                return Access::Gone;
+            }
             Some(entry) => {
                 if let Some(fault) = &entry.fault {
                     return Access::Faulty(fault.clone());
@@ -194,6 +204,18 @@ impl Agent {
         }
         self.read_block(cidr);
         Access::Reading
+    }
+
+    /// Writes a block as it is, so that a write of it whose answer was lost cannot happen any more (architecture D2).
+    fn fence(&mut self, cidr: Cidr) -> Access {
+        let Some(seen) = self.view.whole(cidr) else { return Access::Gone };
+        let free = block::free_count(&seen.value, self.view.reserved());
+        let mut block = seen.value.clone();
+        block::advance(&mut block);
+        let writes = vec![Write::Update(Record::Block(block), seen.version.clone())];
+        let flight = Flight { cidr: Some(cidr), writes, jobs: Vec::new(), claims: false, sent: self.now };
+        self.send(flight, Vec::new(), free);
+        Access::Busy(free)
     }
 
     /// Reads a block from the store, unless that is under way.

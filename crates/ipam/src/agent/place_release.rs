@@ -20,6 +20,20 @@ impl Agent {
         round: &mut Round,
         now: Timestamp,
     ) -> Next {
+        // Writes for this handle that may still happen are kept out before anything is believed to be gone.
+        let unsure: Vec<Cidr> = self
+            .lanes
+            .iter()
+            .filter(|(_, lane)| lane.unsure.as_ref().is_some_and(|handles| handles.contains(&job.handle)))
+            .map(|(cidr, _)| *cidr)
+            .collect();
+        for cidr in unsure {
+            match self.access(cidr) {
+                Access::Busy(_) => return Next::Wait,
+                Access::Reading => return Next::Read,
+                Access::Ready | Access::Gone | Access::Faulty(_) => {}
+            }
+        }
         match self.handles.get(&job.handle) {
             None | Some(Known::Unsure) => {
                 self.read_handle(&job.handle.clone());

@@ -3,6 +3,7 @@
 mod batches;
 mod claims;
 mod demands;
+mod late;
 mod releases;
 
 use super::*;

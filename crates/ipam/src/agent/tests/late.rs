@@ -1,0 +1,95 @@
+//! Writes that happen after nobody waits for their answer any more, reads that are older than a request, and time.
+
+use super::*;
+
+/// The writes of the last commit, made now. Answers whether they could still be made.
+fn happens_late(bench: &Bench, writes: &[Write]) -> bool {
+    block_on(bench.store.commit(&[], writes)).is_ok()
+}
+
+#[test]
+fn address_that_a_late_del_could_free_is_answered_after_its_block_was_written() {
+    let mut bench = bench_on(&store(), "n1");
+    let address = bench.address("a");
+    bench.faults = [Some(Fault::LostRequest)].into();
+    bench.mute = true;
+    assert_eq!(refusal(bench.del("a")).code, TRY_AGAIN);
+    let late = bench.commits.last().unwrap().clone();
+    bench.mute = false;
+    assert_eq!(bench.address("a"), address);
+    assert!(!happens_late(&bench, &late));
+    bench.check();
+}
+
+#[test]
+fn del_of_an_add_that_may_still_happen_keeps_it_from_happening() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("first");
+    bench.faults = [Some(Fault::LostRequest)].into();
+    bench.mute = true;
+    assert_eq!(refusal(bench.add("a")).code, TRY_AGAIN);
+    let late = bench.commits.last().unwrap().clone();
+    bench.mute = false;
+    assert_eq!(bench.del("a"), Reply::Deleted);
+    assert!(!happens_late(&bench, &late));
+    bench.check();
+}
+
+#[test]
+fn read_that_was_under_way_before_an_add_came_does_not_prove_what_it_holds() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("a");
+    let block_reads = |effects: &[Effect]| -> Vec<(Ticket, Key)> {
+        let read = |effect: &Effect| match effect {
+            Effect::Read { ticket, key: key @ Key::Block(_) } => Some((*ticket, key.clone())),
+            _ => None,
+        };
+        effects.iter().filter_map(read).collect()
+    };
+    let (first, event) = bench.add_event("a");
+    let effects = bench.agent.step(bench.now, event);
+    let [(ticket, key)] = block_reads(&effects)[..].to_vec().try_into().unwrap();
+    let found = block_on(bench.store.get(&key)).unwrap();
+    // Here another process may free the address.
+    let (second, event) = bench.add_event("a");
+    assert!(block_reads(&bench.agent.step(bench.now, event)).is_empty());
+    let effects = bench.agent.step(bench.now, Event::Read(ticket, Ok(found)));
+    let answered = |id: u64| {
+        effects.iter().any(|effect| matches!(effect, Effect::Reply { request, .. } if request.0 == id))
+    };
+    assert!(answered(first) && !answered(second));
+    assert_eq!(block_reads(&effects).len(), 1);
+}
+
+#[test]
+fn job_of_the_agents_own_ends_when_its_time_is_up() {
+    let mut bench = bench_on(&store(), "n1");
+    let (id, event) = bench.add_event("a");
+    let effects = bench.agent.step(bench.now, event);
+    let Some(Effect::Commit { ticket, .. }) = effects.last() else { panic!("{effects:?}") };
+    let gone = CommitError::Unknown { key: Key::Config, reason: "gone".to_owned() };
+    bench.agent.step(bench.now, Event::Committed(*ticket, Err(gone)));
+    // None of its reads is ever answered.
+    bench.now = bench.agent.next_deadline().unwrap();
+    let effects = bench.agent.step(bench.now, Event::Tick);
+    assert!(
+        effects.iter().any(|effect| matches!(effect, Effect::Reply { request, .. } if request.0 == id)),
+        "{effects:?}"
+    );
+    assert_eq!(bench.agent.waiting(), 1, "what the commit may have left is released");
+    bench.now = bench.agent.next_deadline().unwrap();
+    bench.agent.step(bench.now, Event::Tick);
+    assert_eq!((bench.agent.waiting(), bench.agent.next_deadline()), (0, None));
+}
+
+#[test]
+fn nobody_waits_longer_because_the_clock_was_set_back() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("a");
+    let (_, event) = bench.add_event("a");
+    bench.agent.step(bench.now, event);
+    let patience = bench.agent.next_deadline().unwrap().duration_since(bench.now);
+    bench.now = bench.now.checked_sub(SignedDuration::from_hours(1)).unwrap();
+    bench.agent.step(bench.now, Event::Tick);
+    assert_eq!(bench.agent.next_deadline().unwrap().duration_since(bench.now), patience);
+}
