@@ -346,7 +346,13 @@ impl Agent {
         }
         let id = self.number();
         job.since = id;
-        self.turns.entry(job.turn.clone()).or_default().push_back(id);
+        let turn = self.turns.entry(job.turn.clone()).or_default();
+        if job.request.is_some() {
+            turn.push_back(id);
+        } else {
+            // What a request left behind goes back before a later request can rely on it.
+            turn.push_front(id);
+        }
         self.jobs.insert(id, job);
     }
 

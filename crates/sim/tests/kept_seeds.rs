@@ -11,9 +11,11 @@ fn seeds_that_found_something_find_nothing_any_more() {
         (1730, "an agent removed a handle while the block with its address was still to arrive"),
         (2062, "an agent kept a job of its own and was never asked to look at it again"),
         (2073, "a DEL that was queued after a later ADD freed what that was given"),
+        (2937, "a repeated ADD was answered with an address that a late DEL then freed"),
         (3701, "an agent kept a job of its own and was never asked to look at it again"),
         (5334, "a block was taken back, and its affinity's confirmation arrived afterwards"),
         (6195, "a queue of releases and an agent met at one handle whose block was still to arrive"),
+        (7356, "a repeated ADD was answered from a read that was under way before it came"),
     ];
     for (seed, found) in kept {
         assert_eq!(run(seed, false).broken, Vec::<String>::new(), "seed {seed}, which once found: {found}");

@@ -118,6 +118,10 @@ impl Agent {
                     let error = ErrorReply { code: TRY_AGAIN, message, details: String::new() };
                     self.answer(id, Reply::Failed(error));
                 }
+                Some(job) if job.request.is_none() && matches!(job.task, Task::Add(_)) => {
+                    let error = ErrorReply { code: TRY_AGAIN, message, details: String::new() };
+                    self.end(id, Reply::Failed(error));
+                }
                 _ => self.fail(id, TRY_AGAIN, message),
             }
         }

@@ -1,6 +1,7 @@
 //! Writes that happen after nobody waits for their answer any more, reads that are older than a request, and time.
 
 use super::*;
+use crate::agent::held::held;
 
 /// The writes of the last commit, made now. Answers whether they could still be made.
 fn happens_late(bench: &Bench, writes: &[Write]) -> bool {
@@ -92,4 +93,29 @@ fn nobody_waits_longer_because_the_clock_was_set_back() {
     bench.now = bench.now.checked_sub(SignedDuration::from_hours(1)).unwrap();
     bench.agent.step(bench.now, Event::Tick);
     assert_eq!(bench.agent.next_deadline().unwrap().duration_since(bench.now), patience);
+}
+
+#[test]
+fn what_a_failed_add_left_goes_back_before_the_add_that_came_after_it_is_answered() {
+    let mut bench = bench_on(&store(), "n1");
+    bench.address("first");
+    bench.now = bench.now.checked_add(SignedDuration::from_secs(1)).unwrap();
+    let (first, event) = bench.add_event("a");
+    let effects = bench.agent.step(bench.now, event);
+    let Some(Effect::Commit { ticket, checks, writes }) = effects.last().cloned() else { panic!() };
+    block_on(bench.store.commit(&checks, &writes)).unwrap();
+    let gone = CommitError::Unknown { key: Key::Config, reason: "gone".to_owned() };
+    let effects = bench.agent.step(bench.now, Event::Committed(ticket, Err(gone)));
+    let late = bench.agent.next_deadline().unwrap();
+    bench.now = late.checked_sub(SignedDuration::from_secs(1)).unwrap();
+    let (second, event) = bench.add_event("a");
+    bench.agent.step(bench.now, event);
+    bench.now = late;
+    let mut events = vec![Event::Tick];
+    events.extend(effects.into_iter().filter_map(|effect| bench.perform(effect)));
+    bench.run(events);
+    assert_eq!(refusal(bench.replies[&first].clone()).code, TRY_AGAIN);
+    let Reply::Added(taken) = &bench.replies[&second] else { panic!("{:?}", bench.replies[&second]) };
+    assert!(bench.blocks().iter().any(|found| held(found, "net.a", None).any(|at| at == taken[0].ordinal)));
+    bench.check();
 }
