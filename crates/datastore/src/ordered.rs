@@ -22,7 +22,7 @@ const HANDLE_FRESH: Duration = Duration::from_secs(10);
 
 /// A store that changes one record at a time, each change under its condition.
 pub trait Single: Sync {
-    /// What [`Single::restore`] needs of a record that was replaced.
+    /// What [`Single::restore`] and [`Single::recreate`] need of a record that was replaced or deleted.
     type Before: Send;
 
     /// Makes one write, never a [`Write::Pass`]. `written` of an error is 0.
@@ -31,7 +31,7 @@ pub trait Single: Sync {
     /// The state of a record; `None` where there is none or it is deleted.
     fn version_of(&self, key: &Key) -> impl Future<Output = Result<Option<Version>, ReadError>> + Send;
 
-    /// What an update is about to replace, if that still is in the state `version`.
+    /// What a write is about to replace or delete, if that still is in the state `version`.
     fn before(
         &self,
         key: &Key,
@@ -46,6 +46,13 @@ pub trait Single: Sync {
         version: &Version,
     ) -> impl Future<Output = Result<(), CommitError>> + Send;
 
+    /// Makes a record again that was deleted, as it stood before.
+    fn recreate(
+        &self,
+        key: &Key,
+        before: Self::Before,
+    ) -> impl Future<Output = Result<(), CommitError>> + Send;
+
     /// Time since some fixed instant; never runs backwards.
     fn elapsed(&self) -> Duration;
 }
@@ -54,7 +61,7 @@ pub trait Single: Sync {
 enum Undo<B> {
     Remove(Record, Version),
     Restore(Key, B, Version),
-    Recreate(Record),
+    Recreate(Key, B),
 }
 
 /// Makes the writes in order, those of consecutive handles together and with what passes through a state before them;
@@ -66,8 +73,8 @@ enum Undo<B> {
 /// is: what stands then is what a crash would leave, and whoever asked looks.
 ///
 /// Datastore calls: one per write (a [`Write::Pass`] two), one per check of a record that is not written, with such
-/// checks one more per record that is replaced, and one per write that has to be undone; one per handle when more than ten
-/// seconds passed since it was written, and again after ten more.
+/// checks one more per record that is replaced or deleted, and one per write that has to be undone; one per handle when more
+/// than ten seconds passed between it and the next other write.
 ///
 /// # Errors
 /// See [`CommitError`].
@@ -180,11 +187,9 @@ impl<S: Single> Run<'_, S> {
         writes: &[Write],
         written_at: &mut Option<Duration>,
     ) -> Result<(), CommitError> {
-        while let Some(at) = *written_at {
-            let now = self.store.elapsed();
-            if now.saturating_sub(at) <= HANDLE_FRESH {
-                return Ok(());
-            }
+        let now = self.store.elapsed();
+        if written_at.is_some_and(|at| now.saturating_sub(at) > HANDLE_FRESH) {
+            // What is read from here on is younger than `now`: one look is enough, however long it takes.
             let written: Vec<(Key, Version)> = writes
                 .iter()
                 .zip(&self.versions)
@@ -199,8 +204,10 @@ impl<S: Single> Run<'_, S> {
                 match found {
                     Ok(found) if found.as_ref() == Some(version) => {}
                     Ok(_) => {
-                        let left = self.undo().await;
-                        return Err(CommitError::Conflict { key: key.clone(), written: left });
+                        // Without checks nothing is taken back, and everything stands.
+                        let standing = self.versions.len();
+                        let written = if self.guarded { self.undo().await } else { standing };
+                        return Err(CommitError::Conflict { key: key.clone(), written });
                     }
                     Err(error) => return Err(unknown(key, &error)),
                 }
@@ -250,7 +257,7 @@ impl<S: Single> Run<'_, S> {
                 Undo::Remove(record, version) => {
                     self.store.write_one(&Write::Delete(record, version)).await.map(drop)
                 }
-                Undo::Recreate(record) => self.store.write_one(&Write::Create(record)).await.map(drop),
+                Undo::Recreate(key, before) => self.store.recreate(&key, before).await,
                 Undo::Restore(key, before, version) => self.store.restore(&key, before, &version).await,
             };
             if let Err(error) = result {
@@ -263,20 +270,26 @@ impl<S: Single> Run<'_, S> {
     }
 }
 
+/// `before`: what stood there, for a write that replaces or deletes. The record that a delete names may be another: what
+/// its caller made of it on the way.
 fn undo<B>(write: &Write, before: Option<B>, version: &Version) -> Undo<B> {
     match (write, before) {
+        (Write::Delete(..), Some(before)) => Undo::Recreate(write.key(), before),
         (_, Some(before)) => Undo::Restore(write.key(), before, version.clone()),
-        (Write::Create(record), None) => Undo::Remove(record.clone(), version.clone()),
         (Write::Pass { passing, .. }, None) => Undo::Remove((**passing).clone(), version.clone()),
-        (Write::Update(record, _) | Write::Delete(record, _), None) => Undo::Recreate(record.clone()),
+        (Write::Create(record) | Write::Update(record, _) | Write::Delete(record, _), None) => {
+            Undo::Remove(record.clone(), version.clone())
+        }
     }
 }
 
-/// The state that a write replaces with another; `None` for one that creates or deletes.
+/// The state that a write replaces with another or with nothing; `None` for one that creates.
 fn replaced(write: &Write) -> Option<&Version> {
     match write {
-        Write::Update(_, version) | Write::Pass { seen: Some(version), .. } => Some(version),
-        Write::Create(_) | Write::Delete(..) | Write::Pass { seen: None, .. } => None,
+        Write::Update(_, version) | Write::Delete(_, version) | Write::Pass { seen: Some(version), .. } => {
+            Some(version)
+        }
+        Write::Create(_) | Write::Pass { seen: None, .. } => None,
     }
 }
 
@@ -341,6 +354,8 @@ mod tests {
         done: Mutex<Vec<String>>,
         seconds: AtomicU64,
         seconds_per_handle: u64,
+        /// Time that each read takes.
+        seconds_per_read: u64,
         /// Deletes this record once the handles are written.
         thief: Option<Key>,
     }
@@ -352,6 +367,7 @@ mod tests {
                 done: Mutex::default(),
                 seconds: AtomicU64::new(0),
                 seconds_per_handle: 0,
+                seconds_per_read: 0,
                 thief: None,
             }
         }
@@ -388,6 +404,7 @@ mod tests {
 
         async fn version_of(&self, key: &Key) -> Result<Option<Version>, ReadError> {
             self.note(format!("read {key}"));
+            self.seconds.fetch_add(self.seconds_per_read, Ordering::Relaxed);
             Ok(self.memory.get(key).await?.map(|stored| stored.version))
         }
 
@@ -399,6 +416,10 @@ mod tests {
 
         async fn restore(&self, _: &Key, before: Record, version: &Version) -> Result<(), CommitError> {
             self.write_one(&Write::Update(before, version.clone())).await.map(drop)
+        }
+
+        async fn recreate(&self, _: &Key, before: Record) -> Result<(), CommitError> {
+            self.write_one(&Write::Create(before)).await.map(drop)
         }
 
         fn elapsed(&self) -> Duration {
@@ -515,11 +536,46 @@ mod tests {
         let thief = Some(Key::Handle("a".to_owned()));
         let store = OneByOne { seconds_per_handle: 61, thief, ..OneByOne::over(&memory) };
         let error = run(&store, &[], &[Write::Create(handle("a")), config()]).unwrap_err();
-        assert_eq!(error, CommitError::Conflict { key: Key::Handle("a".to_owned()), written: 0 });
+        assert_eq!(error, CommitError::Conflict { key: Key::Handle("a".to_owned()), written: 1 });
         assert_eq!(all(&memory), 0);
         let quick = OneByOne { seconds_per_handle: 3, ..OneByOne::over(&memory) };
         run(&quick, &[], &[Write::Create(handle("a")), config()]).unwrap();
         assert_eq!(quick.done(), ["create handle a", "create IPAM configuration"]);
+    }
+
+    #[test]
+    fn handles_that_stand_after_a_long_pause_are_counted_and_without_checks_left() {
+        let memory = Memory::new();
+        let thief = Some(Key::Handle("a".to_owned()));
+        let store = OneByOne { seconds_per_handle: 61, thief, ..OneByOne::over(&memory) };
+        let writes = [Write::Create(handle("a")), Write::Create(handle("b")), config()];
+        let error = run(&store, &[], &writes).unwrap_err();
+        assert_eq!(error, CommitError::Conflict { key: Key::Handle("a".to_owned()), written: 2 });
+        assert_eq!(all(&memory), 1);
+    }
+
+    #[test]
+    fn handles_are_looked_at_once_after_a_long_pause_however_slow_the_reads_are() {
+        let memory = Memory::new();
+        let store = OneByOne { seconds_per_handle: 61, seconds_per_read: 61, ..OneByOne::over(&memory) };
+        run(&store, &[], &[Write::Create(handle("a")), config()]).unwrap();
+        assert_eq!(store.done(), ["create handle a", "read handle a", "create IPAM configuration"]);
+    }
+
+    #[test]
+    fn a_delete_that_is_undone_brings_back_what_stood_there() {
+        let memory = Memory::new();
+        let other = Write::Create(Record::ClusterInformation(ClusterInformation::default()));
+        let stood = [other, Write::Create(handle("a"))];
+        let seen = futures::executor::block_on(memory.commit(&[], &stood)).unwrap().remove(1);
+        let store = OneByOne::over(&memory);
+        // As a caller leaves it that has counted its last address away.
+        let emptied = Record::Handle(Handle { id: "a".to_owned(), blocks: BTreeMap::new(), deleted: false });
+        let writes = [Write::Delete(emptied, seen)];
+        let error = run(&store, &[Check::Absent(Key::ClusterInformation)], &writes).unwrap_err();
+        assert_eq!(error, CommitError::Conflict { key: Key::ClusterInformation, written: 0 });
+        let found = futures::executor::block_on(memory.get(&Key::Handle("a".to_owned()))).unwrap().unwrap();
+        assert_eq!(found.record, handle("a"));
     }
 
     #[test]

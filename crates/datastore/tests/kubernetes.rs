@@ -198,6 +198,33 @@ async fn commit_whose_check_fails_at_its_end_is_undone() {
 }
 
 #[tokio::test]
+async fn undone_delete_makes_the_object_that_stood_there_with_what_others_wrote_in_it() {
+    let fake = Fake::new();
+    let store = driver(&fake);
+    let guard = one(&store, Write::Create(Record::Config(IpamConfig::default()))).await.unwrap();
+    one(&store, Write::Create(handle(2))).await.unwrap();
+    let place = format!("{HANDLES}/{}", api::Handle::object_name("h"));
+    let mut object = fake.object(&place).unwrap();
+    object["metadata"]["labels"] = json!({"team": "a"});
+    fake.put(&place, object);
+    let seen = read(&store, &handle(2).key()).await;
+    let path = "/apis/crd.projectcalico.org/v1/ipamconfigs/default";
+    let mut object = fake.object(path).unwrap();
+    object["spec"]["strictAffinity"] = json!(true);
+    fake.fail(move |method, _| {
+        (method == "DELETE").then(|| Fault::Meddled { path: path.to_owned(), object: object.clone() })
+    });
+    // What a caller made of the record on the way to its delete is not what comes back.
+    let check = Check::Unchanged(Key::Config, guard.revision);
+    let result = store.commit(&[check], &[Write::Delete(handle(1), seen.version.clone())]).await;
+    assert_eq!(result, Err(CommitError::Conflict { key: Key::Config, written: 0 }));
+    let again = read(&store, &handle(2).key()).await;
+    assert_eq!(again.record, handle(2));
+    assert_ne!(again.version.uid, seen.version.uid);
+    assert_eq!(fake.object(&place).unwrap()["metadata"]["labels"], json!({"team": "a"}));
+}
+
+#[tokio::test]
 async fn node_write_changes_annotations_and_nothing_else() {
     let fake = Fake::new();
     let path = "/api/v1/nodes/n";

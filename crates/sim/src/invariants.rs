@@ -61,6 +61,9 @@ pub struct Judge {
     counts: BTreeMap<Cidr, Vec<(String, u32)>>,
     /// Every stamp that an ordinal was ever given, and by which task.
     issued: BTreeMap<(IpAddr, u64), u64>,
+    /// What was allocated in blocks that were deleted: by address and stamp, whose, and who deleted it. Only that task may
+    /// bring it back, when it undoes what it did.
+    deleted: BTreeMap<(IpAddr, u64), (String, u64)>,
     /// Blocks whose affinity is confirmed and that are missing or another's, with the task that may yet take that back.
     hollow: Vec<(Cidr, u64)>,
     /// Pairs of blocks that overlap: tolerated while one of them does not count yet.
@@ -109,6 +112,7 @@ impl Judge {
             spoilt: BTreeSet::new(),
             counts: BTreeMap::new(),
             issued: BTreeMap::new(),
+            deleted: BTreeMap::new(),
             hollow: Vec::new(),
             overlapping: Vec::new(),
         }
@@ -243,6 +247,9 @@ impl Judge {
             }
             let Some(address) = cidr.address(Ordinal(ordinal)) else { continue };
             if let Some(was) = was {
+                if after.is_none() {
+                    self.deleted.insert((address, was.stamp), (was.handle.to_owned(), step.task));
+                }
                 wrong.extend(self.freed(address, was, step, promises));
             }
             if let Some(is) = is {
@@ -284,6 +291,16 @@ impl Judge {
         before: Option<&Block>,
         step: Step<'_>,
     ) -> Option<String> {
+        let again = before.is_none()
+            && step.task != 0
+            && self
+                .deleted
+                .get(&(address, is.stamp))
+                .is_some_and(|(handle, task)| handle == is.handle && *task == step.task);
+        if again {
+            // A delete that was undone: the same allocation, which keeps the one that made it.
+            return None;
+        }
         if let Some(task) = self.issued.insert((address, is.stamp), step.task)
             && before.is_none_or(|block| stamp(block, is.ordinal) != is.stamp)
             && task != step.task

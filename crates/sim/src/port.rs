@@ -274,6 +274,10 @@ impl Single for SimStore {
         self.write_one(&Write::Update(before, version.clone())).await.map(drop)
     }
 
+    async fn recreate(&self, _: &Key, before: Record) -> Result<(), CommitError> {
+        self.write_one(&Write::Create(before)).await.map(drop)
+    }
+
     fn elapsed(&self) -> Duration {
         self.time.ran()
     }

@@ -38,6 +38,14 @@ impl Single for Kubernetes {
         put.map(drop).map_err(|failure| failure.writing(key.clone(), 0, false))
     }
 
+    async fn recreate(&self, key: &Key, mut before: Value) -> Result<(), CommitError> {
+        let face =
+            self.face(key.kind()).await.map_err(|error| not_read(error).writing(key.clone(), 0, true))?;
+        object::forget_birth(&mut before);
+        let post = self.call("POST", &face.collection(key.kind()), Some(&before)).await;
+        post.map(drop).map_err(|failure| failure.writing(key.clone(), 0, true))
+    }
+
     fn elapsed(&self) -> Duration {
         self.shared.started.elapsed()
     }

@@ -185,6 +185,13 @@ pub(super) fn keep_metadata(object: &mut Value, kept: &Map<String, Value>) {
     }
 }
 
+/// Makes of an object that was deleted one that can be created: what the server gave it goes.
+pub(super) fn forget_birth(object: &mut Value) {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.retain(|field, _| field == "name" || KEPT.contains(&field.as_str()));
+    }
+}
+
 /// Makes a write of `object` conditional on `version`. Only handles carry their identity (data model §3.3).
 pub(super) fn condition(object: &mut Value, kind: Kind, version: &Version) {
     object["metadata"]["resourceVersion"] = json!(version.revision.0.to_string());
@@ -226,6 +233,17 @@ mod tests {
         assert_eq!(object["metadata"], json!({"name": "x", "resourceVersion": "7"}));
         condition(&mut object, Kind::Handle, &version);
         assert_eq!(object["metadata"]["uid"], "u");
+    }
+
+    #[test]
+    fn object_that_is_made_again_has_neither_the_version_nor_the_identity_of_the_old_one() {
+        let mut object = json!({"metadata": {"name": "p", "labels": {"team": "a"}, "resourceVersion": "4", "uid": "u",
+            "creationTimestamp": "2024-01-01T00:00:00Z", "generation": 1, "managedFields": []}, "spec": {"cidr": "c"}});
+        forget_birth(&mut object);
+        assert_eq!(
+            object,
+            json!({"metadata": {"name": "p", "labels": {"team": "a"}}, "spec": {"cidr": "c"}})
+        );
     }
 
     #[test]
