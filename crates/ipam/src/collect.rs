@@ -181,6 +181,8 @@ pub enum Task {
     LowerHandle {
         /// The handle.
         id: String,
+        /// Blocks in which it seems to count too much; the others are not looked at.
+        blocks: BTreeSet<Cidr>,
         /// The revision it must still have.
         revision: Revision,
     },
@@ -262,6 +264,8 @@ pub struct Collector {
     empty_since: BTreeMap<Cidr, Timestamp>,
     idle_affinities: BTreeMap<(Owner, Cidr), Since>,
     idle_handles: BTreeMap<String, Since>,
+    /// The last handle that was judged where there were too many for one pass; the next pass goes on after it.
+    judged_to: Option<String>,
 }
 
 impl Collector {

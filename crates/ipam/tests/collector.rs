@@ -181,7 +181,7 @@ fn a_handle_is_lowered_to_what_the_blocks_say_and_deleted_when_that_is_nothing()
     let key = || Key::Handle("h".to_owned());
     let version = revision(&store, key()).unwrap();
     let raised = block_on(store.commit(&[], &[Write::Update(handle("h", 3), version)])).unwrap();
-    let lower = |revision| Task::LowerHandle { id: "h".to_owned(), revision };
+    let lower = |revision| Task::LowerHandle { id: "h".to_owned(), blocks: [cidr()].into(), revision };
     assert_eq!(run(&store, &lower(raised[0].revision)), done());
     let seen = block_on(seen::handle(&store, "h")).unwrap().unwrap();
     assert_eq!(Record::Handle(seen.value), handle("h", 1));
@@ -190,6 +190,28 @@ fn a_handle_is_lowered_to_what_the_blocks_say_and_deleted_when_that_is_nothing()
     let orphan = create(&store, handle("h", 1));
     assert_eq!(run(&store, &lower(orphan)), done());
     assert_eq!(revision(&store, key()), None);
+}
+
+#[test]
+fn a_stale_entry_behind_many_true_ones_is_lowered() {
+    let store = Memory::new();
+    let mut blocks = BTreeMap::new();
+    for number in 0..20 {
+        let cidr = format!("10.0.0.{}/30", number * 4).parse().unwrap();
+        let mut made = block::new_block(cidr, &Owner::host("a"), CLOCK.0);
+        take(&mut made, "h");
+        create(&store, Record::Block(made));
+        blocks.insert(cidr, 1);
+    }
+    let stale: Cidr = "10.0.1.0/30".parse().unwrap();
+    let truth = Record::Handle(Handle { id: "h".to_owned(), blocks: blocks.clone(), deleted: false });
+    blocks.insert(stale, 1);
+    let counted = Record::Handle(Handle { id: "h".to_owned(), blocks, deleted: false });
+    let revision = create(&store, counted);
+    let lower = Task::LowerHandle { id: "h".to_owned(), blocks: [stale].into(), revision };
+    assert_eq!(run(&store, &lower), done());
+    let left = block_on(store.get(&Key::Handle("h".to_owned()))).unwrap().unwrap();
+    assert_eq!(left.record, truth);
 }
 
 #[test]
@@ -207,7 +229,7 @@ fn an_assignment_that_was_paused_before_its_block_does_not_find_its_handle_colle
             Some(revision) => Write::Update(Record::Block(planned), Version { revision, uid: None }),
             None => Write::Create(Record::Block(planned)),
         };
-        let lower = Task::LowerHandle { id: "h".to_owned(), revision };
+        let lower = Task::LowerHandle { id: "h".to_owned(), blocks: [cidr()].into(), revision };
         if exists {
             assert_eq!(run(&store, &lower), done());
             assert!(

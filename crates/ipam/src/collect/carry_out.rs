@@ -12,14 +12,14 @@ use crate::plan::{self, Handles};
 use crate::release;
 use crate::seen::{self, Seen};
 use api::{Affinity, AffinityState, Block, Cidr, Handle, Owner};
-use datastore::{Check, CommitError, Datastore, Key, Record, Revision, Write};
+use datastore::{Check, CommitError, Datastore, Key, ReadError, Record, Revision, Write};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// Reads and decisions per task: who loses more races than this waits for the next pass.
 const ATTEMPTS: usize = 5;
 
-/// Entries of one handle that are looked at in one task; the rest waits for the next pass.
+/// Entries of one handle that are lowered in one task; the next pass finds those that are left.
 const ENTRIES: usize = 16;
 
 /// How a task ended.
@@ -79,7 +79,7 @@ pub async fn carry_out<D: Datastore>(
         Task::Abandon { owner, block } => abandon(store, owner, *block).await,
         Task::Tidy { block, cooldown_seconds } => tidy(store, clock, *block, *cooldown_seconds).await,
         Task::DropAffinity { owner, block, revision } => drop_affinity(store, owner, *block, *revision).await,
-        Task::LowerHandle { id, revision } => lower_handle(store, id, *revision).await,
+        Task::LowerHandle { id, blocks, revision } => lower_handle(store, id, blocks, *revision).await,
     }
 }
 
@@ -236,7 +236,12 @@ async fn drop_affinity<D: Datastore>(
 /// An ADD that was paused between its handle and its block must not find its handle gone: the blocks are written too,
 /// unchanged but for their sequence number, so that the block write it planned is refused. Where there is no block, the
 /// commit holds only as long as there is none.
-async fn lower_handle<D: Datastore>(store: &D, id: &str, revision: Revision) -> Result<Outcome, StoreError> {
+async fn lower_handle<D: Datastore>(
+    store: &D,
+    id: &str,
+    suspect: &BTreeSet<Cidr>,
+    revision: Revision,
+) -> Result<Outcome, StoreError> {
     let found: Option<Seen<Handle>> = seen::handle(store, id).await?;
     let Some(handle) = found.filter(|found| found.version.revision == revision) else {
         return Ok(Outcome::Moot);
@@ -245,9 +250,16 @@ async fn lower_handle<D: Datastore>(store: &D, id: &str, revision: Revision) -> 
     let mut checks = Vec::new();
     let mut writes = Vec::new();
     // Blocks are read after the handle: whoever counts on it has written it again since, or wrote its block before.
-    for (cidr, count) in handle.value.blocks.iter().take(ENTRIES) {
-        match seen::block(store, *cidr).await? {
-            Some(seen) => {
+    let mut unreadable = None;
+    for (cidr, count) in handle.value.blocks.iter().filter(|(cidr, _)| suspect.contains(cidr)) {
+        if held.len() == ENTRIES {
+            break;
+        }
+        match seen::block(store, *cidr).await {
+            // What it holds of the handle nobody knows; that is no reason to leave the other entries.
+            Err(error @ ReadError::Malformed { .. }) => unreadable = Some(error),
+            Err(error) => return Err(error.into()),
+            Ok(Some(seen)) => {
                 let found = block::count_of(&seen.value, block::sanitized(id));
                 held.insert(*cidr, found);
                 if found < *count && !made(Mistake::HandleCollected) {
@@ -256,7 +268,7 @@ async fn lower_handle<D: Datastore>(store: &D, id: &str, revision: Revision) -> 
                     writes.push(Write::Update(Record::Block(block), seen.version));
                 }
             }
-            None => {
+            Ok(None) => {
                 held.insert(*cidr, 0);
                 checks.push(Check::Absent(Key::Block(*cidr)));
             }
@@ -264,14 +276,12 @@ async fn lower_handle<D: Datastore>(store: &D, id: &str, revision: Revision) -> 
     }
     let blocks = leftovers::true_counts(&handle.value, &held);
     if blocks == handle.value.blocks && !blocks.is_empty() {
-        return Ok(Outcome::Moot);
+        return unreadable.map_or(Ok(Outcome::Moot), |error| Err(error.into()));
     }
-    let gone = blocks.is_empty();
-    let record = Record::Handle(Handle { blocks, ..handle.value });
-    writes.push(if gone {
-        Write::Delete(record, handle.version)
+    writes.push(if blocks.is_empty() {
+        Write::Delete(Record::Handle(handle.value), handle.version)
     } else {
-        Write::Update(record, handle.version)
+        Write::Update(Record::Handle(Handle { blocks, ..handle.value }), handle.version)
     });
     match store.commit(&checks, &writes).await {
         Ok(_) => Ok(Outcome::DONE),

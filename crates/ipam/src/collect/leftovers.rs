@@ -11,8 +11,8 @@ use datastore::Revision;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Handles judged in one pass at most; the rest waits for the next.
-const HANDLES: usize = 1_000;
+/// Handles judged in one pass at most; the next goes on after them, so that none waits behind those that cannot be lowered.
+pub(super) const HANDLES: usize = 1_000;
 
 /// In which state something was first seen superfluous, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,18 +51,27 @@ impl Collector {
         let Some(handles) = &records.handles else { return };
         let before = std::mem::take(&mut self.idle_handles);
         let claimed: BTreeSet<Cidr> = records.affinities.iter().map(|seen| seen.value.cidr).collect();
-        let mut judged = 0;
+        let mut all_due = Vec::new();
         for (id, seen) in handles {
-            if !counts_too_much(records, &claimed, &seen.value) {
-                continue;
-            }
+            let Some(blocks) = counts_too_much(records, &claimed, &seen.value) else { continue };
             let (since, due) = Since::look(before.get(id), seen.version.revision, now);
             self.idle_handles.insert(id.clone(), since);
-            if due && judged < HANDLES {
-                judged += 1;
-                tasks.push(Task::LowerHandle { id: id.clone(), revision: seen.version.revision });
+            if due {
+                all_due.push((id, seen.version.revision, blocks));
             }
         }
+        if all_due.len() > HANDLES {
+            let done = self.judged_to.take();
+            let after = all_due.partition_point(|(id, ..)| Some(*id) <= done.as_ref());
+            all_due.rotate_left(after);
+            all_due.truncate(HANDLES);
+            self.judged_to = all_due.last().map(|(id, ..)| (*id).clone());
+        }
+        tasks.extend(all_due.into_iter().map(|(id, revision, blocks)| Task::LowerHandle {
+            id: id.clone(),
+            blocks,
+            revision,
+        }));
     }
 }
 
@@ -81,19 +90,21 @@ fn idle_affinity(records: &Records, seen: &Seen<Affinity>) -> Option<Task> {
     }
 }
 
-/// Whether a handle counts more in some block than the block says, or counts nothing at all.
+/// The blocks in which a handle counts more than they say; none where it counts nothing at all; `None`: it is right.
 ///
 /// Where there is no block but somebody's affinity for it, a claim may be about to make it with this handle's addresses
 /// in it: the affinity is judged first.
-fn counts_too_much(records: &Records, claimed: &BTreeSet<Cidr>, handle: &Handle) -> bool {
-    handle.blocks.is_empty()
-        || handle.blocks.iter().any(|(cidr, count)| match records.blocks.get(cidr) {
-            Some(block) => *count > block::count_of(&block.value, block::sanitized(&handle.id)),
-            None => !claimed.contains(cidr),
-        })
+fn counts_too_much(records: &Records, claimed: &BTreeSet<Cidr>, handle: &Handle) -> Option<BTreeSet<Cidr>> {
+    let counts_too_much = |(cidr, count): &(&Cidr, &u32)| match records.blocks.get(*cidr) {
+        Some(block) => **count > block::count_of(&block.value, block::sanitized(&handle.id)),
+        None => !claimed.contains(*cidr),
+    };
+    let blocks: BTreeSet<Cidr> =
+        handle.blocks.iter().filter(counts_too_much).map(|(cidr, _)| *cidr).collect();
+    (!blocks.is_empty() || handle.blocks.is_empty()).then_some(blocks)
 }
 
-/// What a handle should count, given the blocks that it names as they are now; entries left out hold nothing.
+/// What a handle should count, given some of the blocks that it names as they are now; other entries stay as they are.
 pub(super) fn true_counts(handle: &Handle, held: &BTreeMap<Cidr, u32>) -> BTreeMap<Cidr, u32> {
     handle
         .blocks

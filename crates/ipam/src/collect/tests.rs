@@ -469,11 +469,11 @@ fn release_of_an_empty_block_that_was_cut_short_is_finished() {
 #[test]
 fn handle_that_counts_too_much_is_lowered_once_it_has_stood_still_for_a_minute() {
     for (counts, held, lowered) in [
-        (&[("10.0.0.0/28", 1)][..], 0, true),
-        (&[("10.0.0.0/28", 2)], 1, true),
-        (&[("10.0.0.0/28", 1), ("10.0.0.16/28", 1)], 1, true),
-        (&[], 0, true),
-        (&[("10.0.0.0/28", 1)], 1, false),
+        (&[("10.0.0.0/28", 1)][..], 0, Some(&["10.0.0.0/28"][..])),
+        (&[("10.0.0.0/28", 2)], 1, Some(&["10.0.0.0/28"])),
+        (&[("10.0.0.0/28", 1), ("10.0.0.16/28", 1)], 1, Some(&["10.0.0.16/28"])),
+        (&[], 0, Some(&[])),
+        (&[("10.0.0.0/28", 1)], 1, None),
     ] {
         let mut world = World::of(&["a"]);
         world.block("10.0.0.0/28", "a");
@@ -483,8 +483,12 @@ fn handle_that_counts_too_much_is_lowered_once_it_has_stood_still_for_a_minute()
         world.handle("p", counts);
         let mut collector = Collector::default();
         assert_eq!(world.pass(&mut collector, 0), [], "{counts:?}");
-        let lower = Task::LowerHandle { id: "p".to_owned(), revision: Revision(7) };
-        assert_eq!(world.pass(&mut collector, 1), if lowered { vec![lower] } else { vec![] }, "{counts:?}");
+        let lower = lowered.map(|blocks| Task::LowerHandle {
+            id: "p".to_owned(),
+            blocks: blocks.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+            revision: Revision(7),
+        });
+        assert_eq!(world.pass(&mut collector, 1), Vec::from_iter(lower), "{counts:?}");
         world.handle("p", counts);
         world.records.handles.as_mut().unwrap().get_mut("p").unwrap().version.revision = Revision(8);
         assert_eq!(world.pass(&mut collector, 2), [], "{counts:?}");
@@ -492,8 +496,30 @@ fn handle_that_counts_too_much_is_lowered_once_it_has_stood_still_for_a_minute()
         let handles = world.records.handles.take();
         assert_eq!(world.pass(&mut collector, 3), [], "{counts:?}");
         world.records.handles = handles;
-        assert_eq!(world.pass(&mut collector, 4).is_empty(), !lowered, "{counts:?}");
+        assert_eq!(world.pass(&mut collector, 4).is_empty(), lowered.is_none(), "{counts:?}");
     }
+}
+
+#[test]
+fn more_handles_than_a_pass_judges_all_have_their_turn_though_none_can_be_lowered() {
+    let mut world = World::of(&["a"]);
+    let ids: Vec<String> = (0..leftovers::HANDLES + 500).map(|number| format!("p{number:05}")).collect();
+    for id in &ids {
+        world.handle(id, &[("10.0.0.0/28", 1)]);
+    }
+    let mut collector = Collector::default();
+    assert_eq!(world.pass(&mut collector, 0), []);
+    let mut named = |minute| {
+        let tasks = world.pass(&mut collector, minute);
+        let ids = tasks.into_iter().map(|task| match task {
+            Task::LowerHandle { id, .. } => id,
+            other => panic!("{other}"),
+        });
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(named(1), ids[..leftovers::HANDLES]);
+    assert_eq!(named(2), [&ids[leftovers::HANDLES..], &ids[..500]].concat());
+    assert_eq!(named(3), ids[500..]);
 }
 
 #[test]
