@@ -110,6 +110,12 @@ impl World {
             }
             for stored in db.all(Kind::Block) {
                 if let Record::Block(block) = &stored.record
+                    && block.affinity.is_none()
+                    && ipam::block::is_empty(block)
+                {
+                    wrong.push(format!("8: block {} is nobody's, empty, and left", block.cidr));
+                }
+                if let Record::Block(block) = &stored.record
                     && ipam::block::allocated(block).any(|(_, held)| held.released_at.is_none())
                 {
                     wrong.push(format!(
