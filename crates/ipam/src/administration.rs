@@ -7,10 +7,11 @@ use crate::affinity::{self, Claim, ClaimError, Known, ReleaseAffinityError, Rele
 use crate::block;
 use crate::clock::Clock;
 use crate::failure::{ATTEMPTS, StoreError};
+use crate::plan;
 use crate::query;
 use crate::seen::{self, Seen};
 use api::{Affinity, Block, Cidr, Owner, Pool};
-use datastore::{Check, CommitError, Datastore, Key, Kind, Record, Scope, Write};
+use datastore::{Check, CommitError, Datastore, Key, Kind, Scope};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Blocks that one [`claim_affinity`] claims at most.
@@ -379,18 +380,12 @@ async fn disown_all<D: Datastore>(
     let mut disowned = 0;
     for seen in strays {
         let cidr = seen.value.cidr;
-        let mut block = seen.value;
-        block::collect(&mut block, cooldown, clock.now());
-        let write = if block::is_empty(&block) {
-            Write::Delete(Record::Block(block), seen.version)
-        } else if terms.must_be_empty {
+        let mut seen = seen;
+        block::collect(&mut seen.value, cooldown, clock.now());
+        if terms.must_be_empty && !block::is_empty(&seen.value) {
             continue;
-        } else {
-            block.affinity = None;
-            block.claim_time = None;
-            block::advance(&mut block);
-            Write::Update(Record::Block(block), seen.version)
-        };
+        }
+        let write = plan::disown(seen);
         // With an affinity there it is not a stray: whoever made that is at work on the block.
         let check = Check::Absent(Key::Affinity(owner.clone(), cidr));
         match store.commit(&[check], &[write]).await {

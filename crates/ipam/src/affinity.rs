@@ -91,24 +91,23 @@ pub async fn release_affinity<D: Datastore>(
     let found = found.map_err(StoreError::from)?;
     let affinity = found.filter(|found| found.value.owner == *owner).ok_or_else(missing)?;
     let config = config.map_err(StoreError::from)?;
-    let Some(seen) = seen::block(store, cidr).await.map_err(StoreError::from)? else {
+    let Some(mut seen) = seen::block(store, cidr).await.map_err(StoreError::from)? else {
         if terms.owner_gone || affinity.value.state == AffinityState::PendingDeletion {
             drop_affinity(store, owner, Some(&affinity)).await;
         }
         return Err(missing());
     };
-    let mut block = seen.value.clone();
+    let block = &mut seen.value;
     if terms.required_sequence.is_some_and(|sequence| sequence != block.sequence_number) {
         return Err(ReleaseAffinityError::Changed { block: cidr });
     }
-    block::collect(&mut block, config.ip_cooldown_seconds, clock.now());
+    block::collect(block, config.ip_cooldown_seconds, clock.now());
     let unchecked = made(Mistake::OwnerUnchecked);
     if let Some(other) = block.affinity.as_ref().filter(|other| *other != owner && !unchecked) {
         drop_affinity(store, owner, Some(&affinity)).await;
         return Err(ReleaseAffinityError::Taken { block: cidr, owner: other.clone() });
     }
-    let empty = block::is_empty(&block);
-    if terms.must_be_empty && !empty {
+    if terms.must_be_empty && !block::is_empty(block) {
         return Err(ReleaseAffinityError::NotEmpty { block: cidr });
     }
     let leaving = plan::affinity_write(&affinity, AffinityState::PendingDeletion);
@@ -116,15 +115,7 @@ pub async fn release_affinity<D: Datastore>(
     let version = version.map_err(|error| conflict_or(error, cidr))?.into_iter().next();
     let Some(version) = version else { return Err(ReleaseAffinityError::Changed { block: cidr }) };
     let going = Affinity { state: AffinityState::PendingDeletion, ..affinity.value };
-    let block_write = if empty {
-        Write::Delete(Record::Block(block), seen.version)
-    } else {
-        block.affinity = None;
-        block.claim_time = None;
-        block::advance(&mut block);
-        Write::Update(Record::Block(block), seen.version)
-    };
-    let writes = [block_write, Write::Delete(Record::Affinity(going), version)];
+    let writes = [plan::disown(seen), Write::Delete(Record::Affinity(going), version)];
     store.commit(&[], &writes).await.map_err(|error| conflict_or(error, cidr))?;
     Ok(())
 }
@@ -284,6 +275,35 @@ mod tests {
             assert_eq!(state(&store, "n1").await, None);
             assert_eq!(seen::block(&store, cidr()).await.unwrap(), None);
         });
+    }
+
+    #[test]
+    fn a_block_that_nobody_confirmed_is_given_up_where_it_lies_across_others() {
+        for with_block in [true, false] {
+            for affinity in [Some(AffinityState::Pending), None] {
+                block_on(async {
+                    let (store, pool) = store_with_pool(api::AffinityNaming::PerNode).await;
+                    let owner = Owner::host("n1");
+                    if let Some(state) = affinity {
+                        let begun = Affinity { owner: owner.clone(), cidr: cidr(), state, deleted: false };
+                        store.commit(&[], &[Write::Create(Record::Affinity(begun))]).await.unwrap();
+                    }
+                    let mut blocks = vec![("10.0.0.64/27", Owner::host("n2"))];
+                    blocks.extend(with_block.then(|| ("10.0.0.64/26", owner.clone())));
+                    for (cidr, owner) in blocks {
+                        let block = block::new_block(cidr.parse().unwrap(), &owner, CLOCK.0);
+                        store.commit(&[], &[Write::Create(Record::Block(block))]).await.unwrap();
+                    }
+                    if affinity.is_none() && !with_block {
+                        return;
+                    }
+                    let claimed = claim_for(&store, &CLOCK, "n1", &pool, Some(&want()), Known::Unread).await;
+                    assert_eq!(claimed, Err(ClaimError::Taken { block: cidr(), owner: None }));
+                    assert_eq!(state(&store, "n1").await, None);
+                    assert_eq!(seen::block(&store, cidr()).await.unwrap(), None);
+                });
+            }
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use crate::host_reserved::{HostReserved, HostReservedError};
 use crate::mistake::{Mistake, made};
 use crate::plan::{self, PlanRefusal, TakeRules, Want};
 use crate::pools::SelectError;
+use crate::query::addresses_in;
 use crate::seen::{self, AllBlocks, HandleInHand, Seen, TOGETHER};
 use crate::setting::{Setting, World};
 use crate::shortage::{self, relief};
@@ -25,7 +26,6 @@ use api::{Affinity, AffinityState, Block, Cidr, IpVersion, Owner, Pool, Use};
 use datastore::Datastore;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
 
 /// Blocks that a node may own per IP version where nothing says otherwise.
 pub const DEFAULT_MAX_BLOCKS: u32 = 20;
@@ -346,6 +346,8 @@ impl<D: Datastore> Run<'_, D> {
         let limit = block_limit(self.request.max_blocks, world.config.max_blocks_per_host);
         let mut owned = u32::try_from(setting.affine.len()).unwrap_or(u32::MAX);
         let mut listed: Option<AllBlocks> = None;
+        // Blocks that others were about to make: until one is there, the next is tried.
+        let mut lost: BTreeSet<Cidr> = BTreeSet::new();
         // Each turn takes something, claims something, or loses a race.
         let mut races = 0;
         while !self.satisfied() {
@@ -367,21 +369,20 @@ impl<D: Datastore> Run<'_, D> {
                 let what = format!("a new block for {}", self.request.owner);
                 return Err(StoreError::Contention { what }.into());
             }
+            if let Some(affinity) = unmade.pop_front() {
+                match self.make_up(world, setting, affinity).await? {
+                    Some(claimed) => self.take_from_claimed(world, claimed).await?,
+                    None => owned = owned.saturating_sub(1),
+                }
+                continue;
+            }
             // Listed after the pools were read: only a changed pool, which the claim notices, has other blocks.
             let mut all = match listed.take() {
                 Some(all) => all,
                 None => seen::all_blocks(self.store).await?,
             };
-            if let Some(affinity) = unmade.pop_front() {
-                if let Some(claimed) = self.make_up(world, setting, affinity, &all).await? {
-                    all.blocks.push(claimed.block.clone());
-                    self.take_from_claimed(world, claimed).await?;
-                } else {
-                    owned = owned.saturating_sub(1);
-                }
-                listed = Some(all);
-                continue;
-            }
+            lost.retain(|cidr| all.blocks.iter().all(|seen| seen.value.cidr != *cidr));
+            all.unreadable.extend(&lost);
             let Some(Vacant { pool, cidr, known }) = self.vacant(world, setting, &all).await? else {
                 self.borrow(world, setting, all.blocks).await?;
                 return Ok(());
@@ -396,7 +397,10 @@ impl<D: Datastore> Run<'_, D> {
                     }
                     self.take_from_claimed(world, claimed).await?;
                 }
-                None => races += 1,
+                None => {
+                    races += 1;
+                    lost.insert(cidr);
+                }
             }
         }
         Ok(())
@@ -407,22 +411,15 @@ impl<D: Datastore> Run<'_, D> {
         self.explain.relief = relief;
     }
 
-    /// Makes the block that an affinity of ours promises, unless it would lie across others by now.
+    /// Makes the block that an affinity of ours promises. Its claim looks whether it would lie across others by now.
     async fn make_up(
         &mut self,
         world: &World,
         setting: &Setting,
         affinity: Seen<Affinity>,
-        all: &AllBlocks,
     ) -> Result<Option<Claimed>, Stop> {
         let cidr = affinity.value.cidr;
-        if all.unreadable.iter().any(|other| other.overlaps(cidr)) {
-            // The block may be there and ours: its affinity is left to whoever mends it.
-            self.explain.tried(cidr, BlockOutcome::Failed);
-            return Ok(None);
-        }
-        let crossed = all.blocks.iter().any(|seen| seen.value.cidr != cidr && seen.value.cidr.overlaps(cidr));
-        match setting.pool_of(cidr).filter(|_| !crossed || made(Mistake::StaleAffinityTrusted)) {
+        match setting.pool_of(cidr) {
             Some(pool) => self.claim(world, pool, cidr, Known::Found(affinity)).await,
             None => {
                 claim::drop_affinity(self.store, &self.request.owner, Some(&affinity)).await;
@@ -614,17 +611,6 @@ fn borrowing_cooldown(seconds: u32, outcome: BlockOutcome) -> u32 {
 fn is_settled(affinity: &Seen<Affinity>, block: &Seen<Block>) -> bool {
     affinity.value.state == AffinityState::Confirmed
         && block.value.affinity.as_ref() == Some(&affinity.value.owner)
-}
-
-/// The addresses that a handle holds in these blocks, in their order.
-fn addresses_in(blocks: &[Option<Seen<Block>>], id: &str) -> Vec<IpAddr> {
-    blocks
-        .iter()
-        .flatten()
-        .flat_map(|seen| {
-            block::held_by(&seen.value, id).filter_map(|ordinal| seen.value.cidr.address(ordinal))
-        })
-        .collect()
 }
 
 /// The stricter of what the request and the configuration allow; 20 where neither says anything.

@@ -133,12 +133,13 @@ fn is_reserved(cidr: Cidr, ordinal: u32, reserved: &ReservationSet) -> bool {
 ///
 /// Anonymous and cooling ordinals make a block non-empty.
 pub fn is_empty(block: &Block) -> bool {
-    allocated(block).all(|(_, attribute)| {
-        attribute
-            .handle_id
-            .as_deref()
-            .is_some_and(|handle| sanitized(handle).eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE))
-    })
+    allocated(block).all(|(_, attribute)| is_kept_by_host(attribute))
+}
+
+/// Whether this is what a Windows node keeps for itself.
+pub(crate) fn is_kept_by_host(attribute: &Attribute) -> bool {
+    let handle = attribute.handle_id.as_deref();
+    handle.is_some_and(|handle| sanitized(handle).eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE))
 }
 
 /// Every ordinal that is not free, with what it refers to, ascending; cooling ones included.

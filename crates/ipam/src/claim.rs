@@ -1,15 +1,18 @@
 //! Claiming a block (algorithm §5, architecture D5 and D9): the steps that [`crate::affinity`] tells of, from the affinity
 //! that passes through pending to the answer.
 
-use crate::block::{self, Taken};
+use crate::affinity::{self, ReleaseAffinityError, ReleaseTerms};
+use crate::block::{self, Release, Taken};
 use crate::clock::Clock;
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::host_reserved::HostReserved;
 use crate::mistake::{Mistake, made};
 use crate::plan::{self, AddressRequest, BlockPlan, Handles, NewBlock, PendingPlan, PlanRefusal, Want};
+use crate::release::release_addresses;
 use crate::reservations::ReservationSet;
 use crate::seen::{self, HandleInHand, Seen};
-use api::{Affinity, AffinityState, Block, Cidr, Owner, Pool};
+use crate::vacancy;
+use api::{Affinity, AffinityState, Attribute, Block, Cidr, Ordinal, Owner, Pool};
 use datastore::{Check, CommitError, Datastore, Key, ReadError, Record, Write};
 use jiff::Timestamp;
 
@@ -131,7 +134,8 @@ pub async fn claim<D: Datastore>(
 ///
 /// Datastore calls where nothing exists and `known` is [`Known::Absent`]: 1 commit, of the affinity that passes through
 /// pending, the handle, and the block with its first addresses, conditional on the pool. Where the block is ours and
-/// confirmed: 1 read, of the block; where it is ours and not confirmed, 1 commit more. Each conflict adds 2 reads.
+/// confirmed: 1 read, of the block; where only our affinity is there 1 list of all blocks more; where it is ours and not confirmed, 1 list of all blocks, 1 read of the pool and 1 commit
+/// more. Each conflict adds 2 reads, a lost answer 3 reads and 1 commit.
 ///
 /// # Errors
 /// See [`ClaimError`]. After [`ClaimError::Taken`] no affinity of the owner for the block is left, unless it could not be
@@ -165,6 +169,11 @@ pub async fn claim_for<D: Datastore>(
             existing => existing.map_err(StoreError::from)?,
         };
         let Some(existing) = existing else {
+            let begun = found.as_ref().filter(|found| found.value.owner == *owner);
+            if begun.is_some() && !may_be_made(store, claim).await? {
+                drop_affinity(store, owner, begun).await;
+                return Err(ClaimError::Taken { block: cidr, owner: None });
+            }
             if let Some(claimed) = make(store, clock, claim, found.as_ref(), hand).await? {
                 return Ok(claimed);
             }
@@ -174,21 +183,22 @@ pub async fn claim_for<D: Datastore>(
             drop_affinity(store, owner, found.as_ref()).await;
             return Err(ClaimError::Taken { block: cidr, owner: existing.value.affinity });
         }
-        match found {
-            Some(affinity) if affinity.value.owner == *owner => {
-                if affinity.value.state == AffinityState::Confirmed {
-                    return Ok(Claimed { block: existing, taken: Vec::new(), made: false });
-                }
-                if let Some(block) = revive(store, affinity, existing).await? {
-                    return Ok(Claimed { block, taken: Vec::new(), made: false });
-                }
-            }
-            // Under per-block names another node has just begun to claim what is ours; it will find the block and go.
-            Some(_) => return Ok(Claimed { block: existing, taken: Vec::new(), made: false }),
-            None => {
-                settle(store, owner, cidr).await?;
+        match &found {
+            Some(affinity) if affinity.value.owner != *owner => {
+                // Under per-block names another node has just begun to claim what is ours; it will find the block and go.
                 return Ok(Claimed { block: existing, taken: Vec::new(), made: false });
             }
+            Some(affinity) if affinity.value.state == AffinityState::Confirmed => {
+                return Ok(Claimed { block: existing, taken: Vec::new(), made: false });
+            }
+            _ => {}
+        }
+        if !may_stand(store, claim).await? {
+            leave(store, clock, claim, existing, found.is_some()).await?;
+            return Err(ClaimError::Taken { block: cidr, owner: None });
+        }
+        if let Some(block) = confirm(store, owner, found, existing).await? {
+            return Ok(Claimed { block, taken: Vec::new(), made: false });
         }
     }
     Err(StoreError::Contention { what: format!("the claim of block {cidr}") }.into())
@@ -230,33 +240,18 @@ async fn make<D: Datastore>(
             hand.wrote(&writes, &versions);
             versions.get(place).cloned().map(|version| Seen::written(planned, version, Some(now)))
         }
-        Err(CommitError::Conflict { key: Key::Pool(_), .. }) => {
+        Err(CommitError::Conflict { key: Key::Pool(_), written: 0 }) => {
+            hand.forget();
             return Err(ClaimError::PoolChanged { pool: pool.clone() });
         }
-        Err(CommitError::Conflict { .. }) => {
+        Err(CommitError::Conflict { written: 0, .. }) => {
             hand.forget();
             None
         }
-        Err(CommitError::Unknown { .. }) => {
+        // Nobody knows what stands, or some of it does: what was taken is answered if it is there, and not taken again.
+        Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => {
             hand.forget();
-            let found = seen::block(store, cidr).await.map_err(StoreError::from)?;
-            let ours = found.filter(|seen| {
-                seen.value.affinity.as_ref() == Some(owner) && holds(&seen.value, &plan.taken, hand.id())
-            });
-            match ours {
-                // With the answer the check was lost: it is made here before anybody is told (architecture D3).
-                Some(block) if !pool_unchanged(store, claim.pool).await? => {
-                    take_back(store, owner, block, hand).await?;
-                    return Err(ClaimError::PoolChanged { pool: pool.clone() });
-                }
-                Some(block) => {
-                    // The addresses are in the block. Whoever took the affinity from us acted on a block without them,
-                    // and failed. Nothing is taken again: what is held is answered.
-                    settle(store, owner, cidr).await?;
-                    Some(block)
-                }
-                None => None,
-            }
+            find_made(store, clock, claim, &plan.taken, hand).await?
         }
         Err(error) => return Err(StoreError::from(error).into()),
     };
@@ -315,24 +310,95 @@ pub fn holds(block: &Block, taken: &[Vec<Taken>], handle: Option<&str>) -> bool 
     })
 }
 
-/// Removes a block that was just made, with the handle's entry for it and the affinity.
+/// Looks for the block of a claim of which nobody knows how far it came, and confirms it. `None`: it is not there as planned.
+///
+/// That it is read proves nothing yet: the writes, or what takes them back, may still be on their way. The confirmation writes
+/// the block, so that whatever comes later finds another revision.
+///
+/// Datastore calls: 3 reads (affinity, block, pool) and 1 commit; each conflict adds as much again.
+async fn find_made<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    claim: &Claim<'_>,
+    taken: &[Vec<Taken>],
+    hand: &mut HandleInHand,
+) -> Result<Option<Seen<Block>>, ClaimError> {
+    let (owner, cidr) = (claim.owner, claim.cidr);
+    for _ in 0..ATTEMPTS {
+        let found = seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?;
+        let block = seen::block(store, cidr).await.map_err(StoreError::from)?;
+        let ours = |seen: &Seen<Block>| {
+            seen.value.affinity.as_ref() == Some(owner) && holds(&seen.value, taken, hand.id())
+        };
+        let Some(block) = block.filter(ours) else { return Ok(None) };
+        // With the answer the check was lost: it is made here before anybody is told (architecture D3).
+        if !pool_unchanged(store, claim.pool).await? {
+            if take_back(store, clock, owner, (found, block), taken, hand).await? {
+                return Err(ClaimError::PoolChanged { pool: claim.pool.value.name.clone() });
+            }
+            continue;
+        }
+        if let Some(block) = confirm(store, owner, found, block).await? {
+            return Ok(Some(block));
+        }
+    }
+    Err(StoreError::Contention { what: format!("the confirmation of block {cidr}") }.into())
+}
+
+/// Takes back what a claim put into its block, and the block with its affinity if nobody else uses it by now. False: somebody
+/// interfered, look again.
+///
+/// The affinity is marked first: it may be confirmed already, and what would still confirm it finds another revision.
+///
+/// Datastore calls: 2 commits, and 1 read if the handle is not known; if others use the block, those of
+/// [`release_addresses`].
 async fn take_back<D: Datastore>(
     store: &D,
+    clock: &dyn Clock,
     owner: &Owner,
-    block: Seen<Block>,
+    (affinity, block): (Option<Seen<Affinity>>, Seen<Block>),
+    taken: &[Vec<Taken>],
     hand: &mut HandleInHand,
-) -> Result<(), ClaimError> {
+) -> Result<bool, ClaimError> {
     let cidr = block.value.cidr;
+    let taken: Vec<&Taken> = taken.iter().flatten().collect();
+    let others = |(ordinal, attribute): (Ordinal, &Attribute)| {
+        !block::is_kept_by_host(attribute) && taken.iter().all(|taken| taken.ordinal != ordinal)
+    };
+    if block::allocated(&block.value).any(others) {
+        let releases: Vec<Release> = taken
+            .iter()
+            .map(|taken| Release {
+                address: taken.address,
+                handle: hand.id().map(str::to_owned),
+                sequence: Some(taken.sequence),
+            })
+            .collect();
+        hand.forget();
+        let outcome = release_addresses(store, clock, &releases).await?;
+        return Ok(outcome.failed.is_empty());
+    }
     hand.look(store).await.map_err(StoreError::from)?;
     let mut writes = vec![Write::Delete(Record::Block(block.value), block.version)];
     if let Some(id) = hand.id() {
         writes.extend(plan::handle_write(id, hand.handles().get(id), cidr, 0));
     }
     hand.forget();
-    store.commit(&[], &writes).await.map_err(StoreError::from)?;
-    let affinity = seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?;
-    drop_affinity(store, owner, affinity.as_ref()).await;
-    Ok(())
+    if let Some(found) = affinity.filter(|found| found.value.owner == *owner) {
+        let leaving = plan::affinity_write(&found, AffinityState::PendingDeletion);
+        let version = match store.commit(&[], std::slice::from_ref(&leaving)).await {
+            Ok(versions) => versions.into_iter().next(),
+            Err(CommitError::Conflict { .. }) => return Ok(false),
+            Err(error) => return Err(StoreError::from(error).into()),
+        };
+        writes.extend(version.map(|version| Write::Delete(leaving.record().clone(), version)));
+    }
+    match store.commit(&[], &writes).await {
+        Ok(_) => Ok(true),
+        // The block goes first: what is left is an entry of the handle, or an affinity that is marked.
+        Err(CommitError::Conflict { written, .. }) => Ok(written > 0),
+        Err(error) => Err(StoreError::from(error).into()),
+    }
 }
 
 async fn pool_unchanged<D: Datastore>(store: &D, pool: &Seen<Pool>) -> Result<bool, StoreError> {
@@ -340,61 +406,91 @@ async fn pool_unchanged<D: Datastore>(store: &D, pool: &Seen<Pool>) -> Result<bo
     Ok(found.is_some_and(|found| found.version == pool.version))
 }
 
-/// Brings the affinity of a block that is ours to confirmed, making it again if it is gone (architecture D9).
-async fn settle<D: Datastore>(store: &D, owner: &Owner, cidr: Cidr) -> Result<(), ClaimError> {
-    for _ in 0..ATTEMPTS {
-        let found = seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?;
-        let Some(existing) = seen::block(store, cidr).await.map_err(StoreError::from)? else { return Ok(()) };
-        if existing.value.affinity.as_ref() != Some(owner) {
-            return Ok(());
-        }
-        match found {
-            None => {
-                let confirmed =
-                    Affinity { owner: owner.clone(), cidr, state: AffinityState::Confirmed, deleted: false };
-                let check = Check::Unchanged(Key::Block(cidr), existing.version.revision);
-                match store.commit(&[check], &[Write::Create(Record::Affinity(confirmed))]).await {
-                    Ok(_) => return Ok(()),
-                    Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => {}
-                    Err(error) => return Err(StoreError::from(error).into()),
-                }
-            }
-            Some(found) if found.value.owner != *owner => return Ok(()),
-            Some(found) if found.value.state == AffinityState::Confirmed => return Ok(()),
-            Some(found) => {
-                if revive(store, found, existing).await?.is_some() {
-                    return Ok(());
-                }
-            }
-        }
+/// Whether the block that an affinity of ours promises may be made: others may have been made across it since the affinity
+/// was written. The list is newer than the pool as read, and the commit holds only while that is unchanged.
+///
+/// Datastore calls: 1 list of all blocks.
+async fn may_be_made<D: Datastore>(store: &D, claim: &Claim<'_>) -> Result<bool, ClaimError> {
+    if made(Mistake::StaleAffinityTrusted) {
+        return Ok(true);
     }
-    Err(StoreError::Contention { what: format!("the confirmation of block {cidr}") }.into())
+    let all = seen::all_blocks(store).await.map_err(StoreError::from)?;
+    Ok(!vacancy::is_crossed(claim.cidr, &all))
 }
 
-/// Confirms the unconfirmed affinity of a block that is ours: pending, a new revision of the block, confirmed.
+/// Whether a block that is there may be confirmed: it is of the pool's present size and lies across no other.
 ///
-/// The rewritten block makes a release that read the old one fail. `None`: somebody interfered, look again.
+/// Whoever made it may have died before it knew that the pool was unchanged, and blocks of another size may have been made
+/// beside it. The list is newer than the block, and the pool unchanged around the list: whoever did not see the block is seen.
+///
+/// Datastore calls: 1 list of all blocks, and 1 read of the pool.
+async fn may_stand<D: Datastore>(store: &D, claim: &Claim<'_>) -> Result<bool, ClaimError> {
+    let (cidr, pool) = (claim.cidr, &claim.pool.value);
+    if made(Mistake::StaleAffinityTrusted) {
+        return Ok(true);
+    }
+    if cidr.prefix() != pool.block_size {
+        return Ok(false);
+    }
+    let all = seen::all_blocks(store).await.map_err(StoreError::from)?;
+    if !pool_unchanged(store, claim.pool).await? {
+        return Err(ClaimError::PoolChanged { pool: pool.name.clone() });
+    }
+    Ok(!vacancy::is_crossed(cidr, &all))
+}
+
+/// Gives up a block that may not stand: with addresses in use it loses its owner.
+async fn leave<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    claim: &Claim<'_>,
+    block: Seen<Block>,
+    has_affinity: bool,
+) -> Result<(), ClaimError> {
+    if has_affinity {
+        let terms = ReleaseTerms::default();
+        return match affinity::release_affinity(store, clock, claim.owner, claim.cidr, terms).await {
+            Err(ReleaseAffinityError::Store(error)) => Err(error.into()),
+            _ => Ok(()),
+        };
+    }
+    match store.commit(&[], &[plan::disown(block)]).await {
+        Ok(_) | Err(CommitError::Conflict { .. }) => Ok(()),
+        Err(error) => Err(StoreError::from(error).into()),
+    }
+}
+
+/// Confirms the affinity of a block that is ours, making it again if it is gone: a new revision of the block, then confirmed
+/// (architecture D9).
+///
+/// The rewritten block makes a release fail that read the old one, and whatever of an earlier commit is still on its way. Of
+/// two who confirm at once the first makes the other's last write fail, and that one finds it confirmed. `None`: somebody
+/// interfered, look again.
 ///
 /// Datastore calls: 1 commit.
-async fn revive<D: Datastore>(
+async fn confirm<D: Datastore>(
     store: &D,
-    affinity: Seen<Affinity>,
+    owner: &Owner,
+    affinity: Option<Seen<Affinity>>,
     block: Seen<Block>,
 ) -> Result<Option<Seen<Block>>, ClaimError> {
     let mut touched = block.value;
+    let cidr = touched.cidr;
     block::advance(&mut touched);
-    let state = |state| Record::Affinity(Affinity { state, ..affinity.value.clone() });
-    let writes = [
-        Write::Pass {
-            passing: Box::new(state(AffinityState::Pending)),
-            last: state(AffinityState::Confirmed),
-            seen: Some(affinity.version.clone()),
-        },
-        Write::Update(Record::Block(touched.clone()), block.version),
-    ];
+    let mut writes = vec![Write::Update(Record::Block(touched.clone()), block.version)];
+    let confirmed = AffinityState::Confirmed;
+    match affinity {
+        None => {
+            let affinity = Affinity { owner: owner.clone(), cidr, state: confirmed, deleted: false };
+            writes.push(Write::Create(Record::Affinity(affinity)));
+        }
+        // Another's, under per-block names, who will find the block and go; or nothing to do.
+        Some(found) if found.value.owner != *owner || found.value.state == confirmed => {}
+        Some(found) => writes.push(plan::affinity_write(&found, confirmed)),
+    }
     match store.commit(&[], &writes).await {
         Ok(versions) => {
-            Ok(versions.into_iter().nth(1).map(|version| Seen::written(touched, version, block.created)))
+            Ok(versions.into_iter().next().map(|version| Seen::written(touched, version, block.created)))
         }
         Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => Ok(None),
         Err(error) => Err(StoreError::from(error).into()),

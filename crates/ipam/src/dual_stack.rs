@@ -113,7 +113,7 @@ pub async fn assign_both<D: Datastore>(
             return refused(error, account(first), account(second));
         }
     };
-    let back = Back { new: hand.id().filter(|_| hand.record().is_none()).map(str::to_owned), first };
+    let new = hand.id().filter(|_| hand.record().is_none()).map(str::to_owned);
     let mut done: Vec<Assigned> = Vec::with_capacity(2);
     for request in [first, second] {
         let (error, explain, mut taken) = match assign_in(store, clock, request, &mut world, &mut hand).await
@@ -143,6 +143,13 @@ pub async fn assign_both<D: Datastore>(
             }
             None => (explain, account(second)),
         };
+        // What a lost answer hides is found by the handle alone, if that did not exist before. Everything else is given back
+        // as it was taken: another call of the same handle may have been answered meanwhile.
+        let hidden = matches!(
+            &error,
+            BothError::Failed { source: AssignError::Interrupted { source: StoreError::Commit(_), .. }, .. }
+        );
+        let back = Back { new: new.clone().filter(|_| hidden), first };
         let error = match back.give(store, clock, &taken).await {
             Ok(()) => error,
             Err(source) => {
@@ -163,7 +170,7 @@ pub async fn assign_both<D: Datastore>(
 
 /// How what was taken is given back.
 struct Back<'a> {
-    /// The handle, if it did not exist before: all that it holds is of this call, also what a lost answer hides.
+    /// The handle, if all that it holds is to be given back.
     new: Option<String>,
     first: &'a AssignRequest,
 }

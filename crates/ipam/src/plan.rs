@@ -375,6 +375,18 @@ pub fn plan_pending(
     PendingPlan::Taken(found.value.owner.clone())
 }
 
+/// The write that takes a block from its owner: an empty one is deleted, one with addresses in use or cooling is nobody's.
+pub(crate) fn disown(seen: Seen<Block>) -> Write {
+    let Seen { value: mut block, version, .. } = seen;
+    if block::is_empty(&block) {
+        return Write::Delete(Record::Block(block), version);
+    }
+    block.affinity = None;
+    block.claim_time = None;
+    block::advance(&mut block);
+    Write::Update(Record::Block(block), version)
+}
+
 /// The write that brings an affinity as read into another state.
 pub fn affinity_write(seen: &Seen<Affinity>, state: AffinityState) -> Write {
     Write::Update(Record::Affinity(Affinity { state, ..seen.value.clone() }), seen.version.clone())

@@ -8,7 +8,7 @@ use crate::seen::{self, Seen};
 use crate::utilization::{Utilization, utilization};
 use api::{Block, Cidr, IpVersion, Pool, Reservation};
 use datastore::{Datastore, Kind, Scope};
-use futures::future::{try_join, try_join_all, try_join3};
+use futures::future::{try_join, try_join3};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -128,9 +128,9 @@ pub async fn holder_of<D: Datastore>(
 }
 
 /// The addresses that a handle holds, of one family or both, in block order. A handle that does not exist holds none, and what
-/// cools down is held by nobody.
+/// cools down is held by nobody. A block that cannot be understood is passed over (algorithm §14).
 ///
-/// Datastore calls: 1 read, and 1 per block, those at once.
+/// Datastore calls: 1 read, and 1 per block, 24 at a time.
 ///
 /// # Errors
 /// [`StoreError`].
@@ -142,15 +142,17 @@ pub async fn addresses_of<D: Datastore>(
     let id = block::sanitized(handle);
     let Some(seen) = seen::handle(store, id).await? else { return Ok(Vec::new()) };
     let wanted = |cidr: &Cidr| version.is_none_or(|version| version == cidr.version());
-    let blocks = seen.value.blocks.into_keys().filter(wanted).map(|cidr| seen::block(store, cidr));
-    Ok(try_join_all(blocks)
-        .await?
-        .into_iter()
+    let cidrs: Vec<Cidr> = seen.value.blocks.into_keys().filter(wanted).collect();
+    Ok(addresses_in(&seen::blocks_of(store, &cidrs).await?, id))
+}
+
+/// The addresses that a handle holds in these blocks, in their order.
+pub(crate) fn addresses_in(blocks: &[Option<Seen<Block>>], id: &str) -> Vec<IpAddr> {
+    blocks
+        .iter()
         .flatten()
-        .flat_map(|found| {
-            let cidr = found.value.cidr;
-            let held: Vec<_> = block::held_by(&found.value, id).collect();
-            held.into_iter().filter_map(move |ordinal| cidr.address(ordinal))
+        .flat_map(|seen| {
+            block::held_by(&seen.value, id).filter_map(|ordinal| seen.value.cidr.address(ordinal))
         })
-        .collect())
+        .collect()
 }

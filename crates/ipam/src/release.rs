@@ -116,9 +116,7 @@ pub async fn release_by_handle<D: Datastore>(
                     }
                     _ => None,
                 };
-                for block in deselected? {
-                    give_up(store, clock, block).await?;
-                }
+                give_up_all(store, clock, deselected).await;
                 continue;
             }
             // Nothing can be lost by looking again: what is released already is not found by the handle any more.
@@ -333,9 +331,8 @@ impl<D: Datastore> Run<'_, D> {
                     freed.extend(now_freed);
                     if let Some(block) = plan.block.as_ref().filter(|block| block::is_empty(block)) {
                         let empty = std::slice::from_ref(block);
-                        for block in deselected(self.store, &self.pools, empty).await? {
-                            give_up(self.store, self.clock, block).await?;
-                        }
+                        let found = deselected(self.store, &self.pools, empty).await;
+                        give_up_all(self.store, self.clock, found).await;
                     }
                     return done(freed);
                 }
@@ -404,6 +401,14 @@ async fn deselected<'b, D: Datastore>(
 /// Whether a node selector may leave a node out: the two that never do need no look at the node.
 fn is_choosy(selector: &str) -> bool {
     !matches!(selector.trim(), "" | "all()")
+}
+
+/// Gives up blocks whose addresses were released: that is done, whether this succeeds or not (algorithm §12.4). What stays is
+/// given up by its owner's next request.
+async fn give_up_all<D: Datastore>(store: &D, clock: &dyn Clock, found: Result<Vec<&Block>, StoreError>) {
+    for block in found.into_iter().flatten() {
+        let _ = give_up(store, clock, block).await;
+    }
 }
 
 /// Gives up a block if it still is empty.

@@ -120,6 +120,12 @@ impl Search<'_> {
     }
 }
 
+/// Whether a block would lie across others that are listed, or in the place of what cannot be understood (invariant 4).
+pub(crate) fn is_crossed(cidr: Cidr, all: &AllBlocks) -> bool {
+    let others = all.blocks.iter().map(|seen| seen.value.cidr).filter(|other| *other != cidr);
+    others.chain(all.unreadable.iter().copied()).any(|other| other.overlaps(cidr))
+}
+
 /// Takes an empty block as listed from its owner, or removes it where it has none (quirk Q22). False: it is in use after all.
 ///
 /// Datastore calls: those of [`affinity::release_affinity`]; 1 commit where it has no owner; 1 read more if an answer was lost.

@@ -123,6 +123,13 @@ fn two_nodes_claim_blocks() {
 }
 
 #[test]
+fn two_plugins_of_one_node_claim_a_block() {
+    let operations = [Assign("a", "x"), Assign("a", "y")];
+    holds_everywhere(&cluster(ONE), &[], &operations, 0, [5, 10]);
+    holds_everywhere(&cluster(TWO), &[], &operations, 0, [5, 10]);
+}
+
+#[test]
 fn three_plugins_claim_two_blocks() {
     let operations = [Assign("a", "x"), Assign("b", "y"), Assign("b", "z")];
     holds(world(StoreKind::Etcd, cluster(TWO), &[], &operations), 2, 100);
