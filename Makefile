@@ -30,4 +30,4 @@ check:
 test: packages check
 	scripts/fetch-debian-kubectl
 	cargo build --workspace --bins --locked
-	cargo test --workspace --locked
+	TORTIE_REQUIRE_ETCD=1 cargo test --workspace --locked

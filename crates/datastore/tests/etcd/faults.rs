@@ -59,6 +59,8 @@ async fn the_history_stays_linearizable_while_the_server_is_killed_and_paused() 
     let settings = Settings { deadline: Duration::from_millis(400), ..server.settings() };
     let clients: Vec<Etcd> = (0..8).map(|_| Etcd::new(settings.clone()).unwrap()).collect();
     let watcher = server.driver();
+    // Waits longer than they do.
+    let patient = Etcd::new(Settings { deadline: settings.deadline * 2, ..settings }).unwrap();
     ready(&watcher).await;
     let references = clients.iter().collect::<Vec<_>>();
     let working = run_clients(&references, "faults", 4000, 5, Deletes::AtOnce);
@@ -77,9 +79,12 @@ async fn the_history_stays_linearizable_while_the_server_is_killed_and_paused() 
                 server.kill();
                 server.run();
             } else {
+                ready(&patient).await;
                 server.pause();
-                // Longer than a client waits.
-                tokio::time::sleep(Duration::from_millis(700)).await;
+                // A write sent after the pause that waits longer than those of the clients: when it has given up, so have
+                // all that were under way.
+                let given_up = one(&patient, Write::Create(handle(&format!("paused.{round}"), 1))).await;
+                assert!(matches!(given_up, Err(CommitError::Unknown { .. })), "{given_up:?}");
                 server.resume();
             }
             ready(&watcher).await;
