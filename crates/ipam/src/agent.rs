@@ -210,6 +210,10 @@ pub struct Agent {
     /// Jobs by handle, oldest first: only the first of each is worked on.
     turns: BTreeMap<String, VecDeque<u64>>,
     handles: BTreeMap<String, Known>,
+    /// Handles that were left when those that nobody holds anything with were last let go.
+    swept: usize,
+    /// Answers of the store that were missing since the last that came.
+    silent: u32,
     lanes: BTreeMap<Cidr, Lane>,
     claim: Option<Claim>,
     /// Blocks that another owner got while this node wanted them.
@@ -238,6 +242,8 @@ impl Agent {
             jobs: BTreeMap::new(),
             turns: BTreeMap::new(),
             handles: BTreeMap::new(),
+            swept: 0,
+            silent: 0,
             lanes: BTreeMap::new(),
             claim: None,
             lost_races: BTreeSet::new(),

@@ -16,10 +16,11 @@ use super::draft::{BATCH, Draft, Taker};
 use super::job::{Errand, Flight, NOT_SERVED, Stage, Task};
 use super::place::in_pools;
 use super::{Agent, Effect, Note};
+use crate::block;
 use crate::explain::BlockOutcome;
 use crate::plan::{PendingPlan, plan_pending};
 use crate::seen::Seen;
-use api::{Affinity, AffinityState, Cidr, Pool};
+use api::{Affinity, AffinityState, Block, Cidr, Pool};
 use datastore::{Check, CommitError, Key, ReadError, Record, Revision, Stored, Write};
 use jiff::Timestamp;
 
@@ -60,6 +61,8 @@ enum Decision {
     Commit { draft: Box<Draft>, affinity: Write, checks: Vec<Check> },
     /// Remove this affinity, then try another block.
     Drop(Seen<Affinity>),
+    /// Remove this block, then decide about its affinity.
+    GiveUp(Seen<Block>),
 }
 
 impl Agent {
@@ -107,6 +110,12 @@ impl Agent {
             Decision::Commit { draft, affinity, checks } => {
                 self.commit_claim(claim.cidr, *draft, affinity, checks, now);
             }
+            Decision::GiveUp(seen) => {
+                let writes = vec![Write::Delete(Record::Block(seen.value), seen.version)];
+                let cidr = Some(claim.cidr);
+                let flight = Flight { cidr, writes, jobs: Vec::new(), claims: false, sent: now };
+                self.send(flight, Vec::new(), 0);
+            }
             Decision::Drop(affinity) => {
                 let key = Key::Affinity(affinity.value.owner.clone(), claim.cidr);
                 let write = Write::Delete(Record::Affinity(affinity.value), affinity.version);
@@ -143,21 +152,39 @@ impl Agent {
     }
 
     /// The block is there: it is ours and its affinity is to be confirmed, or our affinity is in the way of its owner.
-    fn decide_existing(&self, claim: &Claim, takers: &[u64], now: Timestamp) -> Decision {
-        let me = self.view.owner();
-        let mine = claim.affinity.clone().filter(|seen| seen.value.owner == *me);
-        let Some(seen) = self.view.whole(claim.cidr).filter(|_| self.view.owns(claim.cidr)) else {
+    ///
+    /// A claim that a crash left is not taken up where the pool is cut differently now, or another block lies across.
+    fn decide_existing(&mut self, claim: &Claim, takers: &[u64], now: Timestamp) -> Decision {
+        let me = self.view.owner().clone();
+        let mine = claim.affinity.clone().filter(|seen| seen.value.owner == me);
+        let Some(seen) = self.view.whole(claim.cidr).filter(|_| self.view.owns(claim.cidr)).cloned() else {
             return mine.map_or(Decision::Lost, Decision::Drop);
         };
         match &claim.affinity {
-            Some(found) if found.value.owner != *me => return Decision::Lost,
+            Some(found) if found.value.owner != me => return Decision::Lost,
             Some(found) if found.value.state == AffinityState::Confirmed => return Decision::Done,
             _ => {}
         }
-        let mut draft = Draft::of(seen, self.view.config().ip_cooldown_seconds, now);
+        let pool = self.view.pools().find(|pool| pool.cidr.contains_cidr(claim.cidr)).cloned();
+        if let Some(pool) = &pool
+            && !self.view.covers(std::slice::from_ref(pool))
+        {
+            self.list_blocks();
+            return Decision::Wait;
+        }
+        let begun = claim.affinity.as_ref().is_some_and(|seen| seen.value.state == AffinityState::Pending);
+        let outgrown = begun && pool.as_ref().is_some_and(|pool| pool.block_size != claim.cidr.prefix());
+        if outgrown || self.view.blocks().overlapping(claim.cidr).len() > 1 {
+            return if block::is_empty(&seen.value) { Decision::GiveUp(seen) } else { Decision::Lost };
+        }
+        let pool = pool.and_then(|pool| self.view.pool(&pool.name));
+        let unchanged =
+            |pool: &Seen<Pool>| Check::Unchanged(Key::Pool(pool.value.name.clone()), pool.version.revision);
+        let checks = pool.map(unchanged).into_iter().collect();
+        let mut draft = Draft::of(&seen, self.view.config().ip_cooldown_seconds, now);
         draft.touch();
         let draft = Box::new(self.serve(draft, claim.cidr, takers));
-        Decision::Commit { draft, affinity: self.passing(claim), checks: Vec::new() }
+        Decision::Commit { draft, affinity: self.passing(claim), checks }
     }
 
     /// The block is to be made, if the pool still wants it and nobody else is at it.
@@ -332,10 +359,8 @@ impl Agent {
             // Whoever changed it has decided about it: another block is tried.
             Err(CommitError::Conflict { .. } | CommitError::Refused { .. }) => self.lose(cidr),
             Err(error @ (CommitError::Unknown { .. } | CommitError::Unavailable { .. })) => {
-                let reason = error.to_string();
-                self.note(Note::Unanswered { reason: reason.clone() });
                 self.abandon_claim();
-                self.fail_waiting(&reason);
+                self.unanswered(&error.to_string());
             }
         }
     }
@@ -349,12 +374,13 @@ impl Agent {
     ) {
         let found = match result {
             Err(error) => {
-                let reason = error.to_string();
-                self.note(Note::Unanswered { reason: reason.clone() });
-                if !self.claim_is_writing() {
-                    self.abandon_claim();
+                let cidr = self.claim.as_ref().filter(|_| !self.claim_is_writing()).map(|claim| claim.cidr);
+                match (cidr, matches!(error, ReadError::Malformed { .. })) {
+                    (Some(cidr), true) => self.lose(cidr),
+                    (Some(_), false) => self.abandon_claim(),
+                    (None, _) => {}
                 }
-                self.fail_waiting(&reason);
+                self.unanswered(&error.to_string());
                 return;
             }
             Ok(found) => found,

@@ -214,6 +214,8 @@ pub(super) struct Job {
     pub(super) stage: Stage,
     pub(super) deadline: Timestamp,
     pub(super) attempts: u32,
+    /// Reads without answer while it waited for one.
+    pub(super) unanswered: u32,
     /// Families still to be served.
     pub(super) left: VecDeque<IpVersion>,
     pub(super) got: Vec<Taken>,
@@ -251,6 +253,7 @@ impl Job {
             stage: Stage::Waiting,
             deadline,
             attempts: 0,
+            unanswered: 0,
             left,
             got: Vec::new(),
             pledged: Vec::new(),

@@ -10,6 +10,9 @@ use jiff::{SignedDuration, Timestamp};
 /// well below what a collector waits before it removes a handle without addresses.
 const HANDLE_FRESH: SignedDuration = SignedDuration::from_secs(10);
 
+/// Answers of the store that are missing in a row before all requests are told: one alone is asked for again.
+const SILENCE: u32 = 3;
+
 impl Agent {
     /// A commit ended.
     pub(super) fn committed(
@@ -18,6 +21,9 @@ impl Agent {
         ticket: Ticket,
         result: Result<Vec<Version>, CommitError>,
     ) {
+        if !matches!(result, Err(CommitError::Unavailable { .. } | CommitError::Unknown { .. })) {
+            self.silent = 0;
+        }
         match self.errands.remove(&ticket) {
             Some(Errand::Lane(flight)) => self.landed(now, flight, result),
             Some(Errand::ClaimDrop(key)) => {
@@ -47,14 +53,13 @@ impl Agent {
             }
             Err(CommitError::Unavailable { key, reason }) => {
                 let message = CommitError::Unavailable { key, reason }.to_string();
-                self.note(Note::Unanswered { reason: message.clone() });
                 for (id, _) in &flight.jobs {
                     self.fail(*id, TRY_AGAIN, message.clone());
                 }
                 if flight.claims {
                     self.abandon_claim();
                 }
-                self.fail_waiting(&message);
+                self.unanswered(&message);
             }
             Err(CommitError::Unknown { key, reason }) => {
                 // Nobody knows what was written, or will be: everything is read back and the block written, then it is
@@ -211,21 +216,11 @@ impl Agent {
         self.again = true;
     }
 
-    /// Tells everybody who is not part of a commit that the store cannot be reached.
-    pub(super) fn fail_waiting(&mut self, message: &str) {
-        let waiting: Vec<u64> = self
-            .jobs
-            .iter()
-            .filter(|(_, job)| job.stage != Stage::Flying && job.request.is_some())
-            .map(|(id, _)| *id)
-            .collect();
-        for id in waiting {
-            self.fail(id, TRY_AGAIN, message.to_owned());
-        }
-    }
-
     /// A read ended.
     pub(super) fn read(&mut self, ticket: Ticket, result: Result<Option<Stored>, ReadError>) {
+        if result.is_ok() {
+            self.silent = 0;
+        }
         match self.errands.remove(&ticket) {
             Some(Errand::Handle(handle)) => match result {
                 Ok(found) => {
@@ -242,7 +237,7 @@ impl Agent {
                         }
                         self.handles.remove(&handle);
                     } else {
-                        self.unanswered(&error);
+                        self.unanswered(&error.to_string());
                     }
                 }
             },
@@ -274,7 +269,7 @@ impl Agent {
                         self.view.unreadable(cidr, at, &reason);
                         self.wake(|_| true);
                     }
-                    Err(error) => self.unanswered(&error),
+                    Err(error) => self.unanswered(&error.to_string()),
                 }
             }
             Some(Errand::ClaimRead(key, known)) => self.claim_read(&key, known, result),
@@ -282,11 +277,39 @@ impl Agent {
         }
     }
 
-    fn unanswered(&mut self, error: &ReadError) {
-        let reason = error.to_string();
-        self.note(Note::Unanswered { reason: reason.clone() });
+    /// The store did not answer. Who reads, reads again; when that goes on, or the store is known to be away, everybody who is
+    /// not part of a commit is told.
+    pub(super) fn unanswered(&mut self, reason: &str) {
+        self.note(Note::Unanswered { reason: reason.to_owned() });
+        self.silent = self.silent.saturating_add(1);
+        if self.silent >= SILENCE || self.view.is_lost() {
+            self.fail_waiting(reason);
+            return;
+        }
+        let mut tired = Vec::new();
+        for (id, job) in self.jobs.iter_mut().filter(|(_, job)| job.stage == Stage::Reading) {
+            job.unanswered += 1;
+            if job.unanswered >= SILENCE {
+                tired.push(*id);
+            }
+        }
+        for id in tired {
+            self.fail(id, TRY_AGAIN, reason.to_owned());
+        }
         self.wake(|_| true);
-        self.fail_waiting(&reason);
+    }
+
+    fn fail_waiting(&mut self, reason: &str) {
+        self.wake(|_| true);
+        let waiting: Vec<u64> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| job.stage != Stage::Flying && job.request.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in waiting {
+            self.fail(id, TRY_AGAIN, reason.to_owned());
+        }
         // The agent's own jobs do not outlive a store that is away: the runtime's DEL and the collector come after.
         let own: Vec<u64> = self
             .jobs
@@ -295,7 +318,7 @@ impl Agent {
             .map(|(id, _)| *id)
             .collect();
         for id in own {
-            self.fail(id, TRY_AGAIN, reason.clone());
+            self.fail(id, TRY_AGAIN, reason.to_owned());
         }
         if !self.claim_is_writing() {
             self.abandon_claim();
@@ -331,7 +354,10 @@ impl Agent {
                     self.view.replace(Kind::Block, listing);
                     self.again = true;
                 }
-                Err(error) => self.unanswered(&error),
+                Err(error) => {
+                    self.note(Note::Unanswered { reason: error.to_string() });
+                    self.fail_waiting(&error.to_string());
+                }
             }
             self.view.listing_ends();
         }

@@ -20,6 +20,9 @@ const ROUNDS: usize = 64;
 /// Blocks worked on before those that nothing is under way for are let go, however many requests wait.
 const BORROWED: usize = 256;
 
+/// Handles that may come to be known before those that are not needed are let go.
+const SWEEP: usize = 64;
+
 /// What one round has put together so far.
 #[derive(Debug, Default)]
 pub(super) struct Round {
@@ -349,8 +352,30 @@ impl Agent {
         }
     }
 
+    /// Lets go of handles that neither a job nor a block needs: what somebody else released is never asked about here.
+    fn sweep(&mut self) {
+        if self.handles.len() <= self.swept.saturating_mul(2).saturating_add(SWEEP) {
+            return;
+        }
+        let busy: BTreeSet<&str> = self.jobs.values().map(|job| job.handle.as_str()).collect();
+        let view = &self.view;
+        self.handles.retain(|handle, known| {
+            busy.contains(handle.as_str())
+                || match known {
+                    Known::Reading => true,
+                    Known::Here(seen) => {
+                        let lent = |cidr: &Cidr| !view.owns(*cidr) && view.index().contains_key(cidr);
+                        view.held_by(handle).next().is_some() || seen.value.blocks.keys().any(lent)
+                    }
+                    Known::Absent | Known::Unsure => false,
+                }
+        });
+        self.swept = self.handles.len();
+    }
+
     /// Lets go of blocks of others that nobody works on any more.
     fn tidy(&mut self) {
+        self.sweep();
         if self.jobs.is_empty() {
             self.lost_races.clear();
         } else if self.lanes.len() < BORROWED {

@@ -207,3 +207,37 @@ fn claim_goes_by_reads_that_are_younger_than_what_the_watch_told_meanwhile() {
     bench.agent.view.replace(Kind::Block, listing);
     assert!(!bench.agent.view.index().contains_key(&cidr));
 }
+
+/// A claim of `cidr` that a node died in: its affinity pending, its block there with nothing in it.
+fn begun(store: &Memory, cidr: &str, now: Timestamp) {
+    let (owner, cidr) = (Owner::host("n1"), cidr.parse().unwrap());
+    put(store, Record::Block(block::new_block(cidr, &owner, now)));
+    put(store, Record::Affinity(Affinity { owner, cidr, state: AffinityState::Pending, deleted: false }));
+}
+
+#[test]
+fn claim_begun_in_a_pool_that_is_cut_differently_now_is_given_up() {
+    let store = store();
+    begun(&store, "10.0.0.0/29", Timestamp::UNIX_EPOCH);
+    let mut bench = bench_on(&store, "n1");
+    bench.address("a");
+    let [block] = &bench.blocks()[..] else { panic!("{:?}", bench.blocks()) };
+    assert_eq!(block.cidr.prefix(), 28);
+    let claims = block_on(store.list(&Scope::AffinitiesOf(Owner::host("n1")))).unwrap().items;
+    assert_eq!(claims.len(), 1);
+    bench.check();
+}
+
+#[test]
+fn claim_begun_is_taken_up_only_if_the_pool_is_as_it_was_known() {
+    let store = store();
+    begun(&store, "10.0.0.0/28", Timestamp::UNIX_EPOCH);
+    let mut bench = bench_on(&store, "n1");
+    bench.blind = true;
+    let mut pool = Pool::with_defaults("pool", "10.0.0.0/26".parse().unwrap());
+    pool.block_size = 29;
+    put(&store, Record::Pool(pool));
+    bench.address("a");
+    assert!(bench.blocks().iter().all(|block| block.cidr.prefix() == 29), "{:?}", bench.blocks());
+    bench.check();
+}

@@ -119,3 +119,30 @@ fn what_a_failed_add_left_goes_back_before_the_add_that_came_after_it_is_answere
     assert!(bench.blocks().iter().any(|found| held(found, "net.a", None).any(|at| at == taken[0].ordinal)));
     bench.check();
 }
+
+#[test]
+fn one_read_without_answer_fails_nobody() {
+    let mut bench = bench_on(&store(), "n1");
+    let address = bench.address("a");
+    let (again, event) = bench.add_event("a");
+    let effects = bench.agent.step(bench.now, event);
+    let Some(Effect::Read { ticket, key }) = effects.last().cloned() else { panic!("{effects:?}") };
+    let gone = ReadError::Unavailable { what: key.to_string(), reason: "gone".to_owned() };
+    bench.run(vec![Event::Read(ticket, Err(gone))]);
+    let Reply::Added(taken) = &bench.replies[&again] else { panic!("{:?}", bench.replies[&again]) };
+    assert_eq!(taken[0].address, address);
+}
+
+#[test]
+fn handles_that_somebody_else_released_are_let_go() {
+    let store = store();
+    let (mut bench, mut other) = (bench_on(&store, "n1"), bench_on(&store, "n1"));
+    for number in 0..400 {
+        let container = format!("c{number}");
+        bench.address(&container);
+        other.run(Vec::new());
+        assert_eq!(other.del(&container), Reply::Deleted);
+        bench.run(Vec::new());
+    }
+    assert!(bench.agent.handles.len() < 200, "{}", bench.agent.handles.len());
+}
