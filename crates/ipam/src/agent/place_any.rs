@@ -54,6 +54,7 @@ impl Agent {
         }
         let mut explain = self.account(job, demand, version);
         explain.shortage = Some(shortage);
+        explain.relief = self.relief(&selection);
         let considered: Vec<String> = explain
             .pools
             .listed()

@@ -3,8 +3,9 @@
 use super::Agent;
 use super::job::{BAD_REQUEST, Demand, NOT_SERVED, TRY_AGAIN};
 use super::place::{Next, refusal};
+use crate::block;
 use crate::candidate;
-use crate::explain::Shortage;
+use crate::explain::{Relief, Shortage};
 use crate::host_reserved::{self, HostReserved};
 use crate::pools::{self, PoolRequest, SelectError, Selection};
 use api::{Cidr, IpVersion, Pool, Use};
@@ -125,6 +126,28 @@ impl Agent {
             }
         }
         Ok(cidrs)
+    }
+
+    /// What in the usable pools could come free, by what is known: what cools down or is reserved in blocks of others is
+    /// not. Empty blocks of others are not named: an agent does not take them over.
+    pub(super) fn relief(&self, selection: &Selection) -> Relief {
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let mut relief = Relief::default();
+        for seen in self.view.own_blocks() {
+            let block = &seen.value;
+            if !super::place::in_pools(block.cidr, &selection.usable) {
+                continue;
+            }
+            let cooling = block::allocated(block).filter(|(_, held)| held.released_at.is_some()).count();
+            let reserved = block.unallocated.len() - block::free_count(block, self.view.reserved());
+            relief.cooling = relief.cooling.saturating_add(count(cooling));
+            relief.reserved = relief.reserved.saturating_add(count(reserved));
+        }
+        let blocks = self.view.blocks();
+        let lendable = selection.usable.iter().flat_map(|pool| blocks.lendable(pool, 0));
+        let free = lendable.filter_map(|cidr| blocks.get(cidr)).map(|entry| count(entry.free));
+        relief.elsewhere = free.fold(0, u64::saturating_add);
+        relief
     }
 
     /// Why there is no network to claim and no address to borrow, by what is known of the pools.

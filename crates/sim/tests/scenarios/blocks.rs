@@ -69,6 +69,26 @@ fn calico_11149_single_address_blocks_of_other_nodes_come_back_when_needed() {
 }
 
 #[test]
+fn an_agent_borrows_from_empty_blocks_of_other_nodes_and_leaves_them_theirs() {
+    let stage = Stage::new("10.0.0.0/30", 32, &["n1", "n2"]);
+    for pod in 0..4 {
+        stage.address("n1", &format!("pod-{pod}")).unwrap();
+    }
+    for pod in 0..3 {
+        stage.release(&format!("pod-{pod}")).unwrap();
+    }
+    stage.time.pass(SignedDuration::from_secs(61));
+    let mut host = Host::start(&stage, "n2");
+    host.address("borrowed").unwrap();
+    stage.configure(|config| config.strict_affinity = true);
+    let mut host = Host::start(&stage, "n2");
+    assert_eq!(host.address("strict"), None);
+    let owners: Vec<_> = stage.blocks().into_iter().map(|block| block.affinity.unwrap().name).collect();
+    assert!(owners.iter().all(|owner| owner == "n1"), "{owners:?}");
+    stage.assert_sound();
+}
+
+#[test]
 fn calico_3246_a_borrowed_address_is_said_to_be_one() {
     let stage = Stage::new("10.0.0.0/30", 30, &["n1", "n2"]);
     stage.address("n1", "own").unwrap();

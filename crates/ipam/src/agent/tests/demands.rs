@@ -204,3 +204,21 @@ fn host_that_keeps_ordinals_makes_blocks_without_them() {
     assert_eq!(found.unallocated.len(), 11);
     assert_eq!(bench.address("plain"), found.cidr.address(api::Ordinal(4)).unwrap());
 }
+
+#[test]
+fn refusal_says_what_could_come_free() {
+    let store = store();
+    let config = IpamConfig { strict_affinity: true, ip_cooldown_seconds: 60, ..IpamConfig::default() };
+    put(&store, Record::Config(config));
+    let (mut one, mut two) = (bench_on(&store, "n1"), bench_on(&store, "n2"));
+    two.address("other");
+    one.run(Vec::new());
+    for number in 0..48 {
+        one.address(&format!("c{number}"));
+    }
+    one.del("c0");
+    let (id, event) = one.add_event("late");
+    one.run(vec![event]);
+    let [explain] = one.accounts[&id].as_slice() else { panic!("{:?}", one.accounts) };
+    assert_eq!((explain.relief.cooling, explain.relief.elsewhere), (1, 15));
+}
