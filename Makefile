@@ -24,7 +24,7 @@ destroy:
 
 check:
 	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --all-targets --features sim/mistakes --locked -- -D warnings
 	cargo xtask tidy
 
 test: packages check

@@ -25,7 +25,8 @@ fn run(mut command: Command) -> Result<Output> {
 /// # Errors
 /// When a unit test notices a mistake, or the simulator does not.
 pub(crate) fn run_all(root: &Path) -> Result<()> {
-    let simulator = ["run", "--quiet", "--release", "--package", "sim", "--bin", "sim", "--"];
+    let simulator =
+        ["run", "--quiet", "--release", "--package", "sim", "--features", "mistakes", "--bin", "sim", "--"];
     let listed = run({
         let mut command = cargo(root, &simulator);
         command.arg("--list-mistakes");
