@@ -39,12 +39,12 @@ macro_rules! found {
 }
 
 found! {
-    a_release_without_a_look_at_stamps_is_found: SequenceUnchecked within 600,
+    a_release_without_a_look_at_stamps_is_found: SequenceUnchecked within 6000,
     a_block_written_before_its_handles_is_found: BlockBeforeHandle within 200,
     a_claim_confirmed_from_the_beginning_is_found: PendingSkipped within 200,
     a_block_given_up_without_a_look_at_its_owner_is_found: OwnerUnchecked within 800,
     a_change_that_counts_before_it_is_written_is_found: ChangedBeforeWritten within 300,
-    a_block_made_of_a_stale_affinity_is_found: StaleAffinityTrusted within 600,
+    a_block_made_of_a_stale_affinity_is_found: StaleAffinityTrusted within 6000,
     a_block_across_others_is_found: OverlapUnchecked within 200,
     a_borrowed_address_that_still_cools_down_is_found: CooldownIgnored within 100,
     a_node_that_is_back_and_taken_for_gone_is_found: RejoinedTrusted within 600,
