@@ -325,8 +325,9 @@ async fn find_made<D: Datastore>(
 ) -> Result<Option<Seen<Block>>, ClaimError> {
     let (owner, cidr) = (claim.owner, claim.cidr);
     for _ in 0..ATTEMPTS {
-        let found = seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?;
+        // The block first: where a late commit has made it, the affinity that was written before it is there too.
         let block = seen::block(store, cidr).await.map_err(StoreError::from)?;
+        let found = seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?;
         let ours = |seen: &Seen<Block>| {
             seen.value.affinity.as_ref() == Some(owner) && holds(&seen.value, taken, hand.id())
         };
