@@ -252,11 +252,12 @@ fn lost_answers_and_a_store_that_is_away_lose_no_address_and_double_none() {
         |fake, options| async move {
             beside(&fake, &options, async {
                 ready(&options).await;
-                let mut calls = 0;
+                // One write in three, in no rhythm that what is tried again could fall into.
+                let mut draw = 1_u64;
                 fake.fail(move |method, path| {
-                    calls += 1;
+                    draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let writes = method != "GET" && path.contains("crd.projectcalico.org");
-                    (writes && calls % 3 == 0).then_some(Fault::AnswerLost)
+                    (writes && (draw >> 33).is_multiple_of(3)).then_some(Fault::AnswerLost)
                 });
                 let mut held = BTreeSet::new();
                 for number in 0..10 {
