@@ -98,37 +98,41 @@ pub async fn ensure_block<D: Datastore>(
                 continue;
             };
             let claim = Claim { host_reserved: Some(reserved), ..Claim::of(&setting.owner, cidr, pool) };
-            match affinity::claim(store, clock, &claim, Known::Found(affinity.clone())).await {
-                Ok(claimed) => return Ok(claimed.block.value.cidr),
-                Err(
-                    ClaimError::Taken { .. }
-                    | ClaimError::PoolChanged { .. }
-                    | ClaimError::Refused(_)
-                    | ClaimError::Unreadable(_),
-                ) => {}
-                Err(ClaimError::Store(error)) => return Err(error.into()),
+            if let Some(cidr) = claimed(store, clock, &claim, Known::Found(affinity.clone())).await? {
+                return Ok(cidr);
             }
         }
         if !setting.config.auto_allocate_blocks {
             return Err(EnsureBlockError::AutoAllocateOff { node: node.to_owned() });
         }
-        let Some(Vacant { pool, cidr, known }) = vacant(store, clock, &setting).await? else {
+        let Some(Vacant { pool, cidr, known }) = vacant(store, clock, &setting, reserved).await? else {
             return Err(EnsureBlockError::NoFreeBlock { node: node.to_owned(), version });
         };
         let claim = Claim { host_reserved: Some(reserved), ..Claim::of(&setting.owner, cidr, pool) };
-        match affinity::claim(store, clock, &claim, known).await {
-            Ok(claimed) => return Ok(claimed.block.value.cidr),
-            // Lost to another node, or the pool is another now: look at everything again.
-            Err(
-                ClaimError::Taken { .. }
-                | ClaimError::PoolChanged { .. }
-                | ClaimError::Refused(_)
-                | ClaimError::Unreadable(_),
-            ) => {}
-            Err(ClaimError::Store(error)) => return Err(error.into()),
+        if let Some(cidr) = claimed(store, clock, &claim, known).await? {
+            return Ok(cidr);
         }
     }
     Err(StoreError::Contention { what: format!("a block for node {node}") }.into())
+}
+
+/// Claims a block. `None`: lost to another node, or the pool is another now; everything is to be looked at again.
+async fn claimed<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    claim: &Claim<'_>,
+    known: Known,
+) -> Result<Option<Cidr>, StoreError> {
+    match affinity::claim(store, clock, claim, known).await {
+        Ok(claimed) => Ok(Some(claimed.block.value.cidr)),
+        Err(
+            ClaimError::Taken { .. }
+            | ClaimError::PoolChanged { .. }
+            | ClaimError::Refused(_)
+            | ClaimError::Unreadable(_),
+        ) => Ok(None),
+        Err(ClaimError::Store(error)) => Err(error),
+    }
 }
 
 async fn setting<D: Datastore>(
@@ -170,12 +174,13 @@ async fn vacant<'s, D: Datastore>(
     store: &D,
     clock: &dyn Clock,
     setting: &'s Setting,
+    host_reserved: &'s HostReserved,
 ) -> Result<Option<Vacant<'s>>, EnsureBlockError> {
     let blocks = seen::all_blocks(store).await.map_err(StoreError::from)?;
     let search = Search {
         owner: &setting.owner,
         reserved: &setting.reserved,
-        host_reserved: None,
+        host_reserved: Some(host_reserved),
         cooldown_seconds: setting.config.ip_cooldown_seconds,
         now: clock.now(),
     };
@@ -191,7 +196,8 @@ async fn vacant<'s, D: Datastore>(
     Ok(None)
 }
 
-/// Gives up everything that a node has, for one that does not come back (RemoveIPAMHost). Returns how many blocks that were.
+/// Gives up everything that a node has, for one that does not come back (RemoveIPAMHost). Returns how many blocks the
+/// last round gave up: where something changed meanwhile there are several.
 ///
 /// Addresses in use stay in use in blocks without owner. Release the node's addresses before.
 ///
@@ -212,12 +218,10 @@ pub async fn remove_host<D: Datastore>(
 ) -> Result<usize, ReleaseAffinityError> {
     let owner = Owner::host(node);
     let terms = ReleaseTerms { owner_gone: true, ..ReleaseTerms::default() };
-    let mut given_up = 0;
     for _ in 0..ATTEMPTS {
         match administration::release_affinities_of(store, clock, &owner, terms).await {
-            Ok(count) => return Ok(given_up + count),
-            Err(ReleaseAffinityError::Changed { .. }) => given_up = 0,
-            Err(error) => return Err(error),
+            Err(ReleaseAffinityError::Changed { .. }) => {}
+            result => return result,
         }
     }
     Err(StoreError::Contention { what: format!("the removal of node {node}") }.into())

@@ -172,16 +172,7 @@ async fn abandon<D: Datastore>(store: &D, owner: &Owner, cidr: Cidr) -> Result<O
     if seen.value.affinity.as_ref() != Some(owner) {
         return Ok(Outcome::Moot);
     }
-    let mut block = seen.value;
-    let write = if block::is_empty(&block) {
-        Write::Delete(Record::Block(block), seen.version)
-    } else {
-        block.affinity = None;
-        block.claim_time = None;
-        block::advance(&mut block);
-        Write::Update(Record::Block(block), seen.version)
-    };
-    match store.commit(&checks, &[write]).await {
+    match store.commit(&checks, &[plan::disown(seen)]).await {
         Ok(_) => Ok(Outcome::DONE),
         Err(error) => {
             refused(error)?;
