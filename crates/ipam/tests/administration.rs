@@ -4,7 +4,10 @@
 
 mod support;
 
-use api::{Affinity, AffinityNaming, AffinityState, Block, Cidr, IpVersion, IpamConfig, Node, Owner, Pool};
+use api::{
+    Affinity, AffinityNaming, AffinityState, Block, Cidr, IpVersion, IpamConfig, Node, Owner, Pool,
+    Reservation,
+};
 use datastore::memory::Memory;
 use datastore::{Datastore, Kind, Record, Scope, Write};
 use futures::executor::block_on;
@@ -251,6 +254,23 @@ fn a_node_gets_one_block_with_what_it_keeps_and_no_second() {
         assert_eq!(state_of(&store, "a", &ensured.to_string()).await, Some(AffinityState::Confirmed));
         assert_eq!(ensure_block(&store, &CLOCK, "a", IpVersion::V4, &kept).await, Ok(ensured));
         assert_eq!(seen::blocks(&store).await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_node_is_not_given_a_block_of_which_it_would_keep_all_that_is_not_reserved() {
+    block_on(async {
+        let store = lab().await;
+        let middles =
+            ["10.0.0.1/32", "10.0.0.2/32", "10.0.0.5/32", "10.0.0.6/32", "10.0.0.13/32", "10.0.0.14/32"];
+        let cidrs = middles.into_iter().map(cidr).collect();
+        create(&store, Record::Reservation(Reservation { name: "r".to_owned(), cidrs })).await;
+        let kept = HostReserved { start: 1, end: 1, ..HostReserved::windows() };
+        for node in ["a", "b"] {
+            let ensured = ensure_block(&store, &CLOCK, node, IpVersion::V4, &kept).await;
+            let left = (node == "a").then(|| cidr("10.0.0.8/30"));
+            assert_eq!(ensured.ok(), left, "{node}: one block leaves something, for one of them");
+        }
     });
 }
 
