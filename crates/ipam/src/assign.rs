@@ -178,6 +178,10 @@ pub(crate) async fn assign_in<D: Datastore>(
     explain.assigned = taken.len().max(held.len());
     match failure {
         None => Ok(Assigned { taken, held, explain }),
+        // The pools or the node went while a later block was taken from: what was taken before is told, as when pools run out.
+        Some(error) if !taken.is_empty() && !matches!(error, AssignError::Interrupted { .. }) => {
+            Ok(Assigned { taken, held, explain })
+        }
         Some(error) => Err(Box::new(Explained { error, explain })),
     }
 }

@@ -586,3 +586,26 @@ impl Datastore for Slow {
         self.store.watch(scope, from).await
     }
 }
+
+#[test]
+fn what_was_taken_is_told_when_the_pools_go_meanwhile() {
+    let store = v4_lab();
+    let counting = Counting::new(store.clone());
+    let wanted = request("a", "h", 6);
+    let mut assigning = std::pin::pin!(assign(&counting, &CLOCK, &wanted));
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let mut goes = true;
+    let assigned = loop {
+        if let std::task::Poll::Ready(done) = assigning.as_mut().poll(&mut context) {
+            break done.unwrap();
+        }
+        // It has taken a block of four and is about to claim another.
+        if counting.calls().commits == 2 && std::mem::take(&mut goes) {
+            let found = block_on(store.get(&Key::Pool("p".to_owned()))).unwrap().unwrap();
+            let disabled = Pool { disabled: true, ..pool("p", "10.0.0.0/28", 30) };
+            block_on(store.commit(&[], &[Write::Update(Record::Pool(disabled), found.version)])).unwrap();
+        }
+    };
+    assert!(!assigned.is_enough());
+    assert_eq!((addresses(&assigned).len(), held(&store, "h")), (4, 4));
+}

@@ -1,7 +1,9 @@
 //! Who uses the store: runtimes with their plugins and agents, the pool controller, the collector.
 
 pub mod agent;
+pub(crate) mod ask;
 pub mod collector;
 pub mod pools;
 pub(crate) mod queue;
 pub mod runtime;
+mod told;

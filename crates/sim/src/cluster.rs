@@ -7,8 +7,9 @@ use crate::faults::{Fault, Operation};
 use crate::invariants::Leave;
 use crate::setting::Way;
 use crate::task::{Outcome, Purpose};
+use crate::wish::ZONES;
 use crate::world::World;
-use api::{Cidr, IpamConfig, Node, Reservation};
+use api::{Cidr, IpamConfig, Reservation};
 use datastore::{Key, Record};
 
 /// A node is not removed while it is the last but one.
@@ -35,6 +36,7 @@ impl World {
             Fault::PoolDisabled | Fault::PoolDeleted | Fault::PoolRecreated => self.work_on_pool(),
             Fault::CooldownChanged | Fault::StrictChanged => self.change_config(fault),
             Fault::ReservationChanged => self.change_reservation(),
+            Fault::ZoneChanged => self.change_zone(),
             Fault::AgentRestarted => {
                 let node = self.some_node();
                 if self.nodes[node].host.is_some() {
@@ -87,8 +89,8 @@ impl World {
 
     /// Brings a node's record to what is so.
     pub(crate) fn write_node_record(&mut self, node: usize) {
-        let name = self.nodes[node].name.clone();
-        let exists = self.nodes[node].exists;
+        let record = self.nodes[node].record();
+        let (name, exists) = (record.name.clone(), self.nodes[node].exists);
         self.begin(
             Operation::Administer,
             None,
@@ -96,7 +98,7 @@ impl World {
             Leave::Nothing,
             move |store, _| async move {
                 Outcome::Administered(if exists {
-                    put(&store, Record::Node(Node { name, ..Node::default() })).await
+                    put(&store, Record::Node(record)).await
                 } else {
                     delete(&store, Key::Node(name)).await
                 })
@@ -118,11 +120,20 @@ impl World {
             let queue = self.setting.queues.then(Vec::new);
             self.nodes[node].host = Some(Host::new(&name, queue));
         }
-        for _ in 0..self.setting.containers {
-            self.attach(node);
-        }
-        self.attach_tunnel(node);
+        self.attach_containers(node);
         self.write_node_record(node);
+    }
+
+    /// A node is elsewhere from now on.
+    fn change_zone(&mut self) {
+        let node = self.some_node();
+        if self.nodes[node].exists {
+            let zone = self.rng.pick(&ZONES);
+            self.nodes[node].zone = zone;
+            self.nodes[node].zones.extend(zone);
+            self.met(Fault::ZoneChanged, None);
+            self.write_node_record(node);
+        }
     }
 
     /// Whether a node's record is gone and nobody is about to write or delete one.

@@ -22,7 +22,8 @@ pub struct Cost {
 /// sixteen blocks, each of which it may have to look at, take from its owner, or find full.
 pub fn most_calls(operation: Operation) -> u32 {
     match operation {
-        Operation::PluginAdd | Operation::EmptyPool => 120,
+        Operation::PluginAdd | Operation::PluginExact | Operation::EmptyPool => 120,
+        Operation::PluginBoth => 240,
         Operation::AgentRead | Operation::Administer => 2,
         Operation::CollectorRead => 4,
         Operation::AgentBatch | Operation::AgentClaim => 40,

@@ -64,12 +64,13 @@ impl Coverage {
 /// to what runs on none, and watches and agents are nothing to plugins that do without.
 pub fn possible(fault: Fault, operation: Operation) -> bool {
     use Operation::{
-        AgentBatch, AgentClaim, AgentRead, CollectorRead, PeerAdd, PeerDel, PluginAdd, PluginDel,
-        QueueRelease,
+        AgentBatch, AgentClaim, AgentRead, CollectorRead, PeerAdd, PeerDel, PluginAdd, PluginBoth, PluginDel,
+        PluginExact, QueueRelease,
     };
     let of_agents = matches!(operation, AgentBatch | AgentClaim | AgentRead | QueueRelease);
     let of_peers = matches!(operation, PeerAdd | PeerDel);
-    let on_nodes = of_agents || of_peers || matches!(operation, PluginAdd | PluginDel);
+    let on_nodes =
+        of_agents || of_peers || matches!(operation, PluginAdd | PluginBoth | PluginExact | PluginDel);
     match fault {
         Fault::Late => !matches!(operation, AgentRead | CollectorRead),
         Fault::WatchLost | Fault::WatchRepeats | Fault::AgentRestarted => of_agents,
@@ -85,19 +86,19 @@ impl fmt::Display for Coverage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<20}", "")?;
         for operation in Operation::ALL {
-            write!(f, " {:>14}", operation.name())?;
+            write!(f, " {:>15}", operation.name())?;
         }
         write!(f, "\n{:<20}", "(times run)")?;
         for runs in self.runs {
-            write!(f, " {runs:>14}")?;
+            write!(f, " {runs:>15}")?;
         }
         writeln!(f)?;
         for fault in Fault::ALL {
             write!(f, "{:<20}", fault.name())?;
             for operation in Operation::ALL {
                 match self.count(fault, operation) {
-                    0 if !possible(fault, operation) => write!(f, " {:>14}", "-")?,
-                    count => write!(f, " {count:>14}")?,
+                    0 if !possible(fault, operation) => write!(f, " {:>15}", "-")?,
+                    count => write!(f, " {count:>15}")?,
                 }
             }
             writeln!(f)?;

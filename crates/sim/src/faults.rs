@@ -43,6 +43,8 @@ pub enum Fault {
     StrictChanged,
     /// Reservations change.
     ReservationChanged,
+    /// A node is in another zone, for which other pools are.
+    ZoneChanged,
     /// A DEL is sent late.
     DelDelayed,
     /// A DEL is sent again, perhaps when its container id is in use again.
@@ -59,7 +61,7 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Refused,
         Self::RequestLost,
         Self::ReplyLost,
@@ -79,6 +81,7 @@ impl Fault {
         Self::CooldownChanged,
         Self::StrictChanged,
         Self::ReservationChanged,
+        Self::ZoneChanged,
         Self::DelDelayed,
         Self::DelRepeated,
         Self::DelEarly,
@@ -132,6 +135,7 @@ impl Fault {
             Self::CooldownChanged => "cooldown changed",
             Self::StrictChanged => "strictness changed",
             Self::ReservationChanged => "reservation changed",
+            Self::ZoneChanged => "zone changed",
             Self::DelDelayed => "DEL delayed",
             Self::DelRepeated => "DEL repeated",
             Self::DelEarly => "DEL during ADD",
@@ -147,6 +151,10 @@ impl Fault {
 pub enum Operation {
     /// A plugin without agent assigns.
     PluginAdd,
+    /// A plugin without agent assigns addresses of both families together.
+    PluginBoth,
+    /// A plugin without agent assigns one particular address.
+    PluginExact,
     /// A plugin without agent releases by handle.
     PluginDel,
     /// An agent writes a block that it has.
@@ -173,8 +181,10 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::PluginAdd,
+        Self::PluginBoth,
+        Self::PluginExact,
         Self::PluginDel,
         Self::AgentBatch,
         Self::AgentClaim,
@@ -192,6 +202,8 @@ impl Operation {
     pub fn name(self) -> &'static str {
         match self {
             Self::PluginAdd => "plugin ADD",
+            Self::PluginBoth => "plugin ADD both",
+            Self::PluginExact => "plugin ADD one",
             Self::PluginDel => "plugin DEL",
             Self::AgentBatch => "agent batch",
             Self::AgentClaim => "agent claim",

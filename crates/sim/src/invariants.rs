@@ -55,6 +55,8 @@ pub struct Judge {
     pub shortest_cooldown_seconds: i64,
     /// What was reserved all the time.
     pub always_reserved: Vec<Cidr>,
+    /// Handles that ask for particular addresses, whom reservations do not bind.
+    pub may_be_reserved: BTreeSet<String>,
     /// Handles whose counts a peer may have spoilt: invariant 5 is not asked of them.
     pub spoilt: BTreeSet<String>,
     /// How many addresses each handle holds in each block.
@@ -91,8 +93,13 @@ fn attribute(block: &Block, ordinal: u32) -> Option<&Attribute> {
 
 /// The holder of an ordinal that is allocated and not cooling; handles compare without what follows a `\r`.
 fn holder(block: &Block, ordinal: u32) -> Option<&str> {
-    let held = attribute(block, ordinal).filter(|held| held.released_at.is_none())?;
+    let held = attribute(block, ordinal).filter(|held| held.released_at.is_none() && !is_kept(held))?;
     held.handle_id.as_deref().map(|id| id.split('\r').next().unwrap_or_default())
+}
+
+/// Whether a host keeps an ordinal for itself: nobody's by any handle's record, and nobody else's either.
+pub fn is_kept(held: &Attribute) -> bool {
+    held.handle_id.as_deref() == Some(ipam::block::WINDOWS_RESERVED_HANDLE)
 }
 
 fn stamp(block: &Block, ordinal: u32) -> u64 {
@@ -109,6 +116,7 @@ impl Judge {
         Self {
             shortest_cooldown_seconds: i64::from(shortest_cooldown_seconds),
             always_reserved,
+            may_be_reserved: BTreeSet::new(),
             spoilt: BTreeSet::new(),
             counts: BTreeMap::new(),
             issued: BTreeMap::new(),
@@ -246,6 +254,12 @@ impl Judge {
                 continue;
             }
             let Some(address) = cidr.address(Ordinal(ordinal)) else { continue };
+            let kept = |block: Option<&Block>| {
+                block.and_then(|block| attribute(block, ordinal)).is_some_and(is_kept)
+            };
+            if kept(before) && after.is_some() && !kept(after) {
+                wrong.push(format!("2: {address} is kept by its host and was freed or handed out"));
+            }
             if let Some(was) = was {
                 if after.is_none() {
                     self.deleted.insert((address, was.stamp), (was.handle.to_owned(), step.task));
@@ -307,7 +321,8 @@ impl Judge {
         {
             return Some(format!("6: {address} of {} has the stamp of an earlier allocation", is.handle));
         }
-        let reserved = self.always_reserved.iter().any(|cidr| cidr.contains(address));
+        let bound = !self.may_be_reserved.contains(is.handle);
+        let reserved = bound && self.always_reserved.iter().any(|cidr| cidr.contains(address));
         reserved.then(|| format!("2: {address} is reserved and was handed out to {}", is.handle))
     }
 

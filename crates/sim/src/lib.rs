@@ -2,7 +2,8 @@
 //! who goes next and whether the call succeeds, is lost, or is the caller's last (architecture D2).
 //!
 //! A seed draws a small world ([`setting`]): a store, nodes with agents or plugins alone, pools, faults. The same seed
-//! gives the same run to the last bit. What must hold is judged after every step ([`invariants`], [`promises`]); at the
+//! gives the same run to the last bit. In most worlds attachments ask for one address of one family; one of four is broad,
+//! and asks for more ([`wish`]). What must hold is judged after every step ([`invariants`], [`promises`]); at the
 //! end faults stop and nothing may be left ([`rest`]).
 //!
 //! ```
@@ -10,6 +11,7 @@
 //! assert_eq!(end.broken, Vec::<String>::new());
 //! ```
 
+mod begin;
 pub mod client;
 pub mod clock;
 mod cluster;
@@ -28,4 +30,5 @@ pub mod room;
 pub mod setting;
 pub mod task;
 pub mod trace;
+pub mod wish;
 pub mod world;

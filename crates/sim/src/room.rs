@@ -17,7 +17,7 @@ pub fn world(planted: Option<Mistake>, seed: u64) -> Setting {
 
 /// The world of a seed, with what the mistake needs to do harm.
 pub fn roomy(planted: Mistake, seed: u64) -> Setting {
-    let mut world = Setting::draw(seed);
+    let mut world = Setting::narrow(seed);
     world.faults_per_mille = 60;
     world.cluster_every = 8;
     let all = |way| vec![way; 3];

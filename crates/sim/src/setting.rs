@@ -3,7 +3,9 @@
 use crate::db::StoreKind;
 use crate::faults::Fault;
 use crate::rng::Rng;
-use api::{AffinityNaming, Cidr, IpamConfig, Pool};
+use crate::wish::{Breadth, RED, TEAM, ZONE, ZONES};
+use api::{AffinityNaming, AssignmentMode, Cidr, IpVersion, IpamConfig, Pool};
+use ipam::host_reserved::HostReserved;
 
 /// How the pods of a node get their addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,14 +70,20 @@ pub struct Setting {
     pub brisk: bool,
     /// Agents hold an address for their node's own use, which stays when the node goes and comes back.
     pub tunnels: bool,
+    /// What some attachments ask for besides one address of one family; empty in most worlds.
+    pub breadth: Vec<Breadth>,
+    /// What every other node keeps for itself of each block that it makes.
+    pub kept: Option<HostReserved>,
 }
+
+const OF_POOLS: [Fault; 3] = [Fault::PoolDisabled, Fault::PoolDeleted, Fault::PoolRecreated];
 
 /// Faults of the cluster, in groups that a world has as a whole or not: one alone of such a group does little.
 const OF_THE_CLUSTER: [&[Fault]; 12] = [
     &[Fault::WatchLost, Fault::WatchRepeats],
     &[Fault::ClockForward, Fault::ClockBack],
     &[Fault::NodeRemoved, Fault::NodeRejoined],
-    &[Fault::PoolDisabled, Fault::PoolDeleted, Fault::PoolRecreated],
+    &OF_POOLS,
     &[Fault::CooldownChanged],
     &[Fault::StrictChanged],
     &[Fault::ReservationChanged],
@@ -97,9 +105,72 @@ pub fn pool(name: &str, range: Cidr, block_size: u8) -> Pool {
     pool
 }
 
+/// Tells broad worlds from others. Of the numbers that would do it is one that leaves those seeds narrow which found
+/// something before there were broad ones.
+const BREADTH: u64 = 0x6272_6561_6401_66fa;
+
 impl Setting {
-    /// The world of a seed.
+    /// The world of a seed: one of four is broad.
     pub fn draw(seed: u64) -> Self {
+        let mut world = Self::narrow(seed);
+        let mut rng = Rng::new(seed ^ BREADTH);
+        if rng.chance(1, 4) {
+            world.breadth = Breadth::ALL.into_iter().filter(|_| rng.chance(2, 5)).collect();
+            if world.breadth.is_empty() {
+                world.breadth.extend(rng.pick(&Breadth::ALL));
+            }
+            world.make_room(&mut rng);
+        }
+        world
+    }
+
+    /// Adds what the attachments of a broad world ask for.
+    fn make_room(&mut self, rng: &mut Rng) {
+        let has = |breadth| self.breadth.contains(&breadth);
+        let has_v6 = self.pools.iter().any(|pool| pool.cidr.version() == IpVersion::V6);
+        if has(Breadth::Both) && !has_v6 {
+            self.pools.push(second_family());
+        }
+        if (has(Breadth::Both) || has(Breadth::Exact)) && rng.chance(1, 2) {
+            // What plugins alone do about these is an operation of its own.
+            for way in self.nodes.iter_mut().filter(|way| **way == Way::Agent) {
+                *way = Way::Direct;
+            }
+            let peers = self.nodes.contains(&Way::Calico);
+            let has_pools = self.cluster_faults.contains(&Fault::PoolDisabled);
+            if !peers && !has_pools && !self.cluster_faults.is_empty() && rng.chance(1, 2) {
+                self.cluster_faults.extend(OF_POOLS);
+            }
+        }
+        if has(Breadth::Pools) {
+            let manual = pool("pool-m", cidr("10.2.0.0/29"), 30);
+            self.pools.push(Pool { assignment_mode: AssignmentMode::Manual, ..manual });
+        }
+        if has(Breadth::Teams) {
+            let selector = Some(format!("{TEAM} == '{RED}'"));
+            self.pools.push(Pool { namespace_selector: selector, ..pool("pool-n", cidr("10.3.0.0/29"), 30) });
+        }
+        if has(Breadth::Zones) {
+            let node_selector = format!("{ZONE} == '{}'", ZONES[0]);
+            self.pools.push(Pool { node_selector, ..pool("pool-z", cidr("10.4.0.0/29"), 30) });
+            self.cluster_faults.push(Fault::ZoneChanged);
+        }
+        if has(Breadth::Kept) {
+            // Such a host cannot use addresses of others' blocks.
+            self.kept =
+                Some(HostReserved { start: 1, end: u32::from(rng.chance(1, 2)), ..HostReserved::windows() });
+            self.config.strict_affinity = true;
+            self.cluster_faults.retain(|fault| *fault != Fault::StrictChanged);
+        }
+    }
+
+    /// What a node keeps for itself of each block that it makes.
+    pub fn kept_by(&self, node: usize) -> Option<HostReserved> {
+        self.kept.clone().filter(|_| node % 2 == 1)
+    }
+
+    /// The world of a seed in which every attachment asks for one address of one family.
+    pub fn narrow(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0x7071_1e5e_ed00_0000);
         let ways = rng.below(10);
         let peers = rng.chance(1, 4);
@@ -160,8 +231,14 @@ impl Setting {
             same_names: rng.chance(1, 3),
             brisk: more.chance(1, 4),
             tunnels,
+            breadth: Vec::new(),
+            kept: None,
         }
     }
+}
+
+fn second_family() -> Pool {
+    pool("pool-v6", cidr("fd00::/125"), 126)
 }
 
 fn pools(rng: &mut Rng) -> Vec<Pool> {
@@ -175,7 +252,7 @@ fn pools(rng: &mut Rng) -> Vec<Pool> {
         pools.push(pool("pool-b", cidr("10.1.0.0/29"), 30));
     }
     if rng.chance(1, 4) {
-        pools.push(pool("pool-v6", cidr("fd00::/125"), 126));
+        pools.push(second_family());
     }
     pools
 }

@@ -10,7 +10,7 @@
 //! A step is one of: a datastore call is made or befallen by a fault, an agent is told of a change or of a result, a
 //! runtime asks for something, the cluster changes. The judge looks at every step.
 
-use crate::client::agent::Host;
+use crate::begin::NodeState;
 use crate::client::collector::Desk;
 use crate::client::pools::PoolWork;
 use crate::client::runtime::Attachment;
@@ -23,10 +23,9 @@ use crate::invariants::{Judge, Leave, Step};
 use crate::port::{Port, SimStore, Verdict};
 use crate::promises::Promises;
 use crate::rng::Rng;
-use crate::setting::{Schedule, Setting, Way};
+use crate::setting::{Schedule, Setting};
 use crate::task::{Outcome, Purpose, Task};
 use crate::trace::Trace;
-use datastore::{Record, Write};
 use ipam::Clock as _;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,16 +56,6 @@ pub struct End {
     pub lines: Vec<String>,
 }
 
-/// One node: its clock, and its agent if it has one.
-#[derive(Debug)]
-pub(crate) struct NodeState {
-    pub(crate) name: String,
-    pub(crate) clock: SimClock,
-    /// Whether the cluster knows it.
-    pub(crate) exists: bool,
-    pub(crate) host: Option<Host>,
-}
-
 /// The cluster and everything under way in it.
 #[derive(Debug)]
 pub struct World {
@@ -89,7 +78,7 @@ pub struct World {
     pub(crate) delayed: Vec<(u64, usize)>,
     /// Faults occur.
     pub(crate) faults: bool,
-    applied: Vec<Applied>,
+    pub(crate) applied: Vec<Applied>,
 }
 
 /// Runs the world of a seed to its end.
@@ -108,74 +97,6 @@ pub fn run_setting(setting: Setting, readable: bool) -> End {
 }
 
 impl World {
-    /// The cluster at its beginning.
-    pub fn new(setting: Setting, readable: bool) -> Self {
-        let time = Time::default();
-        let mut db = Db::new(setting.store, setting.naming);
-        let name = |index: usize| format!("node-{index}");
-        let clock = time.clock();
-        let mut first: Vec<Record> = setting.pools.iter().cloned().map(Record::Pool).collect();
-        first.push(Record::Config(setting.config.clone()));
-        if !setting.reserved.is_empty() {
-            let cidrs = setting.reserved.clone();
-            first.push(Record::Reservation(api::Reservation { name: "kept".to_owned(), cidrs }));
-        }
-        first.extend(
-            (0..setting.nodes.len())
-                .map(|index| Record::Node(api::Node { name: name(index), ..api::Node::default() })),
-        );
-        for record in first {
-            let made = db.commit(&[], &[Write::Create(record)], clock.now());
-            debug_assert!(made.is_ok(), "an empty store takes everything");
-        }
-        db.take_applied(&mut Vec::new());
-        let cooldown = match setting.cluster_faults.contains(&Fault::CooldownChanged) {
-            true => 0,
-            false => setting.config.ip_cooldown_seconds,
-        };
-        let reserved = match setting.cluster_faults.contains(&Fault::ReservationChanged) {
-            true => Vec::new(),
-            false => setting.reserved.clone(),
-        };
-        let queue = || setting.queues.then(Vec::new);
-        let nodes = setting.nodes.iter().enumerate();
-        let nodes = nodes
-            .map(|(index, way)| NodeState {
-                name: name(index),
-                clock: time.clock(),
-                exists: true,
-                host: (*way == Way::Agent).then(|| Host::new(&name(index), queue())),
-            })
-            .collect();
-        let mut world = Self {
-            rng: Rng::new(setting.seed),
-            judge: Judge::new(cooldown, reserved),
-            pools: setting.pools.iter().cloned().map(PoolWork::new).collect(),
-            attachments: Vec::new(),
-            trace: Trace::new(readable),
-            promises: Promises::default(),
-            db: Arc::new(Mutex::new(db)),
-            tasks: Vec::new(),
-            desk: Desk::default(),
-            end: End::default(),
-            step: 0,
-            next: 0,
-            delayed: Vec::new(),
-            faults: true,
-            applied: Vec::new(),
-            nodes,
-            time,
-            setting,
-        };
-        for node in 0..world.nodes.len() {
-            for _ in 0..world.setting.containers {
-                world.attach(node);
-            }
-            world.attach_tunnel(node);
-        }
-        world
-    }
-
     pub(crate) fn db(&self) -> MutexGuard<'_, Db> {
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -259,20 +180,29 @@ impl World {
             task.held_until = self.step + 10 + u64::try_from(self.rng.below(longest)).unwrap_or(0);
             return;
         }
+        let purpose = task.purpose;
         if fault.is_some() {
             task.disturbed = true;
+            match purpose {
+                Purpose::Add { attachment, .. } | Purpose::Del { attachment, .. } => {
+                    self.attachments[attachment].clean = false;
+                }
+                Purpose::Effect { node } => self.spoil_node(node),
+                Purpose::Pool { .. } | Purpose::Collector | Purpose::Errand => {}
+            }
         }
         // A peer that is not answered rolls back what was done (W14): its handle is not to be relied on from here on.
         if matches!(operation, Operation::PeerAdd | Operation::PeerDel)
             && matches!(fault, Some(Fault::ReplyLost | Fault::Late))
-            && let Purpose::Add { attachment, .. } | Purpose::Del { attachment, .. } = task.purpose
+            && let Purpose::Add { attachment, .. } | Purpose::Del { attachment, .. } = purpose
         {
             let handle = self.attachments[attachment].handle.clone();
             self.judge.spoilt.insert(handle);
         }
         self.end.calls += 1;
-        let number = task.number;
-        let waiting = self.rng.below(task.port.waiting());
+        let Some(task) = self.tasks.get(index) else { return };
+        let (number, port) = (task.number, task.port.clone());
+        let waiting = self.rng.below(port.waiting());
         if fault == Some(Fault::DeathBefore) {
             self.trace.mix(&[number, 99]);
             let step = self.step;
@@ -281,7 +211,7 @@ impl World {
             return;
         }
         let verdict = fault.and_then(Fault::verdict).unwrap_or(Verdict::Proceed);
-        let call = task.port.grant(waiting, verdict);
+        let call = port.grant(waiting, verdict);
         if self.trace.is_readable() {
             let (step, who) = (self.step, who(&self.tasks[index]));
             self.trace.line(|| {
@@ -515,8 +445,8 @@ impl World {
 }
 
 fn is_seldom(operation: Operation) -> bool {
-    use Operation::{AgentClaim, CollectorTask, EmptyPool, QueueRelease};
-    matches!(operation, AgentClaim | EmptyPool | QueueRelease | CollectorTask)
+    use Operation::{AgentClaim, CollectorTask, EmptyPool, PluginBoth, PluginExact, QueueRelease};
+    matches!(operation, AgentClaim | EmptyPool | QueueRelease | CollectorTask | PluginBoth | PluginExact)
 }
 
 /// Who acts, for the trace.

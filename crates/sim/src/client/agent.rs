@@ -9,7 +9,7 @@ use crate::world::World;
 use datastore::follow::Change;
 use datastore::{Datastore as _, Kind, Listing, ReadError, Scope};
 use ipam::Clock as _;
-use ipam::agent::{Agent, Demand, Effect, Event, Reply, RequestId, Surrender, TRY_AGAIN};
+use ipam::agent::{Agent, Demand, Effect, Event, Note, Reply, RequestId, Surrender, TRY_AGAIN};
 use std::collections::BTreeMap;
 
 /// How far an agent has followed one scope.
@@ -58,6 +58,8 @@ pub struct Host {
     inbox: Vec<Event>,
     asked: BTreeMap<RequestId, Asked>,
     requests: u64,
+    /// It answered something since it was last judged with nothing left to do.
+    answered: bool,
     /// The queue of releases, if the node keeps one.
     pub(crate) queue: Option<queue::Desk>,
 }
@@ -69,7 +71,7 @@ impl Host {
         let feeds =
             agent.scopes().into_iter().map(|scope| Feed { scope, at: At::Unlisted, last: None }).collect();
         let queue = log.map(queue::Desk::recover);
-        Self { agent, feeds, inbox: Vec::new(), asked: BTreeMap::new(), requests: 0, queue }
+        Self { agent, feeds, inbox: Vec::new(), asked: BTreeMap::new(), requests: 0, answered: false, queue }
     }
 }
 
@@ -129,9 +131,42 @@ impl World {
         let now = self.nodes[node].clock.now();
         let Some(host) = &mut self.nodes[node].host else { return };
         let effects = host.agent.steps(now, events);
+        self.see_what_is_left(node, &effects);
+        let answers = effects.iter().any(|effect| matches!(effect, Effect::Reply { .. }));
         for effect in effects {
             self.carry_out(node, effect);
         }
+        let Some(host) = &mut self.nodes[node].host else { return };
+        host.answered |= answers;
+        if host.answered && host.agent.waiting() == 0 && host.asked.is_empty() && host.inbox.is_empty() {
+            host.answered = false;
+            self.node_holds_what_it_was_told(node);
+        }
+    }
+
+    /// A refusal that nobody is told of is the agent's own release, which it gives up; one that comes without its note is an
+    /// ADD whose commit may still be made.
+    fn see_what_is_left(&mut self, node: usize, effects: &[Effect]) {
+        let mut noted: Option<&str> = None;
+        for effect in effects {
+            let before = noted.take();
+            match effect {
+                Effect::Reply { request, reply: Reply::Failed(_) } => {
+                    let host = self.nodes[node].host.as_ref();
+                    let Some(asked) = host.and_then(|host| host.asked.get(request)) else { continue };
+                    let index = asked.attachment;
+                    if before != Some(self.attachments[index].handle.as_str()) {
+                        self.attachments[index].clean = false;
+                        before.into_iter().for_each(|handle| self.spoil_handle(node, handle));
+                    }
+                    continue;
+                }
+                Effect::Note(Note::Refused { handle, .. }) => noted = Some(handle),
+                _ => {}
+            }
+            before.into_iter().for_each(|handle| self.spoil_handle(node, handle));
+        }
+        noted.into_iter().for_each(|handle| self.spoil_handle(node, handle));
     }
 
     fn carry_out(&mut self, node: usize, effect: Effect) {
@@ -327,6 +362,7 @@ impl World {
     /// A node's agent ends with all that it has under way; another one starts.
     pub(crate) fn restart_agent(&mut self, node: usize) {
         let purpose = Purpose::Effect { node };
+        self.spoil_node(node);
         self.tasks.retain(|task| task.purpose != purpose);
         let name = self.nodes[node].name.clone();
         let torn = self.rng.below(1_000);

@@ -3,6 +3,7 @@
 //! A DEL that the agent cannot serve goes into the queue, whose word counts as the answer; an ADD asks the queue first.
 
 use crate::client::agent::Asked;
+use crate::client::runtime;
 use crate::faults::{Fault, Operation};
 use crate::invariants::Leave;
 use crate::task::{Outcome, Purpose};
@@ -78,9 +79,10 @@ fn bytes(write: &Effect) -> Vec<u8> {
     }
 }
 
-fn attachment(handle: &str) -> Attachment {
+fn attachment(of: &runtime::Attachment) -> Attachment {
+    let handle = &of.handle;
     let (network, container) = handle.split_once('.').unwrap_or(("net", handle));
-    let interface = "eth0".to_owned();
+    let interface = of.interface().to_owned();
     Attachment { network: network.to_owned(), container: container.to_owned(), interface }
 }
 
@@ -91,9 +93,10 @@ impl World {
 
     /// An ADD comes in. False: the node has no queue.
     pub(crate) fn queue_before_add(&mut self, node: usize, asked: Asked, demand: &Demand) -> bool {
+        let attachment = attachment(&self.attachments[asked.attachment]);
         let Some(desk) = self.queue_of(node) else { return false };
         let id = desk.request(Request::Add(asked, Box::new(demand.clone())));
-        self.tell_queue(node, Event::Add(id, attachment(&demand.handle)));
+        self.tell_queue(node, Event::Add(id, attachment));
         true
     }
 
@@ -102,11 +105,12 @@ impl World {
         let at = self.nodes[node].clock.now();
         let handle = self.attachments[asked.attachment].handle.clone();
         let given = self.attachments[asked.attachment].given.clone();
+        let attachment = attachment(&self.attachments[asked.attachment]);
         let Some(desk) = self.queue_of(node) else { return false };
         let held = given.map(|given: Vec<(IpAddr, u64)>| {
             given.into_iter().map(|(address, sequence)| Held { address, sequence }).collect()
         });
-        let entry = Entry { attachment: attachment(&handle), handle, held, cluster: None, at };
+        let entry = Entry { attachment, handle, held, cluster: None, at };
         let id = desk.request(Request::Del(asked));
         self.tell_queue(node, Event::Del(id, entry));
         true
