@@ -53,12 +53,15 @@ impl Addresses {
         Ipv4Addr::from(self.network + 1).to_string()
     }
 
-    /// Takes a given address. False: it is taken already. One outside the range is nobody's business here.
+    /// Takes a given address. False: it is taken already. One outside the range is not ours to take.
     pub fn take(&self, address: &str) -> bool {
         let Ok(address) = address.parse::<Ipv4Addr>() else { return true };
-        let address = u32::from(address);
-        let inside = address.checked_sub(self.network).is_some_and(|offset| offset < self.size);
-        !inside || self.taken().addresses.insert(address)
+        !self.contains(address) || self.taken().addresses.insert(u32::from(address))
+    }
+
+    /// Whether an address is in the range.
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        u32::from(address).checked_sub(self.network).is_some_and(|offset| offset < self.size)
     }
 
     /// Takes any free address; the first sixteen are left for those who ask by address. `None`: all are taken.

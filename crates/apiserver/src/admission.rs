@@ -364,13 +364,16 @@ fn service(server: &Server, service: &mut Value) -> Result<Held, Status> {
                 service["spec"]["clusterIP"] = free.into();
             }
             given => {
+                let refused = |why: &str| {
+                    let detail = format!("failed to allocate IP {given}: {why}");
+                    let error = FieldError::invalid("spec.clusterIPs", &json!([given]), &detail);
+                    Err(Status::invalid("", "Service", &name, &[error]))
+                };
+                if given.parse().is_ok_and(|address| !server.addresses.contains(address)) {
+                    return refused("the provided network does not match the current range");
+                }
                 if !server.addresses.take(given) {
-                    let error = FieldError::invalid(
-                        "spec.clusterIPs",
-                        &json!([given]),
-                        &format!("failed to allocate IP {given}: provided IP is already allocated"),
-                    );
-                    return Err(Status::invalid("", "Service", &name, &[error]));
+                    return refused("provided IP is already allocated");
                 }
                 held["spec"]["clusterIP"] = given.into();
             }

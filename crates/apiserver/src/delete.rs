@@ -117,7 +117,11 @@ impl Server {
         options: &DeleteOptions,
     ) -> Result<Deleted, Status> {
         let key = resource.key(namespace, name);
-        for _ in 0..ATTEMPTS {
+        let mut turn = None;
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 && turn.is_none() {
+                turn = Some(self.turns.wait(&key).await);
+            }
             let Some(entry) = self.store.get(&key) else {
                 return Err(Status::not_found(&resource.group, &resource.plural, name));
             };
@@ -169,7 +173,12 @@ impl Server {
         match self.delete(resource, call.namespace(), &call.name, options).await? {
             Deleted::Pending(entry) => Ok(answer::object(call, 200, &entry)),
             // Pods are answered with the pod that went, as kubelets and kubectl know it.
-            Deleted::Gone(object) if resource.is("", "pods") => Ok(answer::value(call, 200, &object)),
+            Deleted::Gone(mut object) if resource.is("", "pods") => {
+                if is_terminating(&object) {
+                    object["metadata"]["deletionGracePeriodSeconds"] = 0.into();
+                }
+                Ok(answer::value(call, 200, &object))
+            }
             Deleted::Gone(object) => {
                 let uid = meta(&object, "uid");
                 Ok(answer::value(
@@ -222,14 +231,16 @@ pub(crate) fn check(
 ) -> Result<(), Status> {
     let (uid, version) = (meta(object, "uid"), meta(object, "resourceVersion"));
     if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
-        let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
-        return Err(Status::conflict(&resource.group, &resource.plural, name, &why));
+        let why = format!(
+            "the UID in the precondition ({wanted}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
+        );
+        return Err(Status::conflict(&resource.group, &resource.kind, name, &why));
     }
     if let Some(wanted) = options.resource_version.as_deref().filter(|wanted| *wanted != version) {
         let why = format!(
-            "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
+            "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record ({version}). The object might have been modified"
         );
-        return Err(Status::conflict(&resource.group, &resource.plural, name, &why));
+        return Err(Status::conflict(&resource.group, &resource.kind, name, &why));
     }
     if resource.is("", "namespaces") && matches!(name, "default" | "kube-system" | "kube-public") {
         return Err(Status::forbidden("", "namespaces", name, "this namespace may not be deleted"));

@@ -5,7 +5,7 @@ pub mod documents;
 use self::documents::{Document, Documents};
 use crate::negotiation::Discovery;
 use crate::registry::Registry;
-use crate::resource::{Resource, STORED_VERBS, Style};
+use crate::resource::{CUSTOM_VERBS, Resource, STORED_VERBS, Style};
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -22,6 +22,7 @@ fn document(media_type: &'static str, value: &Value) -> Document {
 
 fn verbs(resource: &Resource) -> &'static [&'static str] {
     match resource.style {
+        Style::Stored if resource.custom.is_some() => &CUSTOM_VERBS,
         Style::Stored => &STORED_VERBS,
         Style::CreateOnly => &["create"],
     }

@@ -202,10 +202,10 @@ impl Status {
         Self { details: details(group, resource, name).into(), ..Self::new(404, "NotFound", message) }
     }
 
-    /// 404 about a path that nothing serves.
+    /// 404 for a kind that a group does not have.
     pub fn no_such_resource() -> Self {
         Self {
-            details: json!({"causes": [{"reason": "UnexpectedServerResponse", "message": "404 page not found"}]}),
+            details: json!({}),
             ..Self::new(404, "NotFound", "the server could not find the requested resource")
         }
     }

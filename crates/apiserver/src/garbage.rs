@@ -128,6 +128,24 @@ impl Graph {
     fn owned_by(&self, uid: &str) -> Vec<String> {
         self.owned.get(uid).into_iter().flatten().cloned().collect()
     }
+
+    /// Whether the object `uid` depends, over however many others, on the one `of`.
+    fn depends(&self, uid: &str, of: &str) -> bool {
+        let mut seen = HashSet::from([of]);
+        let mut owners = vec![of];
+        while let Some(owner) = owners.pop() {
+            for key in self.owned.get(owner).into_iter().flatten() {
+                let Some(dependent) = self.dependents.get(key) else { continue };
+                if dependent.uid == uid {
+                    return true;
+                }
+                if seen.insert(&dependent.uid) {
+                    owners.push(&dependent.uid);
+                }
+            }
+        }
+        false
+    }
 }
 
 fn owner_uids(owners: &[OwnerReference]) -> BTreeSet<&str> {
@@ -205,7 +223,8 @@ async fn perform(server: &Arc<Server>, graph: &Graph, task: &Task) -> Result<(),
                         continue;
                     }
                 }
-                blocked |= owner.block_owner_deletion;
+                // Objects that own each other in a circle would wait for each other for ever.
+                blocked |= owner.block_owner_deletion && !graph.depends(&metadata.uid, &head.metadata.uid);
             }
             if blocked { Ok(()) } else { release(server, &resource, &head, FOREGROUND).await }
         }
@@ -327,6 +346,18 @@ mod tests {
         assert_eq!(graph.observe("/a", None, None), [Task::Judge("/b".into())]);
         assert_eq!(graph.observe("/b", None, None), []);
         assert!(graph.owned.contains_key("9") && !graph.owned.contains_key("1"));
+    }
+
+    #[test]
+    fn a_circle_of_owners_is_seen() {
+        let mut graph = Graph::default();
+        for (key, uid, owners) in
+            [("/a", "1", vec!["3"]), ("/b", "2", vec!["1"]), ("/c", "3", vec!["2"]), ("/d", "4", vec!["1"])]
+        {
+            graph.observe(key, None, Some(&entry(uid, &owners)));
+        }
+        assert!(graph.depends("1", "2") && graph.depends("2", "1"));
+        assert!(graph.depends("4", "3") && !graph.depends("3", "4"));
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Server {
             "version" if path == "/version" || path == "/version/" => {
                 return Ok(answer::json(200, &version(&self.version)));
             }
-            "" => return Ok(answer::json(200, &self.paths(registry))),
+            "" if path == "/" => return Ok(answer::json(200, &self.paths(registry))),
             "openapi" => return Ok(openapi_document(registry, path, request)),
             _ => {}
         }
@@ -171,7 +171,12 @@ impl Server {
             return Err(attributes.forbidden(&user));
         }
         let Some(resource) = registry.find(&target.group, &target.version, &target.resource) else {
-            return Ok(not_found());
+            // Of a group that Kubernetes brings itself it says so in a status.
+            let is_ours = registry.resources().iter().any(|resource| {
+                resource.custom.is_none()
+                    && (&resource.group, &resource.version) == (&target.group, &target.version)
+            });
+            return if is_ours { Err(Status::no_such_resource()) } else { Ok(not_found()) };
         };
         // Collections of namespaced kinds can be read over all namespaces; everything else must fit.
         let fits = match (&target.namespace, resource.namespaced) {
@@ -355,7 +360,9 @@ pub(crate) fn patched(call: &Call, kind: PatchType, current: &Value, patch: &Val
     let resource = &call.resource;
     let mut patched = patch::apply(kind, current, patch).map_err(|error| match error {
         PatchError::Malformed(message) => Status::bad_request(message),
-        PatchError::Refused(_) => Status::new(422, "Invalid", error.to_string()),
+        PatchError::Refused(_) => {
+            Status { details: json!({}), ..Status::new(422, "Invalid", error.to_string()) }
+        }
         PatchError::Unsupported => Status::unsupported_media_type("application/merge-patch+json"),
     })?;
     // Without a version of its own the patch is unconditional, whatever it was applied to.

@@ -47,6 +47,7 @@ pub mod strategic;
 mod subresource;
 pub mod table;
 mod token;
+mod turns;
 pub mod validate;
 mod watch;
 mod write;

@@ -13,10 +13,11 @@ use crate::request::WriteOptions;
 use crate::resource::Resource;
 use crate::server::{DEFINITIONS, Server};
 use crate::write::{Aspect, replace};
+use futures::{StreamExt, future, stream};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use storage::{Check, Commit};
+use storage::{Check, Commit, Entry};
 
 const NAMESPACES: &str = "/core/namespaces/";
 
@@ -39,20 +40,22 @@ pub(crate) async fn run(server: Arc<Server>) {
         }
         // A watch that is cut begins again with a look at everything.
         while let Ok(event) = watch.next().await {
-            let key = event.key.as_str();
-            if key.starts_with(NAMESPACES) || key.starts_with(DEFINITIONS) {
-                note(&mut ending, key, event.now.as_ref());
-                if ending.contains(key) {
-                    step(&server, key).await;
+            // The last of many that went is what matters: those that wait already are taken together.
+            let mut concerned = BTreeSet::new();
+            let mut next = Some(event);
+            while let Some(event) = next {
+                let key = event.key.as_str();
+                if key.starts_with(NAMESPACES) || key.starts_with(DEFINITIONS) {
+                    note(&mut ending, key, event.now.as_ref());
+                    concerned.extend(ending.get(key).cloned());
+                } else if event.now.is_none() {
+                    concerned.extend(ending.iter().filter(|ended| concerns(&server, ended, key)).cloned());
+                    restore(&server, key).await;
                 }
-            } else if event.now.is_none() {
-                // The last of many that went is what matters: those that wait already are taken together.
-                let concerned: Vec<String> =
-                    ending.iter().filter(|ended| concerns(&server, ended, key)).cloned().collect();
-                for ended in concerned {
-                    step(&server, &ended).await;
-                }
-                restore(&server, key).await;
+                next = watch.try_next();
+            }
+            for ended in concerned.intersection(&ending) {
+                step(&server, ended).await;
             }
         }
     }
@@ -124,46 +127,129 @@ async fn step(server: &Arc<Server>, key: &str) {
     }
 }
 
-/// Asks for the deletion of everything in `scope` that was not asked to go yet. Returns how many are left.
-async fn purge(server: &Arc<Server>, resource: &Arc<Resource>, scope: &str) -> usize {
-    let mut left = 0;
-    for (key, entry) in server.store.list(scope, None, 0).entries {
-        let head = objects::head(&entry);
-        if head.metadata.deletion_timestamp.is_some() {
-            left += 1;
-            continue;
-        }
-        let options = DeleteOptions::of(&head.metadata.uid);
-        let (namespace, name) = (head.metadata.namespace.as_str(), head.metadata.name.as_str());
-        match server.delete(resource, namespace, name, &options).await {
-            Ok(_) => left += usize::from(server.store.get(&key).is_some()),
-            Err(status) if matches!(status.code, 404 | 409) => {
-                left += usize::from(server.store.get(&key).is_some())
+/// Deletions under way at once: what waits together becomes durable together.
+const AT_ONCE: usize = 64;
+
+/// Asks for the deletion of everything in `scope` that was not asked to go yet. Returns what is left.
+async fn purge(server: &Arc<Server>, resource: &Arc<Resource>, scope: &str) -> Vec<Entry> {
+    stream::iter(server.store.list(scope, None, 0).entries)
+        .map(|(key, entry)| async move {
+            let head = objects::head(&entry);
+            if head.metadata.deletion_timestamp.is_some() {
+                return Some(entry);
             }
-            Err(status) => {
-                left += 1;
-                tracing::warn!(key, error = %status, "could not delete what is in a namespace or definition");
+            let options = DeleteOptions::of(&head.metadata.uid);
+            let (namespace, name) = (head.metadata.namespace.as_str(), head.metadata.name.as_str());
+            match server.delete(resource, namespace, name, &options).await {
+                Err(status) if !matches!(status.code, 404 | 409) => {
+                    tracing::warn!(key, error = %status, "could not delete what is in a namespace or definition");
+                }
+                _ => {}
+            }
+            server.store.get(&key)
+        })
+        .buffer_unordered(AT_ONCE)
+        .filter_map(future::ready)
+        .collect()
+        .await
+}
+
+/// What keeps a namespace: how many objects of which kinds, and which finalizers they have.
+#[derive(Debug, Default)]
+struct Remains {
+    kinds: Vec<String>,
+    finalizers: BTreeMap<String, usize>,
+}
+
+impl Remains {
+    fn add(&mut self, resource: &Resource, left: &[Entry]) {
+        if left.is_empty() {
+            return;
+        }
+        // Kubernetes writes the point after kinds without a group, too.
+        self.kinds.push(format!(
+            "{}.{} has {} resource instances",
+            resource.plural,
+            resource.group,
+            left.len()
+        ));
+        for entry in left {
+            for finalizer in objects::finalizers(&objects::decode(entry)) {
+                *self.finalizers.entry(finalizer.to_owned()).or_default() += 1;
             }
         }
     }
-    left
+
+    /// The conditions that say so, as (type, whether it holds, reason, message).
+    fn conditions(&self) -> [(&'static str, bool, &'static str, String); 5] {
+        let finalizers: Vec<String> = self
+            .finalizers
+            .iter()
+            .map(|(name, count)| format!("{name} in {count} resource instances"))
+            .collect();
+        [
+            (
+                "NamespaceDeletionDiscoveryFailure",
+                false,
+                "ResourcesDiscovered",
+                "All resources successfully discovered".to_owned(),
+            ),
+            (
+                "NamespaceDeletionGroupVersionParsingFailure",
+                false,
+                "ParsedGroupVersions",
+                "All legacy kube types successfully parsed".to_owned(),
+            ),
+            (
+                "NamespaceDeletionContentFailure",
+                false,
+                "ContentDeleted",
+                "All content successfully deleted, may be waiting on finalization".to_owned(),
+            ),
+            match self.kinds.as_slice() {
+                [] => (
+                    "NamespaceContentRemaining",
+                    false,
+                    "ContentRemoved",
+                    "All content successfully removed".to_owned(),
+                ),
+                kinds => (
+                    "NamespaceContentRemaining",
+                    true,
+                    "SomeResourcesRemain",
+                    format!("Some resources are remaining: {}", kinds.join(", ")),
+                ),
+            },
+            match finalizers.as_slice() {
+                [] => (
+                    "NamespaceFinalizersRemaining",
+                    false,
+                    "ContentHasNoFinalizers",
+                    "All content-preserving finalizers finished".to_owned(),
+                ),
+                finalizers => (
+                    "NamespaceFinalizersRemaining",
+                    true,
+                    "SomeFinalizersRemain",
+                    format!(
+                        "Some content in the namespace has finalizers remaining: {}",
+                        finalizers.join(", ")
+                    ),
+                ),
+            },
+        ]
+    }
 }
 
 async fn end_namespace(server: &Arc<Server>, namespace: &str) -> Result<(), Status> {
     let registry = server.registry();
-    let mut left = Vec::new();
+    let mut remains = Remains::default();
     let mut kinds: Vec<Arc<Resource>> =
         registry.stored().filter(|resource| resource.namespaced).cloned().collect();
     // Pods last: what made them must not make them again.
     kinds.sort_by_key(|resource| resource.is("", "pods"));
     for resource in kinds {
-        let count = purge(server, &resource, &resource.scope(Some(namespace))).await;
-        if count > 0 {
-            left.push(format!(
-                "{} has {count} resource instances",
-                crate::error::qualified(&resource.group, &resource.plural)
-            ));
-        }
+        remains.add(&resource, &purge(server, &resource, &resource.scope(Some(namespace))).await);
     }
     let namespaces = server.builtin("", "namespaces")?;
     let options = WriteOptions::default();
@@ -173,14 +259,15 @@ async fn end_namespace(server: &Arc<Server>, namespace: &str) -> Result<(), Stat
             if !objects::is_terminating(current) {
                 return Ok(next);
             }
-            if left.is_empty() {
+            if remains.kinds.is_empty() {
                 let others: Vec<Value> =
                     current["spec"]["finalizers"].as_array().cloned().unwrap_or_default();
                 let others: Vec<Value> = others.into_iter().filter(|one| one != "kubernetes").collect();
                 replace(&mut next["spec"], "finalizers", &others.into());
             } else {
-                let message = format!("Some resources are remaining: {}", left.join(", "));
-                set_condition(&mut next, "NamespaceContentRemaining", "SomeResourcesRemain", &message);
+                for (kind, holds, reason, message) in remains.conditions() {
+                    set_condition(&mut next, kind, holds, reason, &message);
+                }
             }
             Ok(next)
         })
@@ -188,30 +275,34 @@ async fn end_namespace(server: &Arc<Server>, namespace: &str) -> Result<(), Stat
         .map(drop)
 }
 
-fn set_condition(object: &mut Value, kind: &str, reason: &str, message: &str) {
+fn set_condition(object: &mut Value, kind: &str, holds: bool, reason: &str, message: &str) {
     let conditions = &mut object["status"]["conditions"];
     if !conditions.is_array() {
         *conditions = json!([]);
     }
     let Some(list) = conditions.as_array_mut() else { return };
+    let status = if holds { "True" } else { "False" };
+    let mut condition = json!({
+        "type": kind, "status": status, "reason": reason, "message": message,
+        "lastTransitionTime": objects::now(),
+    });
     match list.iter_mut().find(|condition| condition["type"] == kind) {
-        Some(condition) if condition["status"] == "True" => condition["message"] = message.into(),
-        _ => {
-            list.retain(|condition| condition["type"] != kind);
-            list.push(json!({
-                "type": kind, "status": "True", "reason": reason, "message": message,
-                "lastTransitionTime": objects::now(),
-            }));
+        Some(known) => {
+            if known["status"] == status {
+                condition["lastTransitionTime"] = known["lastTransitionTime"].clone();
+            }
+            *known = condition;
         }
+        None => list.push(condition),
     }
 }
 
 async fn end_definition(server: &Arc<Server>, name: &str) -> Result<(), Status> {
-    let mut left = 0;
+    let mut is_empty = true;
     for resource in kinds(server, name) {
-        left += purge(server, &resource, &resource.prefix).await;
+        is_empty &= purge(server, &resource, &resource.prefix).await.is_empty();
     }
-    if left > 0 {
+    if !is_empty {
         return Ok(());
     }
     let definitions = server.builtin("apiextensions.k8s.io", "customresourcedefinitions")?;

@@ -200,9 +200,10 @@ fn message(of: &'static Message, bytes: &[u8], depth: usize) -> Result<Map<Strin
     Ok(object)
 }
 
-/// Writers send every scalar, so a zero means absence unless the field knows the difference.
+/// Writers send every scalar, so a zero means absence unless the field knows the difference. Metadata are never absent,
+/// those of templates neither.
 fn keeps(field: &Field, value: &Value) -> bool {
-    field.presence || field.required || !is_zero(value)
+    field.presence || field.required || field.name == "metadata" || !is_zero(value)
 }
 
 fn is_zero(value: &Value) -> bool {
@@ -375,7 +376,7 @@ mod tests {
                     // Zero replicas are asked for; an empty selector is one that was given.
                     "replicas": 0,
                     "selector": {},
-                    "template": {"spec": {"containers": [{"name": "c", "image": "x:1"}]}},
+                    "template": {"metadata": {}, "spec": {"containers": [{"name": "c", "image": "x:1"}]}},
                 },
             })
         );

@@ -1,7 +1,7 @@
 //! One object, and lists of them.
 
 use crate::answer;
-use crate::error::Status;
+use crate::error::{FieldError, Status};
 use crate::form::Form;
 use crate::objects;
 use crate::path::Query;
@@ -55,7 +55,7 @@ enum At {
 
 fn revision(query: &Query) -> Result<Option<u64>, Status> {
     match query.get("resourceVersion") {
-        None => Ok(None),
+        None | Some("") => Ok(None),
         Some(text) => text.parse().map(Some).map_err(|_| {
             Status::bad_request(format!("resourceVersion: Invalid value: {text:?}: not a number"))
         }),
@@ -68,6 +68,25 @@ fn revision(query: &Query) -> Result<Option<u64>, Status> {
 /// 400 when it is no number.
 pub(crate) fn asked_revision(query: &Query) -> Result<Option<u64>, Status> {
     revision(query)
+}
+
+/// Whether it is said in a way that there is how the revision is meant.
+fn check_match(query: &Query) -> Result<(), Status> {
+    let field = "resourceVersionMatch";
+    let error = match (query.get(field), query.get("resourceVersion").unwrap_or_default()) {
+        (None | Some(""), _) => return Ok(()),
+        (Some(_), "") => FieldError::forbidden(
+            field,
+            "resourceVersionMatch is forbidden unless resourceVersion is provided",
+        ),
+        (Some("Exact"), "0") => FieldError::forbidden(
+            field,
+            "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+        ),
+        (Some("Exact" | "NotOlderThan"), _) => return Ok(()),
+        (Some(other), _) => FieldError::not_supported(field, &other.into(), &["Exact", "NotOlderThan", ""]),
+    };
+    Err(Status::invalid("meta.k8s.io", "ListOptions", "", &[error]))
 }
 
 impl Server {
@@ -99,6 +118,7 @@ impl Server {
             })?,
         };
         let asked = revision(&call.query)?;
+        check_match(&call.query)?;
         if let Some(asked) = asked
             && asked > self.store.revision()
         {

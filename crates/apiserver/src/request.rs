@@ -1,6 +1,6 @@
 //! A request, taken apart: who asks, for what, in which form.
 
-use crate::error::Status;
+use crate::error::{FieldError, Status};
 use crate::form::Form;
 use crate::identity::User;
 use crate::path::Query;
@@ -46,18 +46,25 @@ impl WriteOptions {
     /// 422 for a value that there is not.
     pub(crate) fn parse(query: &Query) -> Result<Self, Status> {
         let validation = match query.get("fieldValidation") {
-            None => FieldValidation::default(),
+            None | Some("") => FieldValidation::default(),
             Some("Ignore") => FieldValidation::Ignore,
             Some("Warn") => FieldValidation::Warn,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
-                let supported = ["Ignore", "Strict", "Warn"];
-                let error =
-                    crate::error::FieldError::not_supported("fieldValidation", &other.into(), &supported);
+                let supported = ["", "Ignore", "Strict", "Warn"];
+                let error = FieldError::not_supported("fieldValidation", &other.into(), &supported);
                 return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
             }
         };
-        Ok(Self { dry_run: query.get("dryRun") == Some("All"), validation, warnings: Mutex::default() })
+        let dry_run = match query.get("dryRun") {
+            None | Some("") => false,
+            Some("All") => true,
+            Some(other) => {
+                let error = FieldError::not_supported("dryRun", &serde_json::json!([other]), &["All"]);
+                return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
+            }
+        };
+        Ok(Self { dry_run, validation, warnings: Mutex::default() })
     }
 
     /// Tells the client something besides the answer.

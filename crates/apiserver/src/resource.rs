@@ -51,6 +51,10 @@ pub struct Resource {
 pub const STORED_VERBS: [&str; 8] =
     ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
+/// The same for kinds that clients defined.
+pub const CUSTOM_VERBS: [&str; 8] =
+    ["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+
 impl Resource {
     /// `group/version`, or only the version in the core group.
     pub fn api_version(&self) -> String {

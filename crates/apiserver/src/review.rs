@@ -27,13 +27,15 @@ pub(crate) async fn answer(
     if !object["metadata"].is_object() {
         object["metadata"] = json!({});
     }
-    object["metadata"]["creationTimestamp"] = objects::now().into();
     match resource.kind.as_str() {
         "Binding" => {
             let name = objects::meta(&object, "name").to_owned();
             return subresource::bind(server, &call, &name, &object).await;
         }
-        "SelfSubjectReview" => object["status"] = json!({"userInfo": user_info(&call.user)}),
+        "SelfSubjectReview" => {
+            object["metadata"]["creationTimestamp"] = objects::now().into();
+            object["status"] = json!({"userInfo": user_info(&call.user)});
+        }
         "TokenReview" => {
             let token = object["spec"]["token"].as_str().unwrap_or_default();
             object["status"] = match token::verify(server, token) {

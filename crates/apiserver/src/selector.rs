@@ -185,7 +185,7 @@ impl<'a> Scanner<'a> {
                 "in" => Requirement::In(self.values()?),
                 "notin" => Requirement::NotIn(self.values()?),
                 "" => return Err(format!("found {:?}, expected an operator", self.shown())),
-                other => return Err(format!("found {other:?}, expected: in, notin, =, ==, !=, gt, lt")),
+                other => return Err(format!("found '{other}', expected: in, notin, =, ==, !=, gt, lt")),
             }
         };
         Ok((key, requirement))

@@ -6,6 +6,7 @@ use crate::identity::{self, PkiError, User};
 use crate::objects;
 use crate::registry::Registry;
 use crate::resource::Resource;
+use crate::turns::Turns;
 use crate::{bootstrap, custom, garbage, handler, lifecycle};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::BTreeMap;
@@ -66,6 +67,7 @@ pub struct Server {
     /// Kinds by the name of the definition that serves them.
     definitions: Mutex<BTreeMap<String, Vec<Arc<Resource>>>>,
     pub(crate) addresses: Addresses,
+    pub(crate) turns: Turns,
     pub(crate) kubelet_socket_dir: PathBuf,
     pub(crate) version: String,
     pub(crate) authority: String,
@@ -86,6 +88,7 @@ impl Server {
             registry: RwLock::default(),
             definitions: Mutex::default(),
             addresses,
+            turns: Turns::default(),
             kubelet_socket_dir: options.kubelet_socket_dir.clone(),
             version: options.server_version.clone(),
             authority: std::fs::read_to_string(options.pki_dir.join("ca.crt")).unwrap_or_default(),

@@ -88,11 +88,12 @@ fn merge_objects(
             continue;
         };
         let field = message.and_then(|message| message.field(list));
-        if let (Some(key), Some(Value::Array(values))) =
-            (field.and_then(|field| field.merge_key), merged.get_mut(list))
+        if let (Some(key), Some(Value::Array(values)), Some(order)) =
+            (field.and_then(|field| field.merge_key), merged.get_mut(list), order.as_array())
         {
             let taken = std::mem::take(values);
-            *values = ordered(key, taken, order);
+            let before = taken.clone();
+            *values = ordered(key, taken, order, &before);
         }
     }
     Ok(Some(merged))
@@ -137,34 +138,32 @@ fn merge_lists(
             }
         }
     }
-    Ok(match order {
-        Some(order) => ordered(key, merged, order),
-        None => merged,
+    // Without an order of its own the patch's elements stand as they stand in the patch.
+    Ok(match order.and_then(Value::as_array) {
+        Some(order) => ordered(key, merged, order, current),
+        None => ordered(key, merged, patch, current),
     })
 }
 
-/// Puts the elements that `order` names into its order; the others keep their place after those they followed.
-fn ordered(key: &str, values: Vec<Value>, order: &Value) -> Vec<Value> {
-    let Some(order) = order.as_array() else { return values };
-    let rank = |value: &Value| {
-        order
-            .iter()
-            .position(|one| if key.is_empty() { one == value } else { one.get(key) == value.get(key) })
+/// Puts the elements that `order` names into its order. The others stay before those named that they stood before in the
+/// list as it was.
+fn ordered(key: &str, values: Vec<Value>, order: &[Value], before: &[Value]) -> Vec<Value> {
+    let rank = |of: &[Value], value: &Value| {
+        of.iter().position(|one| if key.is_empty() { one == value } else { one.get(key) == value.get(key) })
     };
     let (mut named, others): (Vec<_>, Vec<_>) =
-        values.into_iter().enumerate().partition(|(_, value)| rank(value).is_some());
-    named.sort_by_key(|(_, value)| rank(value));
-    // Interleave: what the order does not name stands where it stood relative to the list's beginning.
+        values.into_iter().partition(|value| rank(order, value).is_some());
+    named.sort_by_key(|value| rank(order, value));
     let mut merged: Vec<Value> = Vec::with_capacity(named.len() + others.len());
-    let mut named = named.into_iter().map(|(_, value)| value);
-    for (place, value) in others {
-        while merged.len() < place {
-            match named.next() {
-                Some(one) => merged.push(one),
-                None => break,
-            }
+    let mut named = named.into_iter().peekable();
+    for other in others {
+        let stood = rank(before, &other);
+        while let Some(next) = named
+            .next_if(|next| !matches!((stood, rank(before, next)), (Some(other), Some(next)) if other < next))
+        {
+            merged.push(next);
         }
-        merged.push(value);
+        merged.push(other);
     }
     merged.extend(named);
     merged

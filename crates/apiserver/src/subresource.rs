@@ -168,6 +168,9 @@ impl Server {
         let pod = self.current(call)?;
         let (namespace, name) = (call.namespace(), call.name.as_str());
         let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
+        if node.is_empty() && subresource == "log" {
+            return Ok(answer::text(204, ""));
+        }
         if node.is_empty() {
             return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
         }
@@ -278,7 +281,8 @@ pub(crate) async fn bind(
         })
         .await
         .map(drop)?;
-    let success = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"});
+    let success =
+        json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
     Ok(answer::value(call, 201, &success))
 }
 

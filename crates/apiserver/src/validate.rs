@@ -80,7 +80,9 @@ pub fn validate_builtin(group: &str, kind: &str, object: &Value, old: Option<&Va
         ("rbac.authorization.k8s.io", "Role" | "ClusterRole") => rules(object, &mut faults),
         ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
             required(object, &["roleRef.kind", "roleRef.name"], &mut faults);
-            unchanged(object, old, "roleRef", &mut faults);
+            if old.is_some_and(|old| old["roleRef"] != object["roleRef"]) {
+                faults.push(FieldError::invalid("roleRef", &object["roleRef"], "cannot change roleRef"));
+            }
         }
         ("storage.k8s.io", "StorageClass") => {
             required(object, &["provisioner"], &mut faults);
@@ -88,6 +90,7 @@ pub fn validate_builtin(group: &str, kind: &str, object: &Value, old: Option<&Va
                 unchanged(object, old, field, &mut faults);
             }
         }
+        ("coordination.k8s.io", "Lease") => lease(object, &mut faults),
         ("scheduling.k8s.io", "PriorityClass") => unchanged(object, old, "value", &mut faults),
         _ => {}
     }
@@ -249,6 +252,18 @@ fn secret(object: &Value, old: Option<&Value>, faults: &mut Vec<FieldError>) {
     for key in needed {
         if object["data"][*key].is_null() && object["stringData"][*key].is_null() {
             faults.push(FieldError::required(format!("data[{key}]"), ""));
+        }
+    }
+}
+
+fn lease(object: &Value, faults: &mut Vec<FieldError>) {
+    for (field, least, detail) in [
+        ("leaseDurationSeconds", 1, "must be greater than 0"),
+        ("leaseTransitions", 0, "must be greater than or equal to 0"),
+    ] {
+        let value = &object["spec"][field];
+        if value.as_i64().is_some_and(|value| value < least) {
+            faults.push(FieldError::invalid(format!("spec.{field}"), value, detail));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Creating and changing objects: what the server decides itself, what the kind decides, and the race for the revision.
 
 use crate::admission::{self, Held};
-use crate::error::Status;
+use crate::error::{FieldFault, Status};
 use crate::events;
 use crate::identity::User;
 use crate::objects::{self, finalizers, is_terminating, meta, metadata_mut};
@@ -132,7 +132,15 @@ pub(crate) fn shape(
         let unknown = validate::unknown_fields(&resource.api_version(), &resource.kind, object);
         refuse_unknown(resource, &unknown, options)?;
         defaults::apply_defaults(&resource.group, &resource.kind, object);
-        validate::validate_builtin(&resource.group, &resource.kind, object, old)
+        let errors = validate::validate_builtin(&resource.group, &resource.kind, object, old);
+        // Kubernetes cannot even read an object of a built-in kind with a value of the wrong type.
+        if let Some(wrong) = errors.iter().find(|error| error.fault == FieldFault::TypeInvalid) {
+            return Err(Status::bad_request(format!(
+                "{} in version {:?} cannot be handled as a {}: {wrong}",
+                resource.kind, resource.version, resource.kind
+            )));
+        }
+        errors
     };
     if errors.is_empty() {
         Ok(())
@@ -320,7 +328,11 @@ impl Server {
         mut change: impl FnMut(&Value) -> Result<Value, Status>,
     ) -> Result<Written, Status> {
         let key = resource.key(namespace, name);
-        for _ in 0..ATTEMPTS {
+        let mut turn = None;
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 && turn.is_none() {
+                turn = Some(self.turns.wait(&key).await);
+            }
             let Some(entry) = self.store.get(&key) else {
                 return Err(Status::not_found(&resource.group, &resource.plural, name));
             };

@@ -48,7 +48,7 @@ pub(super) fn check(spec: &Value, path: &str, faults: &mut Vec<FieldError>) {
     one_of(
         &spec["restartPolicy"],
         format!("{path}.restartPolicy"),
-        &["Always", "Never", "OnFailure"],
+        &["Always", "OnFailure", "Never"],
         faults,
     );
     let policies = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];

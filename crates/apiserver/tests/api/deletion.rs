@@ -155,9 +155,12 @@ async fn a_namespace_goes_with_what_is_in_it_and_waits_for_what_stays() {
     );
     loop {
         let event = events.next().await.unwrap();
-        let message =
-            event["object"]["status"]["conditions"][0]["message"].as_str().unwrap_or_default().to_owned();
-        if message == "Some resources are remaining: configmaps has 1 resource instances" {
+        let conditions = event["object"]["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let told = |message: &str| conditions.iter().any(|condition| condition["message"] == message);
+        if told("Some resources are remaining: configmaps. has 1 resource instances") {
+            assert!(told(
+                "Some content in the namespace has finalizers remaining: a.example/x in 1 resource instances"
+            ));
             break;
         }
     }
