@@ -12,9 +12,9 @@ use rcgen::{
 };
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio_rustls::TlsConnector;
 
@@ -65,7 +65,7 @@ impl Authority {
 pub(crate) struct Lab {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) authority: Authority,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -145,6 +145,25 @@ impl Lab {
         Self { folder, authority, address, serving }
     }
 
+    /// Writes a configuration by which kubectl comes as somebody.
+    pub(crate) fn kubeconfig(&self, name: &str, groups: &[&str]) -> PathBuf {
+        use base64::Engine;
+        let pack = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+        let (certificate, key) = self.authority.client(name, groups);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "lab",
+            "clusters": [{"name": "lab", "cluster": {
+                "server": format!("https://{}", self.address),
+                "certificate-authority-data": pack(&self.authority.certificate)}}],
+            "users": [{"name": "user", "user": {
+                "client-certificate-data": pack(&certificate), "client-key-data": pack(&key)}}],
+            "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "user"}}],
+        });
+        let path = self.folder.path().join(format!("{name}.kubeconfig"));
+        std::fs::write(&path, config.to_string()).unwrap();
+        path
+    }
+
     /// A client with all rights.
     pub(crate) fn admin(&self) -> Client {
         self.client("admin", &["system:masters"])
@@ -155,6 +174,18 @@ impl Lab {
     }
 
     pub(crate) fn client_of(&self, authority: &Authority, user: Option<(&str, &[&str])>) -> Client {
+        self.connecting(user.map(|(name, groups)| authority.client(name, groups)))
+    }
+
+    /// A client whose certificate was valid until yesterday.
+    pub(crate) fn expired_client(&self, name: &str, groups: &[&str]) -> Client {
+        let mut params = CertificateParams::default();
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        self.connecting(Some(self.authority.sign(params, name, groups)))
+    }
+
+    fn connecting(&self, certificate: Option<(String, String)>) -> Client {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.authority.certificate.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -162,10 +193,9 @@ impl Lab {
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots);
-        let config = match user {
+        let config = match certificate {
             None => config.with_no_client_auth(),
-            Some((name, groups)) => {
-                let (certificate, key) = authority.client(name, groups);
+            Some((certificate, key)) => {
                 let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
                 let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
                 config.with_client_auth_cert(vec![certificate], key).unwrap()
@@ -188,10 +218,22 @@ pub(crate) const MERGE: &str = "application/merge-patch+json";
 pub(crate) const JSON_PATCH: &str = "application/json-patch+json";
 
 impl Client {
-    pub(crate) async fn connect(&self) -> std::io::Result<SendRequest<Full<Bytes>>> {
+    /// The same client at another server.
+    pub(crate) fn at(self, address: SocketAddr) -> Self {
+        Self { address, ..self }
+    }
+
+    /// A connection on which anything can be said.
+    pub(crate) async fn raw(
+        &self,
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
         let stream = tokio::net::TcpStream::connect(self.address).await?;
         let name = ServerName::IpAddress(self.address.ip().into());
-        let stream = self.connector.connect(name, stream).await?;
+        self.connector.connect(name, stream).await
+    }
+
+    pub(crate) async fn connect(&self) -> std::io::Result<SendRequest<Full<Bytes>>> {
+        let stream = self.raw().await?;
         let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(std::io::Error::other)?;
         tokio::spawn(connection.with_upgrades());
         Ok(sender)
@@ -262,6 +304,11 @@ impl Client {
         self.send(Method::DELETE, path, &[], Bytes::new()).await
     }
 
+    /// A connection for many requests, one after the other.
+    pub(crate) async fn session(&self) -> Session {
+        Session { client: self.clone(), sender: self.connect().await.unwrap() }
+    }
+
     /// Opens a watch.
     pub(crate) async fn watch(&self, path: &str, accept: &str) -> Events {
         let mut sender = self.connect().await.unwrap();
@@ -269,6 +316,49 @@ impl Client {
         let response = sender.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200);
         Events { _sender: sender, body: response.into_body(), buffer: Vec::new() }
+    }
+}
+
+/// A client that keeps its connection.
+pub(crate) struct Session {
+    client: Client,
+    sender: SendRequest<Full<Bytes>>,
+}
+
+impl Session {
+    pub(crate) async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Answer {
+        self.sender.ready().await.unwrap();
+        let response =
+            self.sender.send_request(self.client.request(method, path, headers, body)).await.unwrap();
+        let (parts, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Answer { code: parts.status.as_u16(), headers: parts.headers, body }
+    }
+
+    pub(crate) async fn get(&mut self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], Bytes::new()).await
+    }
+
+    pub(crate) async fn post(&mut self, path: &str, object: &Value) -> Answer {
+        self.send(Method::POST, path, &[], object.to_string().into()).await
+    }
+
+    pub(crate) async fn put(&mut self, path: &str, object: &Value) -> Answer {
+        self.send(Method::PUT, path, &[], object.to_string().into()).await
+    }
+
+    pub(crate) async fn patch(&mut self, path: &str, media_type: &str, patch: &Value) -> Answer {
+        self.send(Method::PATCH, path, &[("content-type", media_type)], patch.to_string().into()).await
+    }
+
+    pub(crate) async fn delete(&mut self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, &[], Bytes::new()).await
     }
 }
 
