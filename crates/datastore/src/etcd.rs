@@ -13,6 +13,7 @@
 //! # Ok(()) }
 //! ```
 
+pub mod entry;
 mod failure;
 mod members;
 mod messages;
@@ -47,6 +48,9 @@ const PAGE: i64 = 1000;
 /// How often a read is tried before its failure is reported.
 const READ_TRIES: u32 = 3;
 
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// The driver. Clones share the connection.
 #[derive(Clone, Debug)]
 pub struct Etcd {
@@ -74,20 +78,24 @@ impl Etcd {
         })
     }
 
-    /// A read, tried again where another member may answer.
+    /// A read, tried again where another member may answer, and all of it within the deadline.
     async fn range(&self, request: RangeRequest) -> Result<RangeResponse, Failure> {
-        // A member that does not answer must leave time for the others.
-        let patience = self.deadline / 2;
-        for _ in 1..READ_TRIES {
+        let until = tokio::time::Instant::now() + self.deadline;
+        let mut tries = 1;
+        loop {
+            let left = until.saturating_duration_since(tokio::time::Instant::now());
+            // A member that does not answer must leave time for the others.
+            let others = self.members.are_several() && tries < READ_TRIES;
+            let patience = if others { left / 2 } else { left };
             match self.members.call(messages::RANGE, request.clone(), patience).await {
-                Err(failure) if failure.is_of_the_member() => {
+                Err(failure) if failure.is_of_the_member() && tries < READ_TRIES => {
                     tracing::debug!(?failure, "reading again");
-                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    tokio::time::sleep_until(until.min(tokio::time::Instant::now() + PAUSE)).await;
                 }
                 result => return result,
             }
+            tries += 1;
         }
-        self.members.call(messages::RANGE, request, patience).await
     }
 
     /// What stands at one key.

@@ -5,6 +5,7 @@
 //! takes commits and says so in discovery (architecture D3).
 
 mod commit;
+mod definitions;
 mod failure;
 mod object;
 mod rate;
@@ -16,6 +17,7 @@ use crate::{
 };
 use api::wire::Group;
 use api::{AffinityNaming, Owner};
+pub use definitions::DefineError;
 pub use rate::Rate;
 
 use failure::Failure;
@@ -228,7 +230,9 @@ impl Kubernetes {
     }
 
     /// The group that the records are in: as set, else as the server's list of groups says (data model §1).
-    async fn group(&self) -> Group {
+    ///
+    /// Datastore calls: 1 the first time, unless it is set.
+    pub async fn group(&self) -> Group {
         if self.shared.group.get().is_none() {
             self.discover().await;
         }
@@ -264,6 +268,16 @@ impl Kubernetes {
 
     /// One call, once.
     async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+        self.call_within(self.deadline, method, path, body).await
+    }
+
+    async fn call_within(
+        &self,
+        limit: Duration,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, Failure> {
         let media = if method == "PATCH" { "application/merge-patch+json" } else { "application/json" };
         let request = http::Request::builder()
             .method(method)
@@ -273,26 +287,32 @@ impl Kubernetes {
             .body(body.map(Value::to_string).unwrap_or_default().into_bytes())
             .map_err(|error| Failure::Unreadable(error.to_string()))?;
         self.admitted().await;
-        match tokio::time::timeout(self.deadline, self.client.request::<Value>(request)).await {
+        match tokio::time::timeout(limit, self.client.request::<Value>(request)).await {
             Ok(result) => result.map_err(Failure::from_client),
-            Err(_) => Err(Failure::deadline(self.deadline)),
+            Err(_) => Err(Failure::deadline(limit)),
         }
     }
 
-    /// A call that changes nothing, tried again where that may help.
+    /// A call that changes nothing, tried again where that may help. All tries together have the deadline of one call, but for
+    /// what they wait for a place under a limit of calls.
     async fn read(&self, method: &str, path: &str) -> Result<Value, Failure> {
-        let mut wait = Duration::from_millis(20);
+        let (mut left, mut wait) = (self.deadline, Duration::from_millis(20));
         for _ in 1..READ_TRIES {
-            match self.call(method, path, None).await {
+            let begun = tokio::time::Instant::now();
+            match self.call_within(left, method, path, None).await {
                 Err(failure) if failure.is_passing() => {
                     tracing::debug!(path, ?failure, "reading again");
                     tokio::time::sleep(wait).await;
+                    left = left.saturating_sub(begun.elapsed());
                     wait *= 5;
+                    if left.is_zero() {
+                        return Err(failure);
+                    }
                 }
                 result => return result,
             }
         }
-        self.call(method, path, None).await
+        self.call_within(left, method, path, None).await
     }
 
     /// Remembers what an update of `object` must keep.

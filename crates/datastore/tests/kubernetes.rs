@@ -171,9 +171,18 @@ async fn silent_server_is_given_up_after_the_deadline() {
     });
     let client = kube::Client::new(service, "default");
     let store = Kubernetes::with_client(client).with_group(Group::V1).with_deadline(Duration::from_secs(1));
+    // The clock is the runtime's, which jumps.
+    let begun = tokio::time::Instant::now();
     assert!(matches!(store.get(&Key::Config).await, Err(ReadError::Unavailable { .. })));
+    assert!(
+        begun.elapsed() <= Duration::from_millis(1100),
+        "however often it is tried: {:?}",
+        begun.elapsed()
+    );
+    let begun = tokio::time::Instant::now();
     let write = Write::Create(Record::Config(IpamConfig::default()));
     assert!(matches!(one(&store, write).await, Err(CommitError::Unknown { .. })));
+    assert!(begun.elapsed() <= Duration::from_millis(1100), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

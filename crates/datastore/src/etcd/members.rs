@@ -91,6 +91,11 @@ impl Members {
         })
     }
 
+    /// Whether there is another where one does not answer.
+    pub(super) fn are_several(&self) -> bool {
+        self.endpoints.len() > 1
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

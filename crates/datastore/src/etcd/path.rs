@@ -4,6 +4,8 @@ use crate::{Key, Kind, Scope};
 use api::wire::SINGLETON;
 use api::{Cidr, IpVersion, Owner, OwnerKind};
 
+/// What all whole resources stand under.
+pub(super) const RESOURCES: &str = "/calico/resources/v3/projectcalico.org/";
 const POOLS: &str = "/calico/resources/v3/projectcalico.org/ippools/";
 const RESERVATIONS: &str = "/calico/resources/v3/projectcalico.org/ipreservations/";
 const NODES: &str = "/calico/resources/v3/projectcalico.org/nodes/";
@@ -94,7 +96,7 @@ pub(super) fn range(scope: &Scope) -> Result<(String, String), BadName> {
 }
 
 /// The first key behind all that begin with `root`, which ends in a slash.
-fn after(root: &str) -> String {
+pub(super) fn after(root: &str) -> String {
     // '0' follows '/' in ASCII.
     format!("{}0", root.trim_end_matches('/'))
 }

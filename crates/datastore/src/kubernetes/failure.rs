@@ -47,7 +47,7 @@ impl Failure {
     }
 
     pub(super) fn deadline(limit: Duration) -> Self {
-        Self::NoAnswer(format!("no answer within {} s", limit.as_secs()))
+        Self::NoAnswer(format!("no answer within {limit:?}"))
     }
 
     pub(super) fn is_not_found(&self) -> bool {

@@ -13,23 +13,28 @@ use tempfile::TempDir;
 /// How long a server may take to serve, on a machine that does much else.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The etcd binary: that of `KUBEBUILDER_ASSETS`, else of `PATH`. Without one it says so past the test's captured output,
-/// and where `TORTIE_REQUIRE_ETCD` is set, as `make test` does, the test fails.
-pub(crate) fn binary() -> Option<PathBuf> {
+/// A server's binary: that of `KUBEBUILDER_ASSETS`, else of `PATH`. Without one it says so past the test's captured output,
+/// and where the variable `required` is set, the test fails.
+pub(crate) fn find(name: &str, required: &str, remedy: &str) -> Option<PathBuf> {
     let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = assets
         .into_iter()
         .chain(std::env::split_paths(&path))
-        .map(|folder| folder.join("etcd"))
+        .map(|folder| folder.join(name))
         .find(|file| file.is_file());
     if found.is_none() {
-        let missing = "no etcd in KUBEBUILDER_ASSETS or PATH; scripts/install-packages installs one";
-        let required = std::env::var_os("TORTIE_REQUIRE_ETCD").is_some_and(|value| value != "0");
+        let missing = format!("no {name} in KUBEBUILDER_ASSETS or PATH; {remedy}");
+        let required = std::env::var_os(required).is_some_and(|value| value != "0");
         assert!(!required, "{missing}");
         std::io::stderr().write_all(format!("SKIPPED: {missing}\n").as_bytes()).unwrap();
     }
     found
+}
+
+/// The etcd binary. `make test` sets `TORTIE_REQUIRE_ETCD`.
+pub(crate) fn binary() -> Option<PathBuf> {
+    find("etcd", "TORTIE_REQUIRE_ETCD", "scripts/install-packages installs one")
 }
 
 /// Certificates for a server that asks clients for theirs.
@@ -155,25 +160,29 @@ impl Server {
         Settings::of([&self.endpoint])
     }
 
-    /// POSTs `body` to the server's JSON gateway, for what the driver itself never does.
+    /// See [`post_to`].
     pub(crate) async fn post(&self, path: &str, body: serde_json::Value) -> serde_json::Value {
-        use http_body_util::{BodyExt, Full};
-        use hyper_util::rt::TokioIo;
-        let authority = self.endpoint.trim_start_matches("http://");
-        let stream = tokio::net::TcpStream::connect(authority).await.unwrap();
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        let request = http::Request::post(path)
-            .header("host", authority)
-            .body(Full::new(bytes::Bytes::from(body.to_string())))
-            .unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        let status = response.status();
-        let text = response.into_body().collect().await.unwrap().to_bytes();
-        assert!(status.is_success(), "{path}: {}", String::from_utf8_lossy(&text));
-        serde_json::from_slice(&text).unwrap()
+        post_to(&self.endpoint, path, body).await
     }
+}
+
+/// POSTs `body` to a server's JSON gateway, for what the driver itself never does.
+pub(crate) async fn post_to(endpoint: &str, path: &str, body: serde_json::Value) -> serde_json::Value {
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::TokioIo;
+    let authority = endpoint.trim_start_matches("http://");
+    let stream = tokio::net::TcpStream::connect(authority).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post(path)
+        .header("host", authority)
+        .body(Full::new(bytes::Bytes::from(body.to_string())))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status();
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    assert!(status.is_success(), "{path}: {}", String::from_utf8_lossy(&text));
+    serde_json::from_slice(&text).unwrap()
 }
 
 impl Drop for Server {
