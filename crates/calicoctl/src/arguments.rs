@@ -54,8 +54,16 @@ pub(crate) enum DatastoreCommand {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub(crate) enum Migrate {
+    /// Print everything that is in etcd, to be imported into Kubernetes; the datastore must be locked
+    Export,
+    /// Write what was exported from etcd into Kubernetes, and leave it locked; run again, it goes on where it stopped
+    Import {
+        /// The export; - for stdin.
+        #[arg(short, long, value_name = "FILE")]
+        filename: PathBuf,
+    },
     /// Stop every writer of addresses, so that the records can be copied
     Lock,
     /// Let writers go on

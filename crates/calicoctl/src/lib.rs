@@ -67,7 +67,7 @@ async fn run(arguments: Arguments) -> Result<String, Failure> {
             configure::run(&connect().await?, &options).await
         }
         Command::Datastore { command: DatastoreCommand::Migrate { command } } => {
-            migrate::run(&connect().await?, command).await
+            migrate::run(&connect().await?, &command).await
         }
         Command::Get(options) => get::run(&connect().await?, &options).await,
         Command::Version(options) => version::run(arguments.config.as_deref(), &options).await,

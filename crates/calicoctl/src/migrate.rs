@@ -1,18 +1,37 @@
-//! `datastore migrate lock|unlock`: stops and lets go every writer of the cluster (calicoctl §11).
+//! `datastore migrate`: moves a cluster from etcd to Kubernetes, and stops its writers meanwhile (calicoctl §11).
+//!
+//! ```text
+//!   lock ─► export > FILE ─► import -f FILE (into Kubernetes, which stays locked) ─► unlock
+//! ```
+
+mod definitions;
+mod export;
+mod file;
+mod import;
+mod names;
 
 use crate::arguments::Migrate;
 use crate::failure::Failure;
 use api::ClusterInformation;
+use datastore::backend::Backend;
 use datastore::{Datastore, Key, Record, Write};
 use ipam::Seen;
 use ipam::seen;
 
 /// Runs the command.
-pub(crate) async fn run<D: Datastore>(store: &D, command: Migrate) -> Result<String, Failure> {
-    let (ready, doing, done) = match command {
-        Migrate::Lock => (false, "locking", "Datastore locked.\n"),
-        Migrate::Unlock => (true, "unlocking", "Datastore unlocked.\n"),
-    };
+pub(crate) async fn run(store: &Backend, command: &Migrate) -> Result<String, Failure> {
+    match command {
+        Migrate::Export => export::run(store).await,
+        Migrate::Import { filename } => import::run(store, filename).await,
+        Migrate::Lock => set(store, false).await,
+        Migrate::Unlock => set(store, true).await,
+    }
+}
+
+/// Locks, or unlocks with `ready`.
+async fn set<D: Datastore>(store: &D, ready: bool) -> Result<String, Failure> {
+    let (doing, done) =
+        if ready { ("unlocking", "Datastore unlocked.\n") } else { ("locking", "Datastore locked.\n") };
     let what = format!("ClusterInformation for {doing}");
     let found: Option<Seen<ClusterInformation>> = seen::get(store, &Key::ClusterInformation)
         .await
@@ -49,16 +68,16 @@ mod tests {
     #[test]
     fn a_lock_is_made_where_there_is_none_and_both_may_be_repeated() {
         let store = Memory::new();
-        assert_eq!(block_on(run(&store, Migrate::Unlock)).unwrap(), "Datastore unlocked.\n");
+        assert_eq!(block_on(set(&store, true)).unwrap(), "Datastore unlocked.\n");
         assert_eq!(ready(&store), None);
         for _ in 0..2 {
-            assert_eq!(block_on(run(&store, Migrate::Lock)).unwrap(), "Datastore locked.\n");
+            assert_eq!(block_on(set(&store, false)).unwrap(), "Datastore locked.\n");
             assert_eq!(ready(&store), Some(false));
         }
         let at = store.revision();
-        block_on(run(&store, Migrate::Lock)).unwrap();
+        block_on(set(&store, false)).unwrap();
         assert_eq!(store.revision(), at);
-        block_on(run(&store, Migrate::Unlock)).unwrap();
+        block_on(set(&store, true)).unwrap();
         assert_eq!(ready(&store), Some(true));
     }
 }

@@ -22,3 +22,8 @@ pub(crate) fn failed(sentence: &str) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "{}", sentence.trim_end());
     ExitCode::FAILURE
 }
+
+/// Prints a sentence about what was not asked for to stderr; the command goes on.
+pub(crate) fn note(sentence: &str) {
+    let _ = writeln!(std::io::stderr(), "{sentence}");
+}

@@ -1,0 +1,238 @@
+//! A cluster moves from etcd to Kubernetes by calicoctl's commands: over a real etcd and the embedded API server, and over a
+//! real kube-apiserver where there is one.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+#[expect(dead_code, reason = "what only the tests of the driver need")]
+mod embedded;
+#[path = "../../datastore/tests/etcd/server.rs"]
+#[expect(dead_code, reason = "what only the tests of etcd itself need")]
+mod etcd;
+#[path = "../../datastore/tests/kube_apiserver/server.rs"]
+#[expect(dead_code, reason = "what only the tests of the driver need")]
+mod server;
+
+use api::{
+    Affinity, AffinityState, Attribute, Block, ClusterInformation, Handle, IpamConfig, Node, Owner, Pool,
+};
+use datastore::etcd::Etcd;
+use datastore::kubernetes::Kubernetes;
+use datastore::{Datastore, Key, Kind, Record, Scope, Write};
+use serde_json::{Value, json};
+use server::KubeApiserver;
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+const PODS: u32 = 40;
+
+/// Runs calicoctl with a configuration file and this on stdin.
+fn calicoctl(config: &Path, words: &str, input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tortie"))
+        .arg("calicoctl")
+        .args(words.split(' '))
+        .arg("--config")
+        .arg(config)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // One that does not read ends before it is told everything.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn succeeded(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn refused(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn config(folder: &Path, name: &str, spec: &Value) -> PathBuf {
+    let path = folder.join(name);
+    let document = json!({"apiVersion": "projectcalico.org/v3", "kind": "CalicoAPIConfig", "metadata": {}, "spec": spec});
+    std::fs::write(&path, document.to_string()).unwrap();
+    path
+}
+
+/// Records as they are after the move. In etcd the node has another name.
+fn records(node: &str) -> Vec<Record> {
+    let cidr = "10.0.0.64/26".parse().unwrap();
+    let attribute = |handle: String| Attribute {
+        handle_id: Some(handle),
+        secondary: BTreeMap::from([("node".to_owned(), node.to_owned())]),
+        ..Attribute::default()
+    };
+    let tunnel = format!("vxlan-tunnel-addr-{node}");
+    let handles: Vec<String> =
+        (1..PODS).map(|pod| format!("k8s-pod-network.C{pod}")).chain([tunnel]).collect();
+    let taken = PODS as usize;
+    let block = Block {
+        cidr,
+        affinity: Some(Owner::host(node)),
+        claim_time: "2026-08-01T10:15:30Z".parse().ok(),
+        allocations: (0..64).map(|at| (at < taken).then_some(at)).collect(),
+        unallocated: (PODS..64).collect(),
+        attributes: handles.iter().map(|handle| attribute(handle.clone()).into()).collect(),
+        sequence_number: 1_785_579_330_123_456_795,
+        sequence_for_allocation: (0..PODS).map(|at| (at, 1_785_579_330_123_456_789)).collect(),
+        deleted: false,
+        legacy_host_affinity: None,
+    };
+    let affinity =
+        Affinity { owner: Owner::host(node), cidr, state: AffinityState::Confirmed, deleted: false };
+    let mut all = vec![
+        Record::Config(IpamConfig { strict_affinity: true, ..IpamConfig::default() }),
+        Record::Pool(Pool::with_defaults("p4", "10.0.0.0/16".parse().unwrap())),
+        Record::Pool(Pool::with_defaults("p6", "fd00:10::/64".parse().unwrap())),
+        Record::Block(block),
+        Record::Affinity(affinity),
+    ];
+    all.extend(
+        handles
+            .into_iter()
+            .map(|id| Record::Handle(Handle { id, blocks: BTreeMap::from([(cidr, 1)]), deleted: false })),
+    );
+    all
+}
+
+async fn fill(store: &Etcd) {
+    let cluster = ClusterInformation {
+        datastore_ready: true,
+        cluster_guid: "guid".to_owned(),
+        calico_version: "v3.30.0".to_owned(),
+        ..ClusterInformation::default()
+    };
+    let annotations =
+        BTreeMap::from([("projectcalico.org/IPv4VXLANTunnelAddr".to_owned(), "10.0.0.64".to_owned())]);
+    let node = Node { name: "in-etcd".to_owned(), annotations, ..Node::default() };
+    let mut writes = vec![Record::ClusterInformation(cluster), Record::Node(node)];
+    writes.extend(records("in-etcd"));
+    let writes: Vec<Write> = writes.into_iter().map(Write::Create).collect();
+    store.commit(&[], &writes).await.unwrap();
+}
+
+/// Every record that is not a node, and whether the datastore lets writers go on.
+async fn everything<D: Datastore>(store: &D) -> Vec<Record> {
+    let mut all = Vec::new();
+    for kind in [Kind::Config, Kind::Pool, Kind::Reservation, Kind::Block, Kind::Affinity, Kind::Handle] {
+        all.extend(
+            store.list(&Scope::All(kind)).await.unwrap().items.into_iter().map(|stored| stored.record),
+        );
+    }
+    all
+}
+
+async fn is_ready<D: Datastore>(store: &D) -> Option<bool> {
+    match store.get(&Key::ClusterInformation).await.unwrap()?.record {
+        Record::ClusterInformation(cluster) => {
+            assert_eq!(cluster.cluster_guid, "guid");
+            assert_eq!(cluster.calico_version, "v3.30.0");
+            Some(cluster.datastore_ready)
+        }
+        record => panic!("{record:?}"),
+    }
+}
+
+/// Puts a value into etcd past the driver.
+async fn put(etcd: &etcd::Server, key: &str, value: &str) {
+    use base64::prelude::{BASE64_STANDARD, Engine as _};
+    let body = json!({"key": BASE64_STANDARD.encode(key), "value": BASE64_STANDARD.encode(value)});
+    etcd.post("/v3/kv/put", body).await;
+}
+
+async fn moves(target: &Kubernetes, kubeconfig: &Path) {
+    let Some(server) = etcd::Server::start(&etcd::Plan::default()) else { return };
+    let store = server.driver();
+    etcd::ready(&store).await;
+    fill(&store).await;
+    let folder = tempfile::tempdir().unwrap();
+    let from =
+        config(folder.path(), "etcd", &json!({"datastoreType": "etcdv3", "etcdEndpoints": server.endpoint}));
+    let to = config(
+        folder.path(),
+        "kubernetes",
+        &json!({"datastoreType": "kubernetes", "kubeconfig": kubeconfig}),
+    );
+
+    // Only what is locked is exported, and only where every node is one of Kubernetes.
+    let open = refused(&calicoctl(&from, "datastore migrate export", ""));
+    assert!(
+        open.starts_with("datastore is not locked. Run the `calicoctl datastore migrate lock` command"),
+        "{open}"
+    );
+    assert_eq!(succeeded(&calicoctl(&from, "datastore migrate lock", "")), "Datastore locked.\n");
+    let stranger = refused(&calicoctl(&from, "datastore migrate export", ""));
+    assert!(stranger.contains("in-etcd") && stranger.contains("orchRefs"), "{stranger}");
+    let place = "/calico/resources/v3/projectcalico.org/";
+    let node = json!({"kind": "Node", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "in-etcd"},
+        "spec": {"orchRefs": [{"orchestrator": "k8s", "nodeName": "worker"}], "ipv4VXLANTunnelAddr": "10.0.0.64"}});
+    put(&server, &format!("{place}nodes/in-etcd"), &node.to_string()).await;
+    put(&server, &format!("{place}futures/x"), r#"{"kind":"Future","metadata":{"name":"x"}}"#).await;
+    let exported = calicoctl(&from, "datastore migrate export", "");
+    let told = String::from_utf8_lossy(&exported.stderr).into_owned();
+    assert!(told.contains("1 of futures"), "{told}");
+    let text = succeeded(&exported);
+
+    // What is no export, or not only about addresses, or beside something else, changes nothing.
+    let import = "datastore migrate import -f -";
+    assert!(refused(&calicoctl(&from, import, &text)).starts_with("invalid datastore type: etcdv3"));
+    assert!(
+        refused(&calicoctl(&to, "datastore migrate export", ""))
+            .starts_with("invalid datastore type: kubernetes")
+    );
+    let half = &text[..text.len() / 2];
+    refused(&calicoctl(&to, import, half));
+    let peer = format!("kind: BGPPeer\nmetadata:\n  name: a\n---\n{text}");
+    assert!(refused(&calicoctl(&to, import, &peer)).contains("1 BGPPeer"));
+    let nothing = text.replacen("\"blocks\": [", "\"blocks\": [], \"others\": [", 1);
+    server::create(target, "/api/v1/nodes", json!({"metadata": {"name": "worker"}}).to_string()).await;
+    assert_eq!(target.get(&Key::ClusterInformation).await, Ok(None));
+
+    // Cut short after a part, it is finished by the next.
+    succeeded(&calicoctl(&to, import, &nothing));
+    let done = succeeded(&calicoctl(&to, import, &text));
+    assert!(done.starts_with("Datastore information successfully imported."), "{done}");
+    assert_eq!(everything(target).await, {
+        let mut wanted = records("worker");
+        wanted.sort_by_key(|record| {
+            let order =
+                [Kind::Config, Kind::Pool, Kind::Reservation, Kind::Block, Kind::Affinity, Kind::Handle];
+            (order.iter().position(|kind| *kind == record.key().kind()), record.key())
+        });
+        wanted
+    });
+    assert_eq!(is_ready(target).await, Some(false), "it stays locked");
+    let worker = target.get(&Key::Node("worker".to_owned())).await.unwrap().unwrap();
+    let Record::Node(worker) = worker.record else { panic!("{worker:?}") };
+    assert_eq!(worker.annotations["projectcalico.org/IPv4VXLANTunnelAddr"], "10.0.0.64");
+
+    // Once more finds nothing to do. Beside something that is not in the file it is refused.
+    succeeded(&calicoctl(&to, import, &text));
+    let other = Record::Pool(Pool::with_defaults("other", "10.9.0.0/16".parse().unwrap()));
+    target.commit(&[], &[Write::Create(other)]).await.unwrap();
+    assert!(refused(&calicoctl(&to, import, &text)).contains("pool other"));
+    assert_eq!(succeeded(&calicoctl(&to, "datastore migrate unlock", "")), "Datastore unlocked.\n");
+    assert_eq!(is_ready(target).await, Some(true));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_moves_from_etcd_to_the_embedded_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let kubeconfig = embedded::serve(folder.path());
+    let target = Kubernetes::connect(Some(&kubeconfig)).await.unwrap();
+    moves(&target, &kubeconfig).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_moves_from_etcd_to_a_real_kube_apiserver() {
+    let Some(server) = KubeApiserver::start().await else { return };
+    moves(&server.driver("admin").await, &server.kubeconfig("admin")).await;
+}
