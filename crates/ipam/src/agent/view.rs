@@ -44,7 +44,8 @@ pub struct View {
     holders: BTreeMap<String, BTreeSet<Cidr>>,
     /// Blocks of others that are kept whole for now.
     borrowed: BTreeSet<Cidr>,
-    complete: BTreeSet<Kind>,
+    /// Kinds that were listed, and up to where every change of them is known.
+    complete: BTreeMap<Kind, Revision>,
     lost: BTreeSet<Kind>,
     /// How far the index of blocks is known to be complete.
     index_at: Revision,
@@ -99,7 +100,7 @@ impl View {
             whole: BTreeMap::new(),
             holders: BTreeMap::new(),
             borrowed: BTreeSet::new(),
-            complete: BTreeSet::new(),
+            complete: BTreeMap::new(),
             lost: BTreeSet::new(),
             index_at: Revision::default(),
             gone: None,
@@ -114,7 +115,13 @@ impl View {
 
     /// Whether every scope has been listed once.
     pub fn is_complete(&self) -> bool {
-        NEEDED.iter().all(|kind| self.complete.contains(kind))
+        NEEDED.iter().all(|kind| self.complete.contains_key(kind))
+    }
+
+    /// Up to which revision every change of `kind` is known; `None` before its first list. What is known grows no older than
+    /// the store's silence: see [`View::is_lost`].
+    pub fn known_to(&self, kind: Kind) -> Option<Revision> {
+        self.complete.get(&kind).copied()
     }
 
     /// Whether some scope's store does not answer, so that what is known grows old.
@@ -248,7 +255,8 @@ impl View {
             Change::Reset(listing) => {
                 let at = listing.revision;
                 self.replace(kind, listing);
-                self.complete.insert(kind);
+                // A store that was put back to an older state begins there again.
+                self.complete.insert(kind, at);
                 self.advance(kind, at);
             }
             Change::Put(stored) => {
@@ -265,6 +273,9 @@ impl View {
     }
 
     fn advance(&mut self, kind: Kind, at: Revision) {
+        if let Some(known) = self.complete.get_mut(&kind) {
+            *known = at.max(*known);
+        }
         if kind == Kind::Block {
             self.index_at = self.index_at.max(at);
         }
@@ -550,5 +561,42 @@ fn unhold(holders: &mut BTreeMap<String, BTreeSet<Cidr>>, handle: &str, cidr: Ci
         if blocks.is_empty() {
             holders.remove(handle);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use datastore::{ReadError, Record, Version};
+
+    fn pool(revision: u64) -> Stored {
+        let record = Record::Pool(Pool::with_defaults("p", "10.0.0.0/16".parse().unwrap()));
+        Stored { record, version: Version { revision: Revision(revision), uid: None }, created: None }
+    }
+
+    #[test]
+    fn a_view_knows_how_far_each_kind_is_known() {
+        let mut view = View::new("n");
+        let listing = |at: u64| Change::Reset(Listing { revision: Revision(at), ..Listing::default() });
+        // A change says nothing of what was before it.
+        view.fold(Kind::Pool, Change::Put(pool(3)));
+        assert_eq!(view.known_to(Kind::Pool), None);
+        view.fold(Kind::Pool, listing(5));
+        assert_eq!((view.known_to(Kind::Pool), view.known_to(Kind::Block)), (Some(Revision(5)), None));
+        assert!(!view.is_complete(), "one kind is not all");
+        view.fold(Kind::Pool, Change::Progress(Revision(9)));
+        view.fold(Kind::Pool, Change::Put(pool(7)));
+        assert_eq!(view.known_to(Kind::Pool), Some(Revision(9)));
+        let lost = ReadError::Unavailable { what: "pools".to_owned(), reason: "gone".to_owned() };
+        view.fold(Kind::Pool, Change::Lost(lost));
+        assert!(view.is_lost());
+        assert_eq!(view.known_to(Kind::Pool), Some(Revision(9)), "and no further");
+        for kind in NEEDED {
+            view.fold(kind, listing(11));
+        }
+        assert!(view.is_complete() && !view.is_lost());
+        // Put back from a copy, the store counts from an older revision.
+        view.fold(Kind::Pool, listing(4));
+        assert_eq!(view.known_to(Kind::Pool), Some(Revision(4)));
     }
 }
