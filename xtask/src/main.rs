@@ -52,6 +52,12 @@ enum Bench {
         #[arg(long, default_value_t = 10)]
         runs: u32,
     },
+    /// Assignments over etcd, kube-apiserver and the embedded server, each beside the store by itself and beside Calico's
+    /// sequence of calls. Binaries are looked for in KUBEBUILDER_ASSETS and PATH; stderr says which store is left out.
+    Datastore {
+        /// Only these: etcd, kube-apiserver, embedded.
+        stores: Vec<String>,
+    },
 }
 
 fn main() -> Result<()> {
@@ -61,6 +67,7 @@ fn main() -> Result<()> {
         Task::Sim { arguments } => sim::run(&root(), &arguments),
         Task::Bench { what: Bench::Ipam } => bench::ipam::run(&root()),
         Task::Mistakes => mistakes::run_all(&root()),
+        Task::Bench { what: Bench::Datastore { stores } } => bench::datastore::run(&root(), &stores),
         Task::Bench { what: Bench::Lab { runs } } => bench::lab::run(&root(), runs),
     }
 }

@@ -1,9 +1,9 @@
 //! The allocator in memory: what `crates/sim/benches/ipam` measures, judged, and instructions as a profiler counts them.
 
+use super::built;
 use crate::report::{self, Figure, Target};
-use anyhow::{Context as _, Result, bail};
-use serde_json::Value;
-use std::path::{Path, PathBuf};
+use anyhow::{Context as _, Result};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// What was promised, by the beginning of a figure's name.
@@ -28,54 +28,10 @@ const TIMES: f64 = 1000.0;
 /// # Errors
 /// When the bench does not build or fails.
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let bench = build(root)?;
-    let output = Command::new(&bench)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("running {}", bench.display()))?;
-    if !output.status.success() {
-        bail!("the bench failed: see what it printed");
-    }
-    let mut figures = Vec::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
-        figures.push(figure(line)?);
-    }
+    let bench = built::build(root, "ipam")?;
+    let mut figures = built::figures(&bench, &[], TARGETS)?;
     figures.extend(instructions(&bench)?);
     report::publish(root, "ipam", &report::machine(), &figures)
-}
-
-/// Builds the bench and says where it is.
-fn build(root: &Path) -> Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let arguments =
-        ["bench", "--package", "sim", "--bench", "ipam", "--no-run", "--locked", "--message-format", "json"];
-    let output = Command::new(cargo)
-        .args(arguments)
-        .current_dir(root)
-        .stderr(Stdio::inherit())
-        .output()
-        .context("running cargo bench")?;
-    if !output.status.success() {
-        bail!("the bench does not build: see what cargo printed");
-    }
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "ipam" && message["target"]["kind"][0] == "bench")
-        .find_map(|message| Some(PathBuf::from(message["executable"].as_str()?)))
-        .context("cargo built no bench")
-}
-
-/// Reads a line of the bench.
-fn figure(line: &str) -> Result<Figure> {
-    let read: Value = serde_json::from_str(line).with_context(|| format!("reading {line:?}"))?;
-    let name = read["name"].as_str().context("a figure without a name")?;
-    let unit = read["unit"].as_str().context("a figure without a unit")?;
-    let runs = read["runs"].as_array().context("a figure without runs")?;
-    let target = TARGETS.iter().find(|(start, _)| name.starts_with(start));
-    let target = target.map_or(Target::None, |(_, target)| *target);
-    Figure::median(name, unit, target, runs.iter().filter_map(Value::as_f64).collect())
 }
 
 /// Counts instructions under valgrind, which is the same on a busy machine; without valgrind it says so.

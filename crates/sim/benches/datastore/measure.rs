@@ -1,0 +1,231 @@
+//! Rounds of raw writes, ADDs and Calico's calls over one store.
+
+use crate::fleet::{self, NodeAgent};
+use crate::raw::Raw;
+use crate::say;
+use api::IpVersion;
+use datastore::Datastore;
+use futures::future::join_all;
+use ipam::Clock;
+use jiff::Timestamp;
+use sim::peer::{Calico, Wanted};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Clients at once.
+const CLIENTS: [usize; 3] = [1, 4, 16];
+
+/// Most clients at once: so many nodes, and so many raw clients.
+pub(crate) const NODES: usize = 16;
+
+/// Rounds of each figure.
+const ROUNDS: usize = 9;
+
+/// Writes of each client in a round; a block has room for them beside the address that keeps it.
+const EACH: u32 = 40;
+
+/// Assignments by Calico's calls of each client in a round.
+const EACH_OF_CALICO: u32 = 8;
+
+/// Requests that wait together.
+const BATCH: u32 = 32;
+
+/// A store to be measured.
+pub(crate) struct Place<D> {
+    /// Its name in the figures.
+    pub(crate) name: &'static str,
+    /// What its raw writes are called.
+    pub(crate) raw_name: &'static str,
+    /// Connections for agents, and those that follow for Calico's, by the nodes that they are of.
+    pub(crate) agents: Vec<(String, D)>,
+    pub(crate) peers: Vec<(String, D)>,
+    /// Connections for the store by itself.
+    pub(crate) raw: Vec<Raw>,
+    /// One agent's and one Calico's connection on which calls are counted.
+    pub(crate) counted: [(String, D); 2],
+    pub(crate) calls: Arc<AtomicU64>,
+}
+
+/// The machine's clock.
+struct Now;
+
+impl Clock for Now {
+    fn now(&self) -> Timestamp {
+        Timestamp::now()
+    }
+}
+
+/// What came of each round, by name of the figure.
+#[derive(Default)]
+struct Figures(Vec<(String, &'static str, Vec<f64>)>);
+
+impl Figures {
+    fn note(&mut self, name: String, unit: &'static str, value: f64) {
+        match self.0.iter_mut().find(|(known, ..)| *known == name) {
+            Some((.., values)) => values.push(value),
+            None => self.0.push((name, unit, vec![value])),
+        }
+    }
+}
+
+fn per_second(times: usize, took: Duration) -> f64 {
+    f64::from(u32::try_from(times).unwrap()) / took.as_secs_f64()
+}
+
+/// The `percent`th of a hundred, in milliseconds.
+fn percentile(sorted: &[Duration], percent: usize) -> f64 {
+    let at = (sorted.len() * percent / 100).min(sorted.len() - 1);
+    sorted[at].as_secs_f64() * 1000.0
+}
+
+/// Writes of one client each, all clients at once.
+async fn raw(clients: &mut [Raw], each: u32) -> f64 {
+    let begin = Instant::now();
+    let count = clients.len();
+    join_all(clients.iter_mut().map(|client| async move {
+        for _ in 0..each {
+            client.write().await;
+        }
+    }))
+    .await;
+    per_second(count * each as usize, begin.elapsed())
+}
+
+/// ADDs one after another by `callers` callers, each of the agent at its place; answers the rate and how long each took.
+async fn adds(callers: &[&NodeAgent], each: u32) -> (f64, Vec<Duration>) {
+    let begin = Instant::now();
+    let working = (0_u32..).zip(callers).map(|(caller, agent)| {
+        let agent = (*agent).clone();
+        tokio::spawn(async move {
+            let mut took = Vec::new();
+            for number in 0..each {
+                let since = Instant::now();
+                agent.add(caller * each + number).await;
+                took.push(since.elapsed());
+            }
+            took
+        })
+    });
+    let took: Vec<Duration> = join_all(working).await.into_iter().flat_map(Result::unwrap).collect();
+    (per_second(took.len(), begin.elapsed()), took)
+}
+
+/// Everything back that [`adds`] took.
+async fn dels(callers: &[&NodeAgent], each: u32) {
+    let all = (0_u32..)
+        .zip(callers)
+        .flat_map(|(caller, agent)| (0..each).map(move |number| agent.del(caller * each + number)));
+    join_all(all).await;
+}
+
+/// Requests that wait together at one agent.
+async fn batch(agent: &NodeAgent) -> f64 {
+    let begin = Instant::now();
+    join_all((0..BATCH).map(|number| agent.add(number))).await;
+    let rate = per_second(BATCH as usize, begin.elapsed());
+    join_all((0..BATCH).map(|number| agent.del(number))).await;
+    rate
+}
+
+/// Assignments by Calico's calls.
+async fn calico<D: Datastore>(peers: &[(String, D)], each: u32) -> f64 {
+    let handle = |node: &str, number: u32| format!("{}-{node}", fleet::pod(node, number).0);
+    let begin = Instant::now();
+    join_all(peers.iter().map(|(node, store)| async move {
+        let calico = Calico { store, clock: &Now };
+        for number in 0..each {
+            let mut wanted = Wanted::one(node, IpVersion::V4, &handle(node, number));
+            wanted.attributes = fleet::pod(node, number).1;
+            let answer = calico.auto_assign(&wanted).await;
+            assert_eq!(answer.addresses.len(), 1, "{answer:?}");
+        }
+    }))
+    .await;
+    let rate = per_second(peers.len() * each as usize, begin.elapsed());
+    join_all(peers.iter().map(|(node, store)| async move {
+        let calico = Calico { store, clock: &Now };
+        for number in 0..each {
+            calico.release_by_handle(&handle(node, number)).await.unwrap();
+        }
+    }))
+    .await;
+    rate
+}
+
+/// Measures one store.
+pub(crate) async fn figures<D: Datastore + Clone + 'static>(mut place: Place<D>) {
+    let name = place.name;
+    let fleet = fleet::start(&place.agents).await;
+    // Everybody claims a block and keeps it.
+    let kept = u32::MAX;
+    join_all(fleet.iter().map(|agent| agent.add(kept))).await;
+    calico(&place.peers, 1).await;
+    raw(&mut place.raw, 5).await;
+    let mut figures = Figures::default();
+    let mut latencies: BTreeMap<usize, Vec<Duration>> = BTreeMap::new();
+    for _ in 0..ROUNDS {
+        for clients in CLIENTS {
+            let word = if clients == 1 { "client" } else { "clients" };
+            let raw = raw(&mut place.raw[..clients], EACH).await;
+            let callers: Vec<&NodeAgent> = fleet.iter().take(clients).collect();
+            let (rate, took) = adds(&callers, EACH).await;
+            dels(&callers, EACH).await;
+            latencies.entry(clients).or_default().extend(took);
+            let theirs = calico(&place.peers[..clients], EACH_OF_CALICO).await;
+            figures.note(format!("{name}: {}, {clients} {word}", place.raw_name), "/s", raw);
+            figures.note(format!("{name}: ADD, {clients} {word}"), "/s", rate);
+            figures.note(format!("{name}: ADD by raw, {clients} {word}"), "x", rate / raw);
+            figures.note(format!("{name}: Calico's calls, {clients} {word}"), "/s", theirs);
+            figures.note(format!("{name}: ADD by Calico's, {clients} {word}"), "x", rate / theirs);
+        }
+        let alone = raw(&mut place.raw[..1], EACH).await;
+        let together = batch(&fleet[0]).await;
+        figures.note(format!("{name}: ADD, batches of {BATCH}"), "/s", together);
+        figures.note(format!("{name}: batches of {BATCH} by raw"), "x", together / alone);
+        let callers = vec![&fleet[0]; NODES];
+        let (rate, _) = adds(&callers, 3).await;
+        dels(&callers, 3).await;
+        figures.note(format!("{name}: ADD, {NODES} callers of one agent"), "/s", rate);
+    }
+    for (name, unit, values) in &figures.0 {
+        say(name, unit, values);
+    }
+    for (clients, mut took) in latencies {
+        took.sort_unstable();
+        let word = if clients == 1 { "client" } else { "clients" };
+        say(&format!("{name}: ADD p50, {clients} {word}"), "ms", &[percentile(&took, 50)]);
+        say(&format!("{name}: ADD p99, {clients} {word}"), "ms", &[percentile(&took, 99)]);
+    }
+    calls(name, &place.counted, &place.calls).await;
+}
+
+/// Calls of one warm ADD and DEL, ours and Calico's.
+async fn calls<D: Datastore + Clone + 'static>(name: &str, counted: &[(String, D); 2], calls: &AtomicU64) {
+    let agents = fleet::start(&counted[..1]).await;
+    let agent = &agents[0];
+    agent.add(0).await;
+    let peer = &counted[1..];
+    calico(peer, 1).await;
+    let (node, store) = &counted[1];
+    let theirs = Calico { store, clock: &Now };
+    let kept = Wanted::one(node, IpVersion::V4, "kept");
+    assert_eq!(theirs.auto_assign(&kept).await.addresses.len(), 1);
+    let mut since = calls.load(Ordering::SeqCst);
+    let mut told = |what: &str| {
+        let now = calls.load(Ordering::SeqCst);
+        let count = u32::try_from(now - since).unwrap();
+        say(&format!("{name}: calls of a warm {what}"), "calls", &[f64::from(count)]);
+        since = now;
+    };
+    agent.add(1).await;
+    told("ADD");
+    agent.del(1).await;
+    told("DEL");
+    let answer = theirs.auto_assign(&Wanted::one(node, IpVersion::V4, "one")).await;
+    assert_eq!(answer.addresses.len(), 1);
+    told("ADD, Calico's");
+    theirs.release_by_handle("one").await.unwrap();
+    told("DEL, Calico's");
+}
