@@ -15,8 +15,8 @@ use api::{AffinityNaming, Handle, Node, Pool};
 use datastore::conformance;
 use datastore::kubernetes::Kubernetes;
 use datastore::{CommitError, Datastore, Key, Kind, Record, Scope, Version, Write};
-use serde_json::json;
-use server::{KubeApiserver, create, define_newer_group, define_older_group};
+use serde_json::{Value, json};
+use server::{KubeApiserver, RESOURCES, create, define_newer_group, define_older_group};
 use std::collections::BTreeMap;
 
 fn handle(id: &str, count: u32) -> Record {
@@ -70,7 +70,7 @@ async fn what_the_conformance_suite_does_not_write_is_kept_too() {
     let disabled = Pool { disabled: true, ..pool };
     one(&store, Write::Update(Record::Pool(disabled.clone()), seen.version)).await.unwrap();
     let get = http::Request::get("/apis/crd.projectcalico.org/v1/ippools/p").body(Vec::new()).unwrap();
-    let after: serde_json::Value = store.client().request(get).await.unwrap();
+    let after: Value = store.client().request(get).await.unwrap();
     for field in ["labels", "annotations", "finalizers", "uid", "creationTimestamp"] {
         assert_eq!(after["metadata"][field], made["metadata"][field], "{field}");
     }
@@ -93,8 +93,25 @@ async fn what_the_conformance_suite_does_not_write_is_kept_too() {
     let refused = one(&store, Write::Create(Record::Node(Node::default()))).await;
     assert!(matches!(refused, Err(CommitError::Refused { .. })), "{refused:?}");
 
+    // The definitions keep every field that Calico writes.
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/tests/golden/v1");
+    let mut files = 0;
+    for file in std::fs::read_dir(golden).unwrap() {
+        let object: Value = serde_json::from_slice(&std::fs::read(file.unwrap().path()).unwrap()).unwrap();
+        let text = |pointer: &str| object.pointer(pointer).unwrap().as_str().unwrap().to_owned();
+        let (kind, name) = (text("/kind"), text("/metadata/name"));
+        let (_, plural) = RESOURCES.iter().find(|(known, _)| *known == kind).unwrap();
+        let collection = format!("/apis/crd.projectcalico.org/v1/{plural}");
+        let made = create(&store, &collection, object.to_string()).await;
+        assert_eq!(made["spec"], object["spec"], "{kind} {name}");
+        let delete = http::Request::delete(format!("{collection}/{name}")).body(Vec::new()).unwrap();
+        let _: Value = store.client().request(delete).await.unwrap();
+        files += 1;
+    }
+    assert_eq!(files, 13);
+
     // Ids that are no names of objects are found again as they were.
-    for id in ["k8s-pod-network.ABC", "Virt.Machine.x", "vxlan-tunnel-addr-n_1"] {
+    for id in ["k8s-pod-network.ABC", "Virt.Machine.x", "vxlan-tunnel-addr-N.example.org"] {
         one(&store, Write::Create(handle(id, 1))).await.unwrap();
         assert_eq!(store.get(&handle(id, 1).key()).await.unwrap().unwrap().record, handle(id, 1));
     }

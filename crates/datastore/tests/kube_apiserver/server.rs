@@ -240,7 +240,7 @@ pub(crate) async fn define_older_group(store: &Kubernetes) {
 }
 
 /// Kinds that hold records, as the older group calls them.
-const RESOURCES: [(&str, &str); 7] = [
+pub(crate) const RESOURCES: [(&str, &str); 7] = [
     ("IPPool", "ippools"),
     ("IPAMBlock", "ipamblocks"),
     ("BlockAffinity", "blockaffinities"),

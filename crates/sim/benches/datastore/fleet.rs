@@ -1,11 +1,12 @@
 //! The agents of several nodes in one process, each with a connection of its own, and driven as its node drives it.
 //!
-//! What all of them follow is watched and decoded once here and handed to each: sixteen machines would each do that for
-//! themselves, and one machine that does it for all would measure that.
+//! What all of them follow is watched and decoded once here. A change of a block is handed to the agent of its owner alone: the
+//! others would fold it into their index of foreign blocks, sixteen machines each for itself, and one machine that does it for
+//! all would measure that in place of the store.
 
 use api::IpVersion;
 use datastore::follow::{Change, follow};
-use datastore::{Datastore, Scope};
+use datastore::{Datastore, Record, Scope, Stored};
 use futures::StreamExt;
 use ipam::agent::{Agent, Demand, Effect, Event, Reply, RequestId, Surrender};
 use jiff::Timestamp;
@@ -78,13 +79,15 @@ pub(crate) async fn start<D: Datastore + Clone + 'static>(nodes: &[(String, D)])
         ready.push(completed);
     }
     let (_, first) = &nodes[0];
-    let all: Vec<_> = doors.iter().map(|door| door.inputs.clone()).collect();
+    let all: BTreeMap<String, mpsc::UnboundedSender<Input>> =
+        nodes.iter().zip(&doors).map(|((node, _), door)| (node.clone(), door.inputs.clone())).collect();
     for scope in Agent::new(&nodes[0].0).scopes() {
         match scope {
             Scope::AffinitiesOf(_) => {
-                for (door, (node, store)) in doors.iter().zip(nodes) {
+                for (node, store) in nodes {
                     let own = Scope::AffinitiesOf(api::Owner::host(node));
-                    tokio::spawn(feed(store.clone(), own, vec![door.inputs.clone()]));
+                    let to = BTreeMap::from([(node.clone(), all[node].clone())]);
+                    tokio::spawn(feed(store.clone(), own, to));
                 }
             }
             scope @ Scope::All(_) => drop(tokio::spawn(feed(first.clone(), scope, all.clone()))),
@@ -96,18 +99,25 @@ pub(crate) async fn start<D: Datastore + Clone + 'static>(nodes: &[(String, D)])
     doors
 }
 
-async fn feed<D: Datastore + 'static>(store: D, scope: Scope, to: Vec<mpsc::UnboundedSender<Input>>) {
+/// Hands on what happens in `scope`, until the store is gone.
+async fn feed<D: Datastore + 'static>(
+    store: D,
+    scope: Scope,
+    to: BTreeMap<String, mpsc::UnboundedSender<Input>>,
+) {
     let kind = scope.kind();
     let mut changes = follow(store, scope);
     while let Some(change) = changes.next().await {
-        if let Change::Lost(error) = &change {
-            panic!("{error}");
-        }
-        let wanted = |sender: &mpsc::UnboundedSender<Input>| {
-            sender.send(Input::Event(Event::Changed(kind, change.clone()))).is_ok()
+        let owner = match &change {
+            Change::Lost(_) => return,
+            Change::Put(Stored { record: Record::Block(block), .. }) => {
+                block.affinity.as_ref().map(|owner| owner.name.as_str())
+            }
+            _ => None,
         };
-        if !to.iter().map(wanted).fold(false, |any, one| any | one) {
-            return;
+        let of = |node: &String| owner.is_none_or(|owner| owner == node);
+        for (_, agent) in to.iter().filter(|(node, _)| of(node)) {
+            let _ = agent.send(Input::Event(Event::Changed(kind, change.clone())));
         }
     }
 }

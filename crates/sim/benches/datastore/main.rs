@@ -31,7 +31,7 @@ use std::path::Path;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     match words.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["serve", folder] => runtime.block_on(stores::serve(Path::new(folder))),
         which => runtime.block_on(stores::figures(which)),
