@@ -6,6 +6,7 @@
 mod embedded;
 
 use api::wire::Group;
+use datastore::conformance::concurrent::{Deletes, history_is_linearizable};
 use datastore::kubernetes::Kubernetes;
 use datastore::{Datastore as _, conformance};
 use embedded::{create, installed};
@@ -36,4 +37,16 @@ async fn driver_keeps_the_contract_with_affinities_named_per_block() {
     create(&store, "/api/v1/namespaces/kube-system/configmaps", &record).await;
     assert_eq!(store.naming().await, Ok(api::AffinityNaming::PerBlock));
     conformance::run(&store).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_clients_of_the_embedded_server_are_linearizable() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = installed(folder.path()).await;
+    let mut clients = vec![first];
+    while clients.len() < 8 {
+        clients.push(Kubernetes::connect(Some(&folder.path().join("kubeconfig"))).await.unwrap());
+    }
+    let clients: Vec<&Kubernetes> = clients.iter().collect();
+    history_is_linearizable(&clients, 10_000, Deletes::InPhases).await.unwrap();
 }

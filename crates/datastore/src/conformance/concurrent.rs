@@ -467,6 +467,12 @@ mod tests {
     }
 
     #[test]
+    fn a_long_history_over_memory_is_linearizable() {
+        let store = Memory::new();
+        assert_eq!(block_on(history_is_linearizable(&[&store; 8], 10_000, Deletes::AtOnce)), Ok(()));
+    }
+
+    #[test]
     fn the_same_seed_makes_the_same_history() {
         assert_eq!(recorded(), recorded());
     }
