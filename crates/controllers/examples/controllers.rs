@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             operator::Options { kubeconfig, node_networks, affinity_naming: AffinityNaming::PerBlock };
         operator::run(options).await?;
     } else {
-        controllers::run(controllers::Options { kubeconfig }).await?;
+        controllers::run(&datastore::backend::Settings::kubernetes(Some(kubeconfig))).await?;
     }
     Ok(())
 }

@@ -9,18 +9,19 @@ use crate::object::{
     CLUSTER_INFORMATION, CONTROLLERS_CONFIGURATION, Kind, NODE, Name, POD, is_deleting, items, text,
 };
 use crate::operator::CALICO_VERSION;
+use api::ClusterInformation;
+use datastore::backend::{Backend, Settings, SettingsError};
 use datastore::follow::{Change, follow};
-use datastore::kubernetes::{ConnectError, Kubernetes};
-use datastore::{Key, Record, Scope, Stored};
+use datastore::{Datastore as _, Key, Record, Scope, Stored, Write};
 use futures::{StreamExt, stream};
 use ipam::collect::{
     Answers, Collector, Effect, Event, Note, Outcome, Pod, Questions, Records, Task, carry_out,
 };
 use ipam::seen::{self, Seen};
 use jiff::{SignedDuration, Timestamp};
+use kube::Client;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,31 +43,73 @@ const CONCURRENCY: usize = 16;
 /// Grace period where the configuration names none that can be read.
 const GRACE: SignedDuration = SignedDuration::from_mins(15);
 
+/// What is watched at the Kubernetes API; the last two only where it is the datastore.
 const WATCHED: [Collection; 4] =
     [(POD, ""), (NODE, ""), (CLUSTER_INFORMATION, ""), (CONTROLLERS_CONFIGURATION, "")];
 
-/// Records that are followed.
-const FOLLOWED: [datastore::Kind; 3] =
-    [datastore::Kind::Block, datastore::Kind::Affinity, datastore::Kind::Config];
+/// Records that are followed; the last two only in etcd, where nothing else tells of them.
+const FOLLOWED: [datastore::Kind; 5] = [
+    datastore::Kind::Block,
+    datastore::Kind::Affinity,
+    datastore::Kind::Config,
+    datastore::Kind::ClusterInformation,
+    datastore::Kind::Node,
+];
 
-/// What the controllers need to know.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Credentials and address of the API server.
-    pub kubeconfig: PathBuf,
+/// Why the controllers did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// There is no way to the datastore or to the Kubernetes API.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// Beside etcd nothing says where pods are.
+    #[error(
+        "the controllers need the Kubernetes API to know which pods there are: name one with KUBECONFIG or --kubeconfig"
+    )]
+    NoKubernetes,
 }
 
-/// Blocks, affinities and the configuration, followed.
+/// The datastore, and the Kubernetes API that knows pods and nodes.
+#[derive(Clone)]
+pub(crate) struct Reach {
+    store: Backend,
+    client: Client,
+}
+
+impl Reach {
+    /// A datastore with the API that is it, or stands beside it.
+    pub(crate) fn new(store: Backend, client: Client) -> Self {
+        Self { store, client }
+    }
+
+    fn is_etcd(&self) -> bool {
+        matches!(self.store, Backend::Etcd(_))
+    }
+
+    fn watched(&self) -> &'static [Collection] {
+        if self.is_etcd() { &WATCHED[..2] } else { &WATCHED }
+    }
+
+    fn followed(&self) -> &'static [datastore::Kind] {
+        if self.is_etcd() { &FOLLOWED } else { &FOLLOWED[..3] }
+    }
+}
+
+/// Blocks, affinities and the configuration, followed; in etcd more.
 #[derive(Debug, Default)]
 struct Followed {
     records: Arc<Records>,
+    /// The cluster's information, in etcd.
+    cluster: Option<ClusterInformation>,
+    /// Nodes that have a record, in etcd.
+    nodes: BTreeSet<String>,
     /// Kinds known to be complete.
     synced: BTreeSet<datastore::Kind>,
 }
 
 impl Followed {
-    fn is_complete(&self) -> bool {
-        self.synced.len() == FOLLOWED.len()
+    fn is_complete(&self, kinds: &[datastore::Kind]) -> bool {
+        self.synced.len() == kinds.len()
     }
 
     fn take_in(&mut self, kind: datastore::Kind, change: Change) {
@@ -76,14 +119,20 @@ impl Followed {
                 match kind {
                     datastore::Kind::Block => records.blocks.clear(),
                     datastore::Kind::Affinity => records.affinities.clear(),
+                    datastore::Kind::ClusterInformation => self.cluster = None,
+                    datastore::Kind::Node => self.nodes.clear(),
                     _ => records.cooldown_seconds = 0,
                 }
                 for stored in listing.items {
-                    put(records, stored);
+                    self.put(stored);
                 }
                 self.synced.insert(kind);
             }
-            Change::Put(stored) => put(Arc::make_mut(&mut self.records), stored),
+            Change::Put(stored) => self.put(stored),
+            Change::Deleted(Key::ClusterInformation, _) => self.cluster = None,
+            Change::Deleted(Key::Node(name), _) => {
+                self.nodes.remove(&name);
+            }
             Change::Deleted(key, _) => forget(Arc::make_mut(&mut self.records), &key),
             Change::Progress(_) => {
                 self.synced.insert(kind);
@@ -92,6 +141,16 @@ impl Followed {
                 tracing::warn!(%error, "lost sight of the {kind}");
                 self.synced.remove(&kind);
             }
+        }
+    }
+
+    fn put(&mut self, stored: Stored) {
+        match stored.record {
+            Record::ClusterInformation(cluster) => self.cluster = Some(cluster),
+            Record::Node(node) => {
+                self.nodes.insert(node.name);
+            }
+            _ => put(Arc::make_mut(&mut self.records), stored),
         }
     }
 }
@@ -136,19 +195,21 @@ fn forget(records: &mut Records, key: &Key) {
 /// Runs the controllers until the process ends. A lost API server is waited for.
 ///
 /// # Errors
-/// When the kubeconfig cannot be used.
-pub async fn run(options: Options) -> Result<(), ConnectError> {
-    drive(Kubernetes::connect(Some(&options.kubeconfig)).await?).await;
+/// When the settings cannot be used, or name no Kubernetes API.
+pub async fn run(settings: &Settings) -> Result<(), RunError> {
+    let store = settings.connect().await?;
+    let client = settings.client(&store).await?.ok_or(RunError::NoKubernetes)?;
+    drive(Reach::new(store, client)).await;
     Ok(())
 }
 
 /// The loop; it does not end.
-pub(crate) async fn drive(store: Kubernetes) {
-    let mut cluster = Cluster::watch_reduced(store.client(), &WATCHED, reduce);
-    let mut changes = stream::select_all(
-        FOLLOWED
-            .map(|kind| follow(store.clone(), Scope::All(kind)).map(move |change| (kind, change)).boxed()),
-    );
+pub(crate) async fn drive(reach: Reach) {
+    let mut cluster = Cluster::watch_reduced(reach.client.clone(), reach.watched(), reduce);
+    let mut changes = stream::select_all(reach.followed().iter().map(|kind| {
+        let kind = *kind;
+        follow(reach.store.clone(), Scope::All(kind)).map(move |change| (kind, change)).boxed()
+    }));
     let mut followed = Followed::default();
     let mut collector = Collector::default();
     let identity = uuid::Uuid::new_v4().simple().to_string();
@@ -156,21 +217,30 @@ pub(crate) async fn drive(store: Kubernetes) {
     let mut handles_due = tokio::time::Instant::now();
     tracing::info!("controllers started");
     loop {
-        let rest = if retry.is_zero() { period(&cluster.view) } else { retry };
+        let regular = period(grace_in(&reach, &cluster.view));
+        let rest = if retry.is_zero() { regular } else { retry };
         gather(&mut cluster, &mut changes, &mut followed, rest).await;
         if !cluster.is_complete() {
             continue;
         }
-        cluster.settle(|view| singletons(view, &identity)).await;
-        if !followed.is_complete() || !is_ready(&cluster.view) || node_controller(&cluster.view).is_none() {
+        if reach.is_etcd() {
+            if followed.is_complete(reach.followed()) && followed.cluster.is_none() {
+                introduce(&reach.store, &identity).await;
+            }
+        } else {
+            cluster.settle(|view| singletons(view, &identity)).await;
+        }
+        let Some(grace) = grace_in(&reach, &cluster.view) else { continue };
+        if !followed.is_complete(reach.followed()) || !is_ready(&reach, &cluster.view, &followed) {
             continue;
         }
         // Handles are many and nobody else needs to see them: they are listed with the passes that time brings.
         let handles = handles_due <= tokio::time::Instant::now();
         if handles {
-            handles_due = tokio::time::Instant::now() + period(&cluster.view);
+            handles_due = tokio::time::Instant::now() + regular;
         }
-        let done = pass(&store, &mut collector, &cluster.view, &followed, handles).await;
+        let order = Event::Begin { handles, grace: Some(grace) };
+        let done = pass(&reach, &mut collector, &cluster.view, &followed, order).await;
         retry = if done { Duration::ZERO } else { (retry * 2).clamp(SHORTEST_RETRY, LONGEST_RETRY) };
     }
 }
@@ -314,8 +384,30 @@ fn singletons(view: &View, identity: &str) -> Vec<Action> {
     actions
 }
 
+/// Makes the cluster's information in etcd, where nobody has yet.
+async fn introduce(store: &Backend, identity: &str) {
+    let cluster = ClusterInformation {
+        datastore_ready: true,
+        cluster_guid: identity.to_owned(),
+        calico_version: CALICO_VERSION.to_owned(),
+        ..ClusterInformation::default()
+    };
+    // Whoever was quicker is learnt of by following.
+    if let Err(error) = store.commit(&[], &[Write::Create(Record::ClusterInformation(cluster))]).await {
+        tracing::warn!(%error, "could not make the cluster's information");
+    }
+}
+
 /// Whether the cluster's information allows writers to write.
-fn is_ready(view: &View) -> bool {
+fn is_ready(reach: &Reach, view: &View, followed: &Followed) -> bool {
+    if reach.is_etcd() {
+        return followed.cluster.as_ref().is_some_and(|cluster| cluster.datastore_ready);
+    }
+    is_ready_in(view)
+}
+
+/// The same of the object in the Kubernetes API.
+fn is_ready_in(view: &View) -> bool {
     let information = view.get(CLUSTER_INFORMATION, &Name::cluster("default"));
     information
         .is_some_and(|object| object.pointer("/spec/datastoreReady").and_then(Value::as_bool) != Some(false))
@@ -326,7 +418,16 @@ fn node_controller(view: &View) -> Option<&Value> {
     view.get(CONTROLLERS_CONFIGURATION, &Name::cluster("default"))?.pointer("/spec/controllers/node")
 }
 
-/// How long an address may be without its pod.
+/// How long an address may be without its pod; `None` where the collector is switched off. In etcd nothing here reads the
+/// controllers' configuration, and Calico's defaults hold.
+fn grace_in(reach: &Reach, view: &View) -> Option<SignedDuration> {
+    if reach.is_etcd() {
+        return Some(GRACE);
+    }
+    node_controller(view).map(|_| grace(view))
+}
+
+/// The configured time.
 fn grace(view: &View) -> SignedDuration {
     let written = node_controller(view).map(|node| text(node, "/leakGracePeriod")).unwrap_or_default();
     match written.parse() {
@@ -340,8 +441,8 @@ fn grace(view: &View) -> SignedDuration {
 }
 
 /// Time between two passes in which nothing changes: half the grace period.
-fn period(view: &View) -> Duration {
-    match Duration::try_from(grace(view) / 2) {
+fn period(grace: Option<SignedDuration>) -> Duration {
+    match Duration::try_from(grace.unwrap_or(GRACE) / 2) {
         Ok(half) if !half.is_zero() => half.min(PERIOD),
         _ => PERIOD,
     }
@@ -349,21 +450,22 @@ fn period(view: &View) -> Duration {
 
 /// One pass of the collector. False if something is left to do.
 async fn pass(
-    store: &Kubernetes,
+    reach: &Reach,
     collector: &mut Collector,
     view: &View,
     followed: &Followed,
-    handles: bool,
+    order: Event,
 ) -> bool {
+    let store = &reach.store;
     let mut done = true;
     let mut tasks = Vec::new();
-    let mut effects = collector.step(Timestamp::now(), Event::Begin { handles, grace: Some(grace(view)) });
+    let mut effects = collector.step(Timestamp::now(), order);
     while let Some(effect) = effects.pop() {
         let event = match effect {
             Effect::ListRecords { handles: false } => Event::Records(Arc::clone(&followed.records)),
             Effect::ListRecords { handles: true } => with_handles(store, &followed.records).await,
-            Effect::ListCluster => Event::Cluster(watched_cluster(view)),
-            Effect::Ask(questions) => Event::Answers(ask(store, questions).await),
+            Effect::ListCluster => Event::Cluster(watched_cluster(view, followed)),
+            Effect::Ask(questions) => Event::Answers(ask(reach, questions).await),
             Effect::Do(task) => {
                 tasks.push(task);
                 continue;
@@ -391,7 +493,7 @@ async fn pass(
 }
 
 /// The followed records and a list of handles.
-async fn with_handles(store: &Kubernetes, followed: &Arc<Records>) -> Event {
+async fn with_handles(store: &Backend, followed: &Arc<Records>) -> Event {
     match seen::list::<api::Handle, _>(store, &Scope::All(datastore::Kind::Handle)).await {
         Ok(handles) => {
             let mut records = Records::clone(followed);
@@ -411,9 +513,12 @@ async fn with_handles(store: &Kubernetes, followed: &Arc<Records>) -> Event {
     }
 }
 
-fn watched_cluster(view: &View) -> ipam::collect::Cluster {
+/// Nodes are those of the API, and those with a record in etcd: there a node need not be one of Kubernetes, and is
+/// never given up while its record stands.
+fn watched_cluster(view: &View, followed: &Followed) -> ipam::collect::Cluster {
+    let objects = view.all(NODE).map(|node| text(node, "/metadata/name").to_owned());
     ipam::collect::Cluster {
-        nodes: view.all(NODE).map(|node| text(node, "/metadata/name").to_owned()).collect(),
+        nodes: objects.chain(followed.nodes.iter().cloned()).collect(),
         pods: view
             .all(POD)
             .map(|object| {
@@ -425,7 +530,7 @@ fn watched_cluster(view: &View) -> ipam::collect::Cluster {
 }
 
 /// Carries a task out and says so. False if it is left to do.
-async fn perform(store: &Kubernetes, task: &Task) -> bool {
+async fn perform(store: &Backend, task: &Task) -> bool {
     match carry_out(store, &SystemClock, task).await {
         Ok(Outcome::Done { released }) => {
             match task {
@@ -464,9 +569,9 @@ fn log(note: &Note) {
 }
 
 /// Asks the API server. A failure to answer is no answer.
-async fn ask(store: &Kubernetes, questions: Questions) -> Answers {
+async fn ask(reach: &Reach, questions: Questions) -> Answers {
     let gone = stream::iter(questions.nodes)
-        .map(|node| async move { is_gone(store, &NODE.path(""), &node).await.then_some(node) })
+        .map(|node| async move { is_gone(reach, &node).await.then_some(node) })
         .buffer_unordered(CONCURRENCY)
         .filter_map(std::future::ready)
         .collect()
@@ -474,7 +579,7 @@ async fn ask(store: &Kubernetes, questions: Questions) -> Answers {
     let pods = stream::iter(questions.pods)
         .map(|name| async move {
             let path = format!("{}/{}", POD.path(&name.0), name.1);
-            match send(&store.client(), "GET", &path, None).await {
+            match send(&reach.client, "GET", &path, None).await {
                 Ok(object) => Some((name, Some(pod(&object)))),
                 Err(refusal) => (refusal.code == 404).then_some((name, None)),
             }
@@ -486,12 +591,15 @@ async fn ask(store: &Kubernetes, questions: Questions) -> Answers {
     Answers { gone, pods }
 }
 
-/// Whether the API server knows no such object. A failure to answer is no answer.
-async fn is_gone(store: &Kubernetes, collection: &str, name: &str) -> bool {
-    match send(&store.client(), "GET", &format!("{collection}/{name}"), None).await {
-        Ok(_) => false,
-        Err(refusal) => refusal.code == 404,
+/// Whether neither the API server knows the node nor etcd has a record of it. A failure to answer is no answer.
+async fn is_gone(reach: &Reach, name: &str) -> bool {
+    let path = format!("{}/{name}", NODE.path(""));
+    match send(&reach.client, "GET", &path, None).await {
+        Ok(_) => return false,
+        Err(refusal) if refusal.code != 404 => return false,
+        Err(_) => {}
     }
+    !reach.is_etcd() || matches!(reach.store.get(&Key::Node(name.to_owned())).await, Ok(None))
 }
 
 #[cfg(test)]
@@ -542,16 +650,16 @@ mod tests {
             view.put(kind, object);
         }
         assert_eq!(singletons(&view, "other"), []);
-        assert!(is_ready(&view));
+        assert!(is_ready_in(&view));
         assert_eq!(grace(&view), GRACE);
-        assert_eq!(period(&view), PERIOD);
+        assert_eq!(period(Some(grace(&view))), PERIOD);
     }
 
     #[test]
     fn nothing_is_written_while_the_datastore_is_not_ready() {
-        assert!(!is_ready(&view(CLUSTER_INFORMATION, json!({"spec": {"datastoreReady": false}}))));
-        assert!(!is_ready(&View::default()));
-        assert!(is_ready(&view(CLUSTER_INFORMATION, json!({"spec": {}}))));
+        assert!(!is_ready_in(&view(CLUSTER_INFORMATION, json!({"spec": {"datastoreReady": false}}))));
+        assert!(!is_ready_in(&View::default()));
+        assert!(is_ready_in(&view(CLUSTER_INFORMATION, json!({"spec": {}}))));
     }
 
     #[test]

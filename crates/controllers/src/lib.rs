@@ -8,7 +8,7 @@ mod kube_controllers;
 mod object;
 pub mod operator;
 
-pub use kube_controllers::{Options, run};
+pub use kube_controllers::{RunError, run};
 
 #[cfg(test)]
 #[path = "../../datastore/tests/fake/mod.rs"]

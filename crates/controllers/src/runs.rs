@@ -1,8 +1,10 @@
 //! The controllers' loops against an API in the test's own process: from a change to what comes of it.
 
 use crate::fake::{Fake, Fault};
-use crate::{kube_controllers, operator};
+use crate::kube_controllers::{self, Reach};
+use crate::operator;
 use api::{AffinityNaming, AffinityState, Owner, Pool};
+use datastore::backend::Backend;
 use datastore::kubernetes::Kubernetes;
 use datastore::{Datastore, Record, Write};
 use ipam::block::{self, Take};
@@ -81,7 +83,8 @@ async fn deleted_node_loses_its_addresses_and_blocks_and_the_living_one_keeps_al
     }
     let watched = fake.clone();
     let block = |name: &str| format!("{CALICO}/ipamblocks/{name}");
-    beside(kube_controllers::drive(store), async move {
+    let reach = Reach::new(Backend::Kubernetes(store), fake.client());
+    beside(kube_controllers::drive(reach), async move {
         watched.until(|fake| fake.object(&format!("{CALICO}/clusterinformations/default")).is_some()).await;
         watched.remove("/api/v1/nodes/doomed");
         watched
@@ -95,8 +98,38 @@ async fn deleted_node_loses_its_addresses_and_blocks_and_the_living_one_keeps_al
     .await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn nothing_is_released_while_the_datastore_is_locked_and_all_of_it_afterwards() {
+    let fake = Fake::new();
+    let store = Kubernetes::with_client(fake.client());
+    fake.put("/api/v1/nodes/alive", json!({}));
+    let cluster = format!("{CALICO}/clusterinformations/default");
+    fake.put(&cluster, json!({"spec": {"clusterGUID": "g", "datastoreReady": false}}));
+    let pool = Pool::with_defaults("p", "10.0.0.0/16".parse().unwrap());
+    store.commit(&[], &[Write::Create(Record::Pool(pool))]).await.unwrap();
+    own_block(&store, "gone", "10.0.0.64/26".parse().unwrap()).await;
+    let watched = fake.clone();
+    let records = |line: &String| !line.starts_with("GET ") && line.contains("/ipam");
+    let reach = Reach::new(Backend::Kubernetes(store), fake.client());
+    beside(kube_controllers::drive(reach), async move {
+        // The controllers' own configuration is made first; a verdict would follow at once.
+        let configuration = format!("{CALICO}/kubecontrollersconfigurations/default");
+        watched.until(|fake| fake.object(&configuration).is_some()).await;
+        watched.requests();
+        tokio::time::sleep(std::time::Duration::from_secs(600)).await;
+        let written: Vec<String> = watched.requests().into_iter().filter(records).collect();
+        assert!(written.is_empty(), "{written:?}");
+        watched.put(&cluster, json!({"spec": {"clusterGUID": "g", "datastoreReady": true}}));
+        watched
+            .until(|fake| fake.object(&format!("{CALICO}/blockaffinities/gone-10-0-0-64-26")).is_none())
+            .await;
+        assert!(watched.requests().iter().any(records));
+    })
+    .await;
+}
+
 /// Gives `node` the block `cidr` with its tunnel address in it.
-async fn own_block(store: &Kubernetes, node: &str, cidr: api::Cidr) {
+async fn own_block<D: Datastore>(store: &D, node: &str, cidr: api::Cidr) {
     let owner = Owner::host(node);
     let handle = format!("vxlan-tunnel-addr-{node}");
     let mut made = block::new_block(cidr, &owner, jiff::Timestamp::UNIX_EPOCH);

@@ -174,6 +174,11 @@ impl Kubernetes {
         Self { limiter: Limiter::new(rate).map(Arc::new), ..self }
     }
 
+    /// Whether its calls are limited.
+    pub fn is_limited(&self) -> bool {
+        self.limiter.is_some()
+    }
+
     /// Waits until a call may go out.
     async fn admitted(&self) {
         if let Some(limiter) = &self.limiter {

@@ -5,7 +5,7 @@
 use api::attachment::Attachment;
 use api::{Block, Cidr, ClusterInformation, Handle, Owner};
 use datastore::memory::Memory;
-use datastore::{Datastore as _, Record, Write};
+use datastore::{Datastore as _, Key, Record, Write};
 use futures::executor::block_on;
 use ipam::block::{self, Take};
 use ipam::clock::FixedClock;
@@ -47,9 +47,13 @@ fn store(interfaces: &[&str]) -> (Memory, Vec<Held>) {
     let blocks = BTreeMap::from([(cidr(), u32::try_from(held.len()).unwrap())]);
     create(&store, Record::Handle(Handle { id: "net.c".to_owned(), blocks, deleted: false }));
     create(&store, Record::Block(made));
-    let information = ClusterInformation { cluster_guid: "here".to_owned(), ..ClusterInformation::default() };
+    let information = information(true);
     create(&store, Record::ClusterInformation(information));
     (store, held)
+}
+
+fn information(datastore_ready: bool) -> ClusterInformation {
+    ClusterInformation { datastore_ready, cluster_guid: "here".to_owned(), ..ClusterInformation::default() }
 }
 
 fn entry(interface: &str, held: Option<Vec<Held>>, cluster: &str) -> Entry {
@@ -111,6 +115,25 @@ fn nothing_is_released_in_another_cluster() {
         assert_eq!(block_on(replay(&store, &CLOCK, &owed)), Replayed::Foreign);
     }
     assert_eq!(holds(&store), 1);
+}
+
+#[test]
+fn nothing_is_released_while_the_datastore_is_locked() {
+    let (store, held) = store(&["eth0"]);
+    let lock = |ready| {
+        let seen = block_on(store.get(&Key::ClusterInformation)).unwrap().unwrap();
+        let record = Record::ClusterInformation(information(ready));
+        block_on(store.commit(&[], &[Write::Update(record, seen.version)])).unwrap();
+    };
+    lock(false);
+    for held in [Some(held), None] {
+        let owed = entry("eth0", held, "here");
+        assert!(matches!(block_on(replay(&store, &CLOCK, &owed)), Replayed::Unavailable { .. }));
+        assert_eq!(holds(&store), 1);
+    }
+    lock(true);
+    assert_eq!(block_on(replay(&store, &CLOCK, &entry("eth0", None, "here"))), Replayed::Done);
+    assert_eq!(holds(&store), 0);
 }
 
 #[test]

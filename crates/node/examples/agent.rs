@@ -17,7 +17,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let socket = directory.join("agent.sock");
     let options = Options {
         node_name,
-        kubeconfig: kubeconfig.into(),
+        datastore: datastore::backend::Settings::kubernetes(Some(kubeconfig.into())),
         listen: Listen::Path(socket.clone()),
         cni_conf_dir: directory.join("net.d"),
         cni_plugin_socket: socket,

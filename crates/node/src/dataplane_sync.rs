@@ -7,10 +7,10 @@
 use crate::cni_conf::{self, Network};
 use crate::driver::{Door, Sight};
 use crate::health::{Count, Health, Part};
+use crate::registry::Registry;
 use crate::{Options, host_address, node_object, tunnel};
 use api::{Cidr, Pool};
 use dataplane::{HostFacts, Inputs, Kernel, NodeAddress, Note, Settings};
-use kube::Client;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ pub(crate) struct DataplaneSync {
     options: Options,
     door: Door,
     health: Arc<Health>,
-    client: Client,
+    registry: Registry,
     kernel: Kernel,
     netlink: rtnetlink::Handle,
     /// Address of the host and facts about it, and when they were read.
@@ -74,14 +74,14 @@ impl DataplaneSync {
         options: Options,
         door: Door,
         health: Arc<Health>,
-        client: Client,
+        registry: Registry,
         netlink: rtnetlink::Handle,
     ) -> Result<Self, dataplane::ApplyError> {
         Ok(Self {
             options,
             door,
             health,
-            client,
+            registry,
             kernel: Kernel::open()?,
             netlink,
             host: None,
@@ -115,10 +115,7 @@ impl DataplaneSync {
 
     async fn pass(&mut self) -> Result<(), PassError> {
         let Some(mut sight) = self.door.look().await.filter(|sight| sight.complete) else { return Ok(()) };
-        let Some(node) = sight.node.clone() else {
-            debug!(node = self.options.node_name, "the cluster has no Node object of this name yet");
-            return Ok(());
-        };
+        let Some(node) = sight.node.clone() else { return self.register(&sight).await };
         let (address, facts, resync) = self.host_facts(&node).await?;
         // Routes to others do not wait for a tunnel address that cannot be had.
         let held_before = self.tunnel.clone();
@@ -133,9 +130,23 @@ impl DataplaneSync {
         self.program(&sight, address, tunnel_address, facts, resync).await?;
         tunnel?;
         if !self.network_reported {
-            node_object::report_network_up(&self.client, &self.options.node_name).await?;
+            self.registry.report_network_up(&self.options.node_name).await?;
             self.network_reported = true;
         }
+        Ok(())
+    }
+
+    /// Makes the node's record where that is the agent's to make; the next pass begins when it is seen.
+    async fn register(&self, sight: &Sight) -> Result<(), PassError> {
+        let name = &self.options.node_name;
+        if !self.registry.makes_nodes() || sight.locked {
+            debug!(node = name, "the cluster has no Node object of this name yet");
+            return Ok(());
+        }
+        let address = host_address::ipv4(&self.netlink, &[]).await?;
+        let changes = tunnel::annotations(sight, address, None);
+        self.registry.annotate(name, &changes).await?;
+        info!(node = name, "recorded the node");
         Ok(())
     }
 
@@ -175,8 +186,9 @@ impl DataplaneSync {
             }
         };
         let changes = tunnel::annotations(sight, address, held);
-        if !changes.is_empty() {
-            node_object::annotate(&self.client, &name, &changes).await?;
+        // Under the lock the record stays as it is; the unlocking is learnt, and with it this pass comes again.
+        if !changes.is_empty() && !sight.locked {
+            self.registry.annotate(&name, &changes).await?;
             let tunnel = held.map_or_else(|| "none".to_owned(), |address| address.to_string());
             info!(node = name, tunnel, "recorded addresses on the Node");
         }
@@ -227,6 +239,7 @@ impl DataplaneSync {
                 node: &name,
                 mtu: self.options.mtu.unwrap_or(desired.pod_mtu),
                 agent_socket: &self.options.cni_plugin_socket,
+                datastore: &self.options.datastore,
             };
             if cni_conf::install(&self.options.cni_conf_dir, &network)? {
                 info!(node = name, mtu = network.mtu, "installed the network configuration");

@@ -4,11 +4,12 @@
 //! becomes one batch. Commits and reads run as tasks of their own and come back as events.
 
 use crate::health::{Count, Health, Part};
+use crate::registry::Registry;
 use api::attachment::{AddRequest, DelRequest, ErrorReply};
 use api::{Node, Pool};
 use dataplane::{BlockUse, Endpoint, NodeAddresses};
+use datastore::backend::Backend;
 use datastore::follow::{Change, follow};
-use datastore::kubernetes::Kubernetes;
 use datastore::{Datastore as _, Kind, Record};
 use futures::stream::{BoxStream, SelectAll, StreamExt as _};
 use futures::{FutureExt as _, stream};
@@ -47,6 +48,8 @@ pub(crate) enum Input {
 pub(crate) struct Sight {
     /// Everything has been listed once.
     pub(crate) complete: bool,
+    /// Nothing may be written: the datastore is being migrated.
+    pub(crate) locked: bool,
     /// The node's own record.
     pub(crate) node: Option<Node>,
     /// All nodes' addresses by name.
@@ -93,7 +96,8 @@ impl Door {
 pub(crate) struct Driver {
     agent: Agent,
     node: String,
-    store: Kubernetes,
+    store: Backend,
+    registry: Registry,
     health: Arc<Health>,
     inputs: mpsc::Receiver<Input>,
     /// For results, which must never wait for room.
@@ -108,7 +112,7 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(node: &str, store: Kubernetes, health: Arc<Health>) -> (Self, Door) {
+    pub(crate) fn new(node: &str, store: Backend, registry: Registry, health: Arc<Health>) -> (Self, Door) {
         let (sender, inputs) = mpsc::channel(INTAKE);
         let (back, results) = mpsc::unbounded_channel();
         let changed = Arc::new(Notify::new());
@@ -116,6 +120,7 @@ impl Driver {
             agent: Agent::new(node),
             node: node.to_owned(),
             store,
+            registry,
             health,
             inputs,
             results,
@@ -178,6 +183,7 @@ impl Driver {
         }
         let lost = self.agent.view().is_lost();
         self.health.set_lost(lost);
+        self.health.set_locked(self.agent.view().is_locked());
         if self.lost && !lost {
             self.lost = false;
             info!(node = self.node, "reached the datastore again");
@@ -303,9 +309,9 @@ impl Driver {
 
     /// Reads the labels of a namespace; the request goes on when they are there.
     fn locate(&self, namespace: String, request: AddRequest, sender: oneshot::Sender<Reply>) {
-        let (client, back) = (self.store.client(), self.back.clone());
+        let (registry, back) = (self.registry.clone(), self.back.clone());
         tokio::spawn(async move {
-            let labels = crate::node_object::namespace_labels(&client, &namespace).await;
+            let labels = registry.namespace_labels(&namespace).await;
             let labels = labels.map_err(|error| {
                 format!(
                     "the labels of namespace {namespace} cannot be read, and a pool asks for them: {error}"
@@ -395,6 +401,7 @@ impl Driver {
         });
         Sight {
             complete: view.is_complete(),
+            locked: view.is_locked(),
             node: self.nodes.get(&self.node).cloned(),
             nodes: self.nodes.iter().map(|(name, node)| (name.clone(), NodeAddresses::of(node))).collect(),
             pools: view.pools().cloned().collect(),

@@ -35,6 +35,8 @@ pub(crate) struct Health {
     up: [AtomicBool; 4],
     /// The store does not answer.
     lost: AtomicBool,
+    /// The store is locked while it is migrated.
+    locked: AtomicBool,
     counts: [AtomicU64; 8],
 }
 
@@ -88,6 +90,16 @@ impl Health {
         parts.chain(self.lost.load(Ordering::Relaxed).then_some("connection to the datastore")).collect()
     }
 
+    pub(crate) fn set_locked(&self, locked: bool) {
+        self.locked.store(locked, Ordering::Relaxed);
+    }
+
+    /// What keeps an ADD from being served now: what is missing, and the lock, with which the node itself is well.
+    pub(crate) fn hindrances(&self) -> Vec<&'static str> {
+        let locked = self.locked.load(Ordering::Relaxed).then_some("the datastore to be unlocked");
+        self.missing().into_iter().chain(locked).collect()
+    }
+
     pub(crate) fn count(&self, what: Count) {
         self.counts[what as usize].fetch_add(1, Ordering::Relaxed);
     }
@@ -125,6 +137,10 @@ mod tests {
         assert!(health.missing().is_empty());
         health.set_lost(true);
         assert_eq!(health.missing(), ["connection to the datastore"]);
+        health.set_lost(false);
+        health.set_locked(true);
+        assert_eq!(health.hindrances(), ["the datastore to be unlocked"]);
+        assert!(health.missing().is_empty());
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod host_address;
 mod listen;
 pub mod log;
 mod node_object;
+mod registry;
 mod service;
 mod tunnel;
 
@@ -25,9 +26,10 @@ pub use cni_conf::FILE as CNI_CONF_FILE;
 pub use listen::{Listen, ListenError};
 
 use dataplane_sync::DataplaneSync;
-use datastore::kubernetes::{ConnectError, Kubernetes};
+use datastore::backend::{Backend, Settings, SettingsError};
 use driver::Driver;
 use health::Health;
+use registry::Registry;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -35,12 +37,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 /// What the agent has to be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// Name of the node, as its Node object has it.
     pub node_name: String,
-    /// Credentials and address of the API server.
-    pub kubeconfig: PathBuf,
+    /// Which datastore, and how it is reached.
+    pub datastore: Settings,
     /// The socket to serve on.
     pub listen: Listen,
     /// Directory that the network configuration is written to.
@@ -57,9 +59,9 @@ pub enum RunError {
     /// There is no socket to serve on.
     #[error("the agent has no socket to serve on")]
     Listen(#[from] ListenError),
-    /// There is no way to the API server.
-    #[error("the agent cannot use its credentials")]
-    Connect(#[from] ConnectError),
+    /// There is no way to the datastore.
+    #[error("the agent cannot use its datastore settings")]
+    Connect(#[from] SettingsError),
     /// The kernel cannot be reached.
     #[error("the agent cannot talk to the kernel about routes: it must run as root of its namespaces")]
     Kernel(#[from] dataplane::ApplyError),
@@ -82,7 +84,7 @@ pub enum RunError {
 /// [`RunError`] if it could not start. A store or kernel that fails later is tried again.
 pub async fn run(options: Options) -> Result<(), RunError> {
     log::init();
-    let store = Kubernetes::connect(Some(&options.kubeconfig)).await?;
+    let store = options.datastore.connect().await?;
     serve(options, store).await
 }
 
@@ -90,7 +92,7 @@ pub async fn run(options: Options) -> Result<(), RunError> {
 ///
 /// # Errors
 /// As [`run`].
-pub async fn serve(options: Options, store: Kubernetes) -> Result<(), RunError> {
+pub async fn serve(options: Options, store: Backend) -> Result<(), RunError> {
     let listener = listen::listen(&options.listen)?;
     let system = |what| move |source| RunError::System { what, source };
     let listener = tokio::net::UnixListener::from_std(listener).map_err(system("listen on its socket"))?;
@@ -99,9 +101,9 @@ pub async fn serve(options: Options, store: Kubernetes) -> Result<(), RunError> 
     let (connection, netlink, _) = rtnetlink::new_connection().map_err(system("open a netlink socket"))?;
     tokio::spawn(connection);
     let health = Arc::new(Health::default());
-    let client = store.client();
-    let (driver, door) = Driver::new(&options.node_name, store, Arc::clone(&health));
-    let sync = DataplaneSync::new(options.clone(), door.clone(), Arc::clone(&health), client, netlink)?;
+    let registry = Registry::new(store.clone(), options.datastore.client(&store).await?);
+    let (driver, door) = Driver::new(&options.node_name, store, registry.clone(), Arc::clone(&health));
+    let sync = DataplaneSync::new(options.clone(), door.clone(), Arc::clone(&health), registry, netlink)?;
     let driver = tokio::spawn(driver.run());
     let sync = tokio::spawn(sync.run());
     let server = axum::serve(listener, service::router(door, health));

@@ -75,7 +75,7 @@ fn unexpected() -> ErrorReply {
 }
 
 async fn status(State(service): State<Service>) -> Response {
-    let missing = service.health.missing();
+    let missing = service.health.hindrances();
     if missing.is_empty() {
         return json_answer(StatusCode::OK, &json!({}));
     }

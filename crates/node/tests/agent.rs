@@ -8,6 +8,7 @@ mod fake;
 mod namespace;
 
 use api::attachment::{AddReply, AddRequest, Attachment, DelRequest, ErrorReply};
+use datastore::backend::{Backend, Settings};
 use datastore::kubernetes::Kubernetes;
 use fake::{Fake, Fault};
 use namespace::{Namespace, alone};
@@ -51,7 +52,7 @@ fn with_agent<T: Future<Output = ()>>(
         let directory = tempfile::tempdir().unwrap();
         let options = Options {
             node_name: NODE.to_owned(),
-            kubeconfig: "/nowhere".into(),
+            datastore: Settings::kubernetes(None),
             listen: Listen::Path(directory.path().join("agent.sock")),
             cni_conf_dir: directory.path().join("net.d"),
             cni_plugin_socket: directory.path().join("agent.sock"),
@@ -67,7 +68,7 @@ fn with_agent<T: Future<Output = ()>>(
 
 /// Runs `body` until it is done, with an agent beside it.
 async fn beside<T>(fake: &Fake, options: &Options, body: impl Future<Output = T>) -> T {
-    let store = Kubernetes::with_client(fake.client());
+    let store = Backend::Kubernetes(Kubernetes::with_client(fake.client()));
     tokio::select! {
         ended = node::serve(options.clone(), store) => panic!("the agent ended: {ended:?}"),
         value = body => value,
@@ -279,6 +280,47 @@ fn lost_answers_and_a_store_that_is_away_lose_no_address_and_double_none() {
                 del(&options, "late").await.unwrap();
                 let block = fake.object(BLOCK).unwrap();
                 assert_eq!(block["spec"]["unallocated"].as_array().unwrap().len(), 63, "{block}");
+            })
+            .await;
+        },
+    );
+}
+
+#[test]
+fn nothing_is_written_while_the_datastore_is_locked_and_plugins_are_told_to_try_again() {
+    with_agent(
+        "nothing_is_written_while_the_datastore_is_locked_and_plugins_are_told_to_try_again",
+        |_| {},
+        |fake, options| async move {
+            let cluster = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
+            let lock = |ready| fake.put(cluster, json!({"spec": {"datastoreReady": ready}}));
+            beside(&fake, &options, async {
+                ready(&options).await;
+                add(&options, "before").await.unwrap();
+                lock(false);
+                let told = loop {
+                    match ask(&options, "GET", "/v1/status", "").await.unwrap() {
+                        (200, _) => tokio::task::yield_now().await,
+                        (_, told) => break told,
+                    }
+                };
+                assert!(told.contains("unlocked"), "{told}");
+                fake.requests();
+                let (added, deleted) = (add(&options, "new").await, del(&options, "before").await);
+                for refused in [added.map(drop), deleted.map(drop)] {
+                    let error = refused.unwrap_err();
+                    assert!(error.code == 11 && error.message.contains("locked"), "{error:?}");
+                }
+                let written: Vec<String> =
+                    fake.requests().into_iter().filter(|line| !line.starts_with("GET ")).collect();
+                assert!(written.is_empty(), "{written:?}");
+                // The node itself is well.
+                assert_eq!(ask(&options, "GET", "/readyz", "").await.unwrap().0, 200);
+                lock(true);
+                while del(&options, "before").await.is_err() {
+                    tokio::task::yield_now().await;
+                }
+                add(&options, "new").await.unwrap();
             })
             .await;
         },

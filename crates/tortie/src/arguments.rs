@@ -30,7 +30,7 @@ pub(crate) enum Part {
     /// The node agent: gives addresses to this node's pods and programs its routes.
     Node(Node),
     /// Calico's controllers: give back what deleted nodes and vanished pods have left.
-    Controllers(Credentials),
+    Controllers(Controllers),
     /// The operator: turns the Installation into pools and workloads, and reports by TigeraStatus.
     Operator(Operator),
     /// The lab's kubelet of one node.
@@ -141,10 +141,11 @@ pub(crate) struct Apiserver {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Credentials {
-    /// Credentials and address of the API server.
+pub(crate) struct Controllers {
+    /// Credentials and address of the API server. Without it: KUBECONFIG. The datastore is chosen by Calico's variables
+    /// (DATASTORE_TYPE, ETCD_ENDPOINTS and so on).
     #[arg(long)]
-    pub(crate) kubeconfig: PathBuf,
+    pub(crate) kubeconfig: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -185,9 +186,10 @@ pub(crate) struct Node {
     /// Name of the node, as its Node object has it.
     #[arg(long)]
     pub(crate) node_name: String,
-    /// Credentials and address of the API server.
+    /// Credentials and address of the API server. Without it: KUBECONFIG. The datastore is chosen by Calico's variables
+    /// (DATASTORE_TYPE, ETCD_ENDPOINTS and so on).
     #[arg(long)]
-    pub(crate) kubeconfig: PathBuf,
+    pub(crate) kubeconfig: Option<PathBuf>,
     /// Folder that the network configuration is written to.
     #[arg(long, default_value = "/etc/cni/net.d")]
     pub(crate) cni_conf_dir: PathBuf,

@@ -4,12 +4,13 @@
 mod arguments;
 mod inherited;
 
+use ::datastore::backend::Settings;
 use anyhow::Context as _;
 use arguments::{Arguments, Datastore, Lab, Part};
 use clap::{CommandFactory as _, Parser as _};
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -60,7 +61,7 @@ fn run(part: Part) -> anyhow::Result<()> {
             let listen = part.listen.map_or(node::Listen::Inherited, node::Listen::Path);
             let options = node::Options {
                 node_name: part.node_name,
-                kubeconfig: part.kubeconfig,
+                datastore: settings(part.kubeconfig)?,
                 listen,
                 cni_conf_dir: part.cni_conf_dir,
                 cni_plugin_socket: part.cni_plugin_socket,
@@ -68,9 +69,7 @@ fn run(part: Part) -> anyhow::Result<()> {
             };
             Ok(node::run(options).await?)
         }),
-        Part::Controllers(part) => {
-            serve(async { Ok(controllers::run(controllers::Options { kubeconfig: part.kubeconfig }).await?) })
-        }
+        Part::Controllers(part) => serve(async { Ok(controllers::run(&settings(part.kubeconfig)?).await?) }),
         Part::Operator(part) => serve(async {
             let options = controllers::operator::Options {
                 kubeconfig: part.kubeconfig,
@@ -145,6 +144,13 @@ fn apiserver(part: arguments::Apiserver) -> anyhow::Result<()> {
         };
         Ok(apiserver::run(options).await?)
     })
+}
+
+/// Which datastore is meant: by Calico's variables, with the kubeconfig that was named.
+fn settings(kubeconfig: Option<PathBuf>) -> anyhow::Result<Settings> {
+    let mut settings = Settings::from_variables(|name| std::env::var(name).ok())?;
+    settings.kubeconfig = kubeconfig.or(settings.kubeconfig);
+    Ok(settings)
 }
 
 /// Runs a long-lived part on a single thread: the parts wait, they do not compute.

@@ -17,7 +17,7 @@ pub enum Replayed {
     Done,
     /// The store is another cluster's.
     Foreign,
-    /// The store did not do it, or did not say so.
+    /// The store did not do it, or did not say so, or is locked.
     Unavailable {
         /// Why.
         reason: String,
@@ -48,6 +48,10 @@ async fn try_replay<D: Datastore>(
         // Nobody can tell whose it is, so it is not touched until somebody mends it.
         Err(error) => return Err(error.into()),
     };
+    if information.as_ref().is_some_and(|seen| !seen.value.datastore_ready) {
+        let reason = "the datastore is locked while it is migrated".to_owned();
+        return Ok(Replayed::Unavailable { reason });
+    }
     let here = information.map(|seen| seen.value.cluster_guid).filter(|guid| !guid.is_empty());
     if let (Some(here), Some(there)) = (here, entry.cluster.as_ref().filter(|guid| !guid.is_empty()))
         && here != *there
