@@ -1,6 +1,7 @@
 //! Tasks of the project that are more than a cargo command: `cargo xtask tidy`, `cargo xtask bench ipam`, `cargo xtask transcripts`.
 
 mod bench;
+mod faults;
 mod mistakes;
 mod report;
 mod sim;
@@ -10,6 +11,7 @@ mod transcripts;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Tasks of the Tortie project.
 #[derive(Parser)]
@@ -34,6 +36,12 @@ enum Task {
     },
     /// Plant each mistake of the allocator: its unit tests must not notice, the simulator must.
     Mistakes,
+    /// Run eight agents over an etcd whose members are killed, paused and cut off, and write `target/bench/faults.json`.
+    Faults {
+        /// How long faults are made, as 90s, 10m or 2h; a fifth of it again for one server that is restarted.
+        #[arg(long = "for", value_parser = faults::length, default_value = "1m")]
+        length: Duration,
+    },
     /// Measure, print a table, and write `target/bench/NAME.json`.
     Bench {
         /// What to measure.
@@ -65,6 +73,7 @@ fn main() -> Result<()> {
         Task::Tidy => tidy::run(&root()),
         Task::Transcripts => transcripts::run(&root()),
         Task::Sim { arguments } => sim::run(&root(), &arguments),
+        Task::Faults { length } => faults::run(&root(), length),
         Task::Bench { what: Bench::Ipam } => bench::ipam::run(&root()),
         Task::Mistakes => mistakes::run_all(&root()),
         Task::Bench { what: Bench::Datastore { stores } } => bench::datastore::run(&root(), &stores),

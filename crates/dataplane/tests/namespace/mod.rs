@@ -23,14 +23,14 @@ use std::process::Command;
 /// Set in the process that runs inside.
 const INSIDE: &str = "TORTIE_TEST_INSIDE";
 
-/// Runs `body` in a user namespace and a network namespace of its own, in a process of its own.
+/// Runs `body` in a user namespace, a network namespace and a mount namespace of its own, in a process of its own.
 ///
 /// `name` is the test's own name. Where namespaces are not permitted, says so and runs nothing.
 pub(crate) fn alone(name: &str, body: impl FnOnce()) {
     if std::env::var(INSIDE).is_ok_and(|inside| inside == name) {
         return body();
     }
-    let ways: [&[&str]; 2] = [&["--user", "--map-root-user", "--net"], &["--net"]];
+    let ways: [&[&str]; 2] = [&["--user", "--map-root-user", "--net", "--mount"], &["--net", "--mount"]];
     let permitted = |way: &&&[&str]| {
         Command::new("unshare").args(**way).arg("true").output().is_ok_and(|out| out.status.success())
     };

@@ -6,6 +6,9 @@ mod access;
 mod copying;
 mod faults;
 mod golden;
+mod isolated;
+#[path = "../../../dataplane/tests/namespace/mod.rs"]
+mod namespace;
 mod server;
 
 use api::{Affinity, AffinityState, Handle, IpamConfig, Owner, Pool};

@@ -3,8 +3,11 @@
 use datastore::Datastore;
 use datastore::etcd::{Etcd, Login, Pem, Settings};
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::File;
 use std::io::Write as _;
 use std::net::TcpListener;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -48,6 +51,10 @@ pub(crate) struct Tls {
 #[derive(Default)]
 pub(crate) struct Plan<'a> {
     pub(crate) tls: Option<&'a Tls>,
+    /// The namespace that its process runs in, and its address there; else it runs here, on the loopback.
+    pub(crate) host: Option<(&'a File, &'a str)>,
+    /// Where its data lies; else in a folder of its own.
+    pub(crate) data: Option<&'a Path>,
     pub(crate) arguments: &'a [&'a str],
 }
 
@@ -57,6 +64,7 @@ pub(crate) struct Server {
     arguments: Vec<String>,
     pub(crate) endpoint: String,
     child: Option<Child>,
+    host: Option<File>,
     _data: TempDir,
 }
 
@@ -73,20 +81,23 @@ impl Server {
     /// A cluster of `size` members, all started, perhaps not ready yet.
     pub(crate) fn cluster(size: usize, plan: &Plan<'_>) -> Option<Vec<Self>> {
         let binary = binary()?;
-        let ports: Vec<(u16, u16)> = (0..size).map(|_| (free_port(), free_port())).collect();
+        // In a namespace of its own every port is free.
+        let port = |own| if plan.host.is_some() { own } else { free_port() };
+        let ports: Vec<(u16, u16)> = (0..size).map(|_| (port(2379), port(2380))).collect();
+        let address = plan.host.map_or("127.0.0.1", |(_, address)| address);
         let members: Vec<String> = ports
             .iter()
             .enumerate()
-            .map(|(at, (_, peer))| format!("m{at}=http://127.0.0.1:{peer}"))
+            .map(|(at, (_, peer))| format!("m{at}=http://{address}:{peer}"))
             .collect();
         let scheme = if plan.tls.is_some() { "https" } else { "http" };
         let start = |at: usize, (client, peer): &(u16, u16)| {
             let data = TempDir::new().unwrap();
-            let endpoint = format!("{scheme}://127.0.0.1:{client}");
-            let peer = format!("http://127.0.0.1:{peer}");
+            let endpoint = format!("{scheme}://{address}:{client}");
+            let peer = format!("http://{address}:{peer}");
             let mut arguments: Vec<String> = [
                 ("--name", format!("m{at}")),
-                ("--data-dir", data.path().display().to_string()),
+                ("--data-dir", plan.data.unwrap_or_else(|| data.path()).display().to_string()),
                 ("--listen-client-urls", endpoint.clone()),
                 ("--advertise-client-urls", endpoint.clone()),
                 ("--listen-peer-urls", peer.clone()),
@@ -108,7 +119,9 @@ impl Server {
                 arguments.push("--client-cert-auth".to_owned());
             }
             arguments.extend(plan.arguments.iter().map(|argument| (*argument).to_owned()));
-            let mut server = Self { binary: binary.clone(), arguments, endpoint, child: None, _data: data };
+            let host = plan.host.map(|(host, _)| host.try_clone().unwrap());
+            let mut server =
+                Self { binary: binary.clone(), arguments, endpoint, child: None, host, _data: data };
             server.run();
             server
         };
@@ -118,14 +131,13 @@ impl Server {
     /// Starts the process, on the data that it left.
     pub(crate) fn run(&mut self) {
         assert!(self.child.is_none(), "it runs already");
-        let child = Command::new(&self.binary)
-            .args(&self.arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.child = Some(child);
+        let mut command = Command::new(&self.binary);
+        command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = match &self.host {
+            Some(host) => spawned_in(host, &mut command),
+            None => command.spawn(),
+        };
+        self.child = Some(child.unwrap());
     }
 
     fn signal(&self, signal: Signal) {
@@ -183,6 +195,17 @@ pub(crate) async fn post_to(endpoint: &str, path: &str, body: serde_json::Value)
     let text = response.into_body().collect().await.unwrap().to_bytes();
     assert!(status.is_success(), "{path}: {}", String::from_utf8_lossy(&text));
     serde_json::from_slice(&text).unwrap()
+}
+
+/// Starts a process in a network namespace, from a thread that is in it.
+fn spawned_in(host: &File, command: &mut Command) -> std::io::Result<Child> {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            move_into_link_name_space(host.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            command.spawn()
+        });
+        inside.join().unwrap()
+    })
 }
 
 impl Drop for Server {

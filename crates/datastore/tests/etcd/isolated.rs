@@ -1,0 +1,223 @@
+//! An etcd that is cut off from its clients, and one whose disk is full: in namespaces of the test's own, so that links can
+//! go down and a small disk be mounted without root.
+
+use crate::namespace::{Namespace, alone, change, index_of, raise};
+use crate::server::{Plan, Server, binary, ready};
+use crate::{handle, one};
+use api::Handle;
+use datastore::conformance::concurrent::{Deletes, run_clients};
+use datastore::conformance::history::{Did, judge};
+use datastore::etcd::{Etcd, Settings};
+use datastore::follow::{Change, follow};
+use datastore::{CommitError, Datastore, Key, Kind, ReadError, Record, Scope, Version, Write};
+use futures::StreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
+use rustix::mount::{MountFlags, mount};
+use std::fs::File;
+use std::future::Future;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+/// The server's address, over a link of its own.
+const ADDRESS: &str = "10.99.0.2";
+
+/// Runs `body` in namespaces of its own, with a host beside it that is reached by a link; without etcd it runs nothing.
+fn beside_a_host<T: Future<Output = ()>>(name: &str, body: impl FnOnce(Link) -> T) {
+    if binary().is_none() {
+        return;
+    }
+    alone(name, || {
+        let own = Namespace(File::open("/proc/thread-self/ns/net").unwrap());
+        let host = Namespace::new();
+        own.wire("link", "10.99.0.1/24", &host, "eth0", &format!("{ADDRESS}/24"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(body(Link { host }));
+    });
+}
+
+struct Link {
+    host: Namespace,
+}
+
+impl Link {
+    fn server(&self) -> Server {
+        Server::start(&Plan { host: Some((&self.host.0, ADDRESS)), ..Plan::default() }).unwrap()
+    }
+
+    /// Lets nothing through, and tells nobody.
+    fn cut(&self) {
+        self.host.run(|| {
+            let mut link = LinkMessage::default();
+            link.header.index = index_of("eth0");
+            link.header.change_mask = LinkFlags::Up;
+            change(RouteNetlinkMessage::SetLink(link), 0);
+        });
+    }
+
+    fn mend(&self) {
+        self.host.run(|| raise(index_of("eth0")));
+    }
+}
+
+/// What became of a write that was not answered: read, and written again only where it was not made.
+async fn resolved(store: &Etcd, id: &str, count: u32) -> Version {
+    let found = store.get(&Key::Handle(id.to_owned())).await.unwrap().unwrap();
+    if found.record == handle(id, count) {
+        return found.version;
+    }
+    match one(store, Write::Update(handle(id, count), found.version)).await {
+        Ok(version) => version,
+        // It was still on its way when it was looked for.
+        Err(CommitError::Conflict { .. }) => {
+            let found = store.get(&Key::Handle(id.to_owned())).await.unwrap().unwrap();
+            assert_eq!(found.record, handle(id, count));
+            found.version
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_server_that_is_cut_off_makes_writes_unknown_until_they_are_read_and_a_follower_misses_nothing() {
+    beside_a_host(
+        "isolated::a_server_that_is_cut_off_makes_writes_unknown_until_they_are_read_and_a_follower_misses_nothing",
+        async |link| {
+            let server = link.server();
+            let settings = Settings { deadline: Duration::from_millis(500), ..server.settings() };
+            let store = Etcd::new(settings).unwrap();
+            ready(&store).await;
+            let mut changes = follow(store.clone(), Scope::All(Kind::Handle));
+            assert!(matches!(changes.next().await, Some(Change::Reset(_))));
+            let version = one(&store, Write::Create(handle("h", 1))).await.unwrap();
+            link.cut();
+            let write = one(&store, Write::Update(handle("h", 2), version)).await;
+            assert!(matches!(write, Err(CommitError::Unknown { .. })), "{write:?}");
+            // The connection was given up, and there is no other: nothing is sent any more.
+            let write = one(&store, Write::Create(handle("later", 1))).await;
+            assert!(matches!(write, Err(CommitError::Unavailable { .. })), "{write:?}");
+            let read = store.get(&Key::Handle("h".to_owned())).await;
+            assert!(matches!(read, Err(ReadError::Unavailable { .. })), "{read:?}");
+            link.mend();
+            ready(&store).await;
+            let last = resolved(&store, "h", 2).await;
+            assert_eq!(store.get(&Key::Handle("later".to_owned())).await.unwrap(), None);
+            loop {
+                match changes.next().await.unwrap() {
+                    Change::Put(stored) if stored.version == last => break,
+                    Change::Reset(listing) if listing.items.iter().any(|stored| stored.version == last) => {
+                        break;
+                    }
+                    _ => {}
+                }
+            }
+        },
+    );
+}
+
+#[test]
+fn the_history_stays_linearizable_while_the_server_is_cut_off_again_and_again() {
+    beside_a_host(
+        "isolated::the_history_stays_linearizable_while_the_server_is_cut_off_again_and_again",
+        async |link| {
+            let server = link.server();
+            let settings = Settings { deadline: Duration::from_millis(400), ..server.settings() };
+            let clients: Vec<Etcd> = (0..8).map(|_| Etcd::new(settings.clone()).unwrap()).collect();
+            // Waits longer than they do.
+            let patient = Etcd::new(Settings { deadline: settings.deadline * 2, ..settings }).unwrap();
+            ready(&patient).await;
+            let references = clients.iter().collect::<Vec<_>>();
+            let working = run_clients(&references, "cut", 3000, 11, Deletes::AtOnce);
+            let disturbing = async {
+                for round in 0..3 {
+                    let from = patient.list(&Scope::All(Kind::Handle)).await.unwrap().revision;
+                    while patient.list(&Scope::All(Kind::Handle)).await.unwrap().revision.0 < from.0 + 100 {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    link.cut();
+                    // When this one has given up, so have all that were under way.
+                    let given_up = one(&patient, Write::Create(handle(&format!("cut.{round}"), 1))).await;
+                    assert!(matches!(given_up, Err(CommitError::Unknown { .. })), "{given_up:?}");
+                    link.mend();
+                    ready(&patient).await;
+                }
+                // The clients go on by themselves.
+                std::future::pending::<()>().await;
+            };
+            let run = tokio::select! {
+                run = working => run.unwrap(),
+                () = disturbing => unreachable!("it waits for ever"),
+            };
+            judge(&run.history).unwrap();
+            let unknown = run.history.iter().filter(|operation| matches!(operation.did, Did::Unknown { .. }));
+            assert!(unknown.count() > 0, "no write was left without an answer");
+            assert!(run.written.len() > 300, "{} writes", run.written.len());
+        },
+    );
+}
+
+/// A handle of some dozens of kilobytes.
+fn big(number: u32) -> Record {
+    let blocks = (0..3000_u32).map(|at| (format!("10.{}.{}.0/24", at / 256, at % 256).parse().unwrap(), 1));
+    Record::Handle(Handle { id: format!("h{number}"), blocks: blocks.collect(), deleted: false })
+}
+
+/// Fills a disk to its last byte.
+fn fill(file: &Path) {
+    let mut file = File::create(file).unwrap();
+    let zeros = vec![0; 1 << 16];
+    while file.write_all(&zeros).is_ok() {}
+    while file.write_all(&[0]).is_ok() {}
+}
+
+#[test]
+fn what_was_answered_survives_a_disk_that_is_full_and_writes_go_on_when_there_is_room_again() {
+    beside_a_host(
+        "isolated::what_was_answered_survives_a_disk_that_is_full_and_writes_go_on_when_there_is_room_again",
+        async |link| {
+            let disk = tempfile::tempdir().unwrap();
+            // The server takes 128 MB at once for its log.
+            let size = std::ffi::CString::new("size=192m").unwrap();
+            mount("tmpfs", disk.path(), "tmpfs", MountFlags::empty(), size.as_c_str()).unwrap();
+            let data = disk.path().join("etcd");
+            let plan = Plan { host: Some((&link.host.0, ADDRESS)), data: Some(&data), ..Plan::default() };
+            let mut server = Server::start(&plan).unwrap();
+            let store = server.driver();
+            ready(&store).await;
+            let mut answered = vec![(
+                handle("first", 1).key(),
+                one(&store, Write::Create(handle("first", 1))).await.unwrap(),
+            )];
+            let ballast = disk.path().join("ballast");
+            fill(&ballast);
+            // The log has room for a while; the records it is to be turned into have none.
+            let mut last = 0;
+            let failed = loop {
+                assert!(last < 2000, "the disk is never full");
+                last += 1;
+                match one(&store, Write::Create(big(last))).await {
+                    Ok(version) => answered.push((big(last).key(), version)),
+                    Err(error) => break error,
+                }
+            };
+            assert!(
+                matches!(&failed, CommitError::Unavailable { .. } | CommitError::Unknown { .. }),
+                "{failed:?}"
+            );
+            let again = one(&store, Write::Create(handle("meanwhile", 1))).await;
+            assert!(again.is_err(), "{again:?}");
+            std::fs::remove_file(&ballast).unwrap();
+            server.kill();
+            server.run();
+            ready(&store).await;
+            for (key, version) in &answered {
+                assert_eq!(&store.get(key).await.unwrap().unwrap().version, version, "{key}");
+            }
+            // The one without an answer: there as it was sent, or not at all.
+            let found = store.get(&big(last).key()).await.unwrap();
+            assert!(found.is_none_or(|found| found.record == big(last)));
+            one(&store, Write::Create(handle("after", 1))).await.unwrap();
+        },
+    );
+}
