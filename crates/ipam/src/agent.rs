@@ -34,8 +34,6 @@ mod claim;
 mod draft;
 mod held;
 mod index;
-#[cfg(test)]
-mod interleavings;
 mod job;
 mod outcome;
 mod place;

@@ -15,6 +15,9 @@ use api::{Block, Cidr, IpVersion, IpamConfig, Pool};
 use datastore::Datastore;
 use std::net::IpAddr;
 
+/// Times that a block is looked for again which another node began to claim.
+const RACES: usize = 3;
+
 /// Why one particular address was not assigned.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AssignAddressError {
@@ -106,6 +109,8 @@ enum Look {
     Taken(Taken),
     /// Something changed: look again.
     Again,
+    /// Another node was quicker with the block: it is there, or soon will be.
+    Lost,
     /// Its block does not exist; this one, of another size, has the address.
     Other(Cidr),
 }
@@ -170,6 +175,7 @@ impl<D: Datastore> Run<'_, D> {
         let address = self.request.address;
         let no_pool = AssignAddressError::NoPool { address };
         let mut cidr = Cidr::containing(address, pool.value.block_size).ok_or(no_pool)?;
+        let mut lost = 0;
         for _ in 0..ATTEMPTS {
             let found = seen::block(self.store, cidr).await.map_err(StoreError::from)?;
             let look = match found {
@@ -182,6 +188,9 @@ impl<D: Datastore> Run<'_, D> {
             match look {
                 Look::Taken(taken) => return Ok(Some(taken)),
                 Look::Again => {}
+                // Where only an affinity of another stands, its block may never come: it is not waited for here.
+                Look::Lost if lost >= RACES => break,
+                Look::Lost => lost += 1,
                 Look::Other(other) => cidr = other,
             }
         }
@@ -285,7 +294,7 @@ impl<D: Datastore> Run<'_, D> {
             // Lost to another node: its block is there now (quirk Q6).
             Err(ClaimError::Taken { .. }) => {
                 self.explain.tried(cidr, BlockOutcome::LostRace);
-                Ok(Some(Look::Again))
+                Ok(Some(Look::Lost))
             }
             Err(ClaimError::PoolChanged { .. }) => Ok(None),
             Err(ClaimError::Refused(PlanRefusal::Take(refusal))) => Err(refusal.into()),

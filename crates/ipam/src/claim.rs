@@ -315,7 +315,8 @@ pub fn holds(block: &Block, taken: &[Vec<Taken>], handle: Option<&str>) -> bool 
 /// That it is read proves nothing yet: the writes, or what takes them back, may still be on their way. The confirmation writes
 /// the block, so that whatever comes later finds another revision.
 ///
-/// Datastore calls: 3 reads (affinity, block, pool) and 1 commit; each conflict adds as much again.
+/// Datastore calls: 3 reads (affinity, block, pool) and 1 commit; each conflict adds as much again. Where the block was given
+/// up meanwhile: 2 reads, and those of [`release_addresses`].
 async fn find_made<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
@@ -328,10 +329,13 @@ async fn find_made<D: Datastore>(
         // The block first: where a late commit has made it, the affinity that was written before it is there too.
         let block = seen::block(store, cidr).await.map_err(StoreError::from)?;
         let found = seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?;
-        let ours = |seen: &Seen<Block>| {
-            seen.value.affinity.as_ref() == Some(owner) && holds(&seen.value, taken, hand.id())
-        };
-        let Some(block) = block.filter(ours) else { return Ok(None) };
+        let Some(block) = block.filter(|seen| holds(&seen.value, taken, hand.id())) else { return Ok(None) };
+        if block.value.affinity.as_ref() != Some(owner) {
+            // It was given up before it was confirmed, with our addresses in it: nobody will be told of them.
+            release_addresses(store, clock, &releases_of(taken, hand.id())).await?;
+            hand.forget();
+            return Ok(None);
+        }
         // With the answer the check was lost: it is made here before anybody is told (architecture D3).
         if !pool_unchanged(store, claim.pool).await? {
             if take_back(store, clock, owner, (found, block), taken, hand).await? {
@@ -362,19 +366,11 @@ async fn take_back<D: Datastore>(
     hand: &mut HandleInHand,
 ) -> Result<bool, ClaimError> {
     let cidr = block.value.cidr;
-    let taken: Vec<&Taken> = taken.iter().flatten().collect();
     let others = |(ordinal, attribute): (Ordinal, &Attribute)| {
-        !block::is_kept_by_host(attribute) && taken.iter().all(|taken| taken.ordinal != ordinal)
+        !block::is_kept_by_host(attribute) && taken.iter().flatten().all(|taken| taken.ordinal != ordinal)
     };
     if block::allocated(&block.value).any(others) {
-        let releases: Vec<Release> = taken
-            .iter()
-            .map(|taken| Release {
-                address: taken.address,
-                handle: hand.id().map(str::to_owned),
-                sequence: Some(taken.sequence),
-            })
-            .collect();
+        let releases = releases_of(taken, hand.id());
         hand.forget();
         let outcome = release_addresses(store, clock, &releases).await?;
         return Ok(outcome.failed.is_empty());
@@ -400,6 +396,15 @@ async fn take_back<D: Datastore>(
         Err(CommitError::Conflict { written, .. }) => Ok(written > 0),
         Err(error) => Err(StoreError::from(error).into()),
     }
+}
+
+fn releases_of(taken: &[Vec<Taken>], handle: Option<&str>) -> Vec<Release> {
+    let releases = taken.iter().flatten().map(|taken| Release {
+        address: taken.address,
+        handle: handle.map(str::to_owned),
+        sequence: Some(taken.sequence),
+    });
+    releases.collect()
 }
 
 async fn pool_unchanged<D: Datastore>(store: &D, pool: &Seen<Pool>) -> Result<bool, StoreError> {

@@ -9,8 +9,8 @@
 //! cargo xtask mistakes                                                               both, for every mistake
 //! ```
 //!
-//! Two tests of the library are no unit tests but seeded searches (the agent's interleavings, the random acts on the queue of
-//! releases): they may find a mistake too.
+//! One test of the library is no unit test but a seeded search (the random acts on the queue of releases): it may find a
+//! mistake too.
 
 use std::fmt;
 use std::str::FromStr;

@@ -5,7 +5,8 @@
 mod support;
 
 use api::{
-    Affinity, AffinityState, AssignmentMode, Cidr, IpVersion, IpamConfig, Node, Owner, Pool, Reservation, Use,
+    Affinity, AffinityNaming, AffinityState, AssignmentMode, Cidr, IpVersion, IpamConfig, Node, Owner, Pool,
+    Reservation, Use,
 };
 use datastore::memory::Memory;
 use datastore::ordered::{self, Single};
@@ -608,4 +609,21 @@ fn what_was_taken_is_told_when_the_pools_go_meanwhile() {
     };
     assert!(!assigned.is_enough());
     assert_eq!((addresses(&assigned).len(), held(&store, "h")), (4, 4));
+}
+
+#[test]
+fn a_particular_address_does_not_wait_for_a_claim_that_another_node_began() {
+    let store = Memory::new().with_naming(AffinityNaming::PerBlock).with_clock(|| Timestamp::UNIX_EPOCH);
+    put(&store, Record::Pool(pool("p", "10.0.0.0/28", 30)));
+    let (owner, state) = (Owner::host("b"), AffinityState::Pending);
+    put(
+        &store,
+        Record::Affinity(Affinity { owner, cidr: "10.0.0.0/30".parse().unwrap(), state, deleted: false }),
+    );
+    let wanted = AddressRequest::new(Owner::host("a"), "10.0.0.1".parse().unwrap(), Some("h"));
+    let (refused, calls) =
+        counted(&store, async |store| assign_address(store, &CLOCK, &wanted).await.unwrap_err());
+    assert!(matches!(refused.error, AssignAddressError::Store(_)), "{refused:?}");
+    assert!(calls.gets + calls.lists + calls.commits <= 40, "{calls:?}");
+    assert_eq!(held(&store, "h"), 0);
 }

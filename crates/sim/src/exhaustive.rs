@@ -1,12 +1,20 @@
 //! Small worlds run in every order: two nodes, one or two blocks of four addresses, up to three operations at once, at
-//! most two crashes, over a store with atomic commits and over one without.
+//! most two crashes, over a store with atomic commits and over one without. Operations are those of plugins, controllers,
+//! and agents with all that they are asked at once.
+//!
+//! The tests run what takes seconds: all worlds of two operations with two crashes or a lost answer, but for some of agents
+//! over a store without transactions; worlds of three with two crashes where commits are atomic, with one or none where they
+//! are not. The rest is in [`long`].
 //!
 //! What is run are the protocols themselves, over the simulator's store. What must hold is judged after every call; at the
 //! end of every execution crashes stop, everything is asked back, the collector runs, and nothing may be left.
 
 pub mod actors;
+pub mod agents;
+pub mod long;
 mod repair;
 pub mod search;
+pub mod stage;
 
 use crate::db::{Applied, Db, StoreKind};
 use crate::invariants::{Judge, Leave, Step};
@@ -18,6 +26,7 @@ use datastore::{Key, Kind, Record, Write};
 use search::{Access, Count, Fate, Reach, Run, World};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A small world.
@@ -59,6 +68,7 @@ impl SmallWorld {
             // Executions that end alike are repaired alike.
             let times = ends.entry(end).or_insert(0);
             if *times == 0 && run.wrong.is_empty() {
+                run.holds_what_was_told();
                 run.repair();
             }
             *times += 1;
@@ -70,6 +80,13 @@ impl SmallWorld {
         explored.ends = ends;
         explored.broken = broken;
         explored
+    }
+}
+
+impl fmt::Display for SmallWorld {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, {} crashes, {} lost answers", self.store, self.crashes, self.lost_answers)?;
+        self.operations.iter().try_for_each(|operation| write!(f, "; {operation}"))
     }
 }
 
@@ -101,10 +118,15 @@ impl World for SmallWorld {
         judge.see(&db, &applied, step, &promises, &mut Vec::new());
         let db = Arc::new(Mutex::new(db));
         // Whoever was promised something has a pod, and whoever is being assigned something; until it is asked back.
-        let released: BTreeSet<_> = self.operations.iter().filter_map(Operation::released).collect();
+        let released: BTreeSet<_> = self.operations.iter().flat_map(Operation::released).copied().collect();
         let pods: BTreeSet<String> =
             self.handles().into_iter().filter(|handle| !released.contains(handle.as_str())).collect();
         let actors = self.operations.iter().enumerate();
+        let handles = self.handles();
+        let held_before = {
+            let db = db.lock().unwrap_or_else(PoisonError::into_inner);
+            handles.iter().filter(|handle| !held(&db, handle).is_empty()).cloned().collect()
+        };
         let mut run = Execution {
             actors: actors.map(|(number, operation)| Actor::new(number, operation, &pods, &db)).collect(),
             db,
@@ -114,7 +136,8 @@ impl World for SmallWorld {
             lost_answers: self.lost_answers,
             wrong,
             steps: Vec::new(),
-            handles: self.handles(),
+            handles,
+            held_before,
         };
         for number in 0..run.actors.len() {
             run.before(number);
@@ -127,20 +150,23 @@ impl World for SmallWorld {
 /// Calls of one execution at most: operations that meet so few others end long before.
 const CALLS: usize = 150;
 
+/// Actors at most: the attachments that one serves are numbered this far apart.
+const ACTORS: usize = 8;
+
 /// Attachments of what was promised at the beginning are numbered from here.
 const PROMISED: usize = 100;
 
 impl SmallWorld {
     fn handles(&self) -> Vec<String> {
         let mut handles: Vec<String> = self.promised.iter().map(|handle| (*handle).to_owned()).collect();
-        handles.extend(self.operations.iter().filter_map(Operation::handle).map(str::to_owned));
+        handles.extend(self.operations.iter().flat_map(Operation::handles).map(str::to_owned));
         handles.sort();
         handles.dedup();
         handles
     }
 }
 
-fn held(db: &Db, handle: &str) -> Vec<(std::net::IpAddr, u64)> {
+fn held(db: &Db, handle: &str) -> Vec<(IpAddr, u64)> {
     let mut held = Vec::new();
     for stored in db.all(Kind::Block) {
         if let Record::Block(block) = &stored.record {
@@ -181,6 +207,8 @@ pub struct Execution {
     /// What was done, for whoever has to understand a failure.
     steps: Vec<(usize, Call, Fate)>,
     handles: Vec<String>,
+    /// Those that held something at the beginning.
+    held_before: BTreeSet<String>,
 }
 
 impl Execution {
@@ -203,17 +231,49 @@ impl Execution {
 
     /// From the beginning of a release on, what it releases is promised to nobody.
     fn before(&mut self, number: usize) {
-        let Some(handle) = self.actors[number].operation.released() else { return };
-        let given_up: Vec<usize> = (0..=self.actors.len())
+        let operation = self.actors[number].operation;
+        let released = operation.released();
+        let given_up: Vec<usize> = (0..PROMISED)
             .chain(PROMISED..PROMISED + self.handles.len())
             .filter(|attachment| {
-                self.promises
-                    .addresses_of(*attachment)
-                    .any(|address| self.promises.of(address).is_some_and(|promise| promise.handle == handle))
+                self.promises.addresses_of(*attachment).any(|address| {
+                    self.promises
+                        .of(address)
+                        .is_some_and(|promise| released.contains(&promise.handle.as_str()))
+                })
             })
             .collect();
         for attachment in given_up {
             self.promises.take_back(attachment);
+        }
+    }
+
+    /// Where nobody died and no answer was lost, whoever was assigned something holds what it was told and no more.
+    fn holds_what_was_told(&mut self) {
+        let mut told: BTreeMap<&'static str, Vec<IpAddr>> = BTreeMap::new();
+        for actor in &self.actors {
+            let of_actor = match &actor.ended {
+                Some(Ended::Assigned(taken)) => {
+                    actor.operation.handles().into_iter().map(|handle| (handle, taken.clone())).collect()
+                }
+                Some(Ended::Told(told)) => told.clone(),
+                Some(Ended::Done(_)) => Vec::new(),
+                Some(Ended::Died) | None => return,
+            };
+            for (handle, taken) in of_actor {
+                told.entry(handle).or_default().extend(taken.iter().flatten().map(|(address, _)| *address));
+            }
+        }
+        if self.steps.iter().any(|(_, _, fate)| *fate != Fate::Made) {
+            return;
+        }
+        for (handle, told) in told {
+            // What was there before is not looked at.
+            let before = self.held_before.contains(handle);
+            let untold = held(&self.db(), handle).into_iter().find(|(address, _)| !told.contains(address));
+            if let Some((address, _)) = untold.filter(|_| !before) {
+                self.wrong.push(format!("8: {handle} holds {address}, of which nobody was told"));
+            }
         }
     }
 
@@ -232,12 +292,21 @@ impl Execution {
         if !applied.is_empty() {
             wrong.extend(hollow(&db));
         }
-        if let Some(Ended::Assigned(Some(taken))) = ended
-            && let Some(handle) = self.actors[number].operation.handle()
-        {
-            for (address, sequence) in taken {
+        let told = match ended {
+            Some(Ended::Assigned(taken)) => self.actors[number]
+                .operation
+                .handles()
+                .into_iter()
+                .map(|handle| (handle, taken.clone()))
+                .collect(),
+            Some(Ended::Told(told)) => told,
+            Some(Ended::Done(_) | Ended::Died) | None => Vec::new(),
+        };
+        for (place, (handle, taken)) in told.into_iter().enumerate() {
+            for (address, sequence) in taken.unwrap_or_default() {
                 wrong.extend(Judge::promised(&db, address, handle));
-                let promise = Promise { attachment: number, handle: handle.to_owned(), sequence };
+                let attachment = number + place * ACTORS;
+                let promise = Promise { attachment, handle: handle.to_owned(), sequence };
                 wrong.extend(self.promises.give(address, promise));
             }
         }
@@ -247,7 +316,14 @@ impl Execution {
 
 impl Run for Execution {
     fn waiting(&self) -> Vec<Option<Access>> {
-        self.actors.iter().map(|actor| actor.call().as_ref().map(Access::of)).collect()
+        let access = |actor: &Actor| {
+            let access = Access::of(&actor.call()?);
+            Some(match actor.hears() {
+                Some(node) => access.by_whoever_hears(node),
+                None => access,
+            })
+        };
+        self.actors.iter().map(access).collect()
     }
 
     fn faults(&self, process: usize) -> Vec<Fate> {

@@ -5,92 +5,19 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
-use api::{Affinity, AffinityState, Block, Cidr, Handle, Node, Owner, Pool};
+use api::{AffinityState, Block, Owner};
 use datastore::{Check, Datastore as _, Key, Record, Write};
-use ipam::block::{self, Take};
+use ipam::block;
 use ipam::mistake::Mistake;
 use ipam::seen;
-use jiff::Timestamp;
 use sim::db::StoreKind;
 use sim::exhaustive::actors::Ended;
 use sim::exhaustive::actors::Operation::{self, Assign, Collect, GiveUp, Join, Other, Release};
 use sim::exhaustive::search::Reach;
+use sim::exhaustive::stage::{ONE, TWO, affinity, block, cidr, cluster, handle, left, owned, take, world};
 use sim::exhaustive::{Explored, SmallWorld};
 use sim::port::SimStore;
-use std::collections::{BTreeMap, BTreeSet};
-
-/// A pool of one block, and its block.
-const ONE: &str = "10.0.0.0/30";
-/// A pool of two blocks.
-const TWO: &str = "10.0.0.0/29";
-
-fn cidr(text: &str) -> Cidr {
-    text.parse().unwrap()
-}
-
-/// Two nodes and a pool.
-fn cluster(pool: &str) -> Vec<Record> {
-    let pool = Pool { block_size: 30, ..Pool::with_defaults("pool", cidr(pool)) };
-    let node = |name: &str| Record::Node(Node { name: name.to_owned(), ..Node::default() });
-    vec![Record::Pool(pool), node("a"), node("b")]
-}
-
-/// A block with an address for each handle.
-fn block(owner: &str, handles: &[&str]) -> Block {
-    let begin = Timestamp::from_second(1_799_990_000).unwrap();
-    let mut block = block::new_block(cidr(ONE), &Owner::host(owner), begin);
-    for handle in handles {
-        take(&mut block, owner, handle);
-    }
-    block
-}
-
-fn take(block: &mut Block, node: &str, handle: &str) {
-    let attributes = [("node", node), ("namespace", "default"), ("pod", handle)];
-    let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-    let request = Take {
-        count: 1,
-        handle: Some(handle),
-        attributes: &attributes,
-        reserved: &ipam::ReservationSet::default(),
-        avoid: &BTreeSet::new(),
-        only_owner: None,
-    };
-    block::take(block, &request).unwrap();
-    block::advance(block);
-}
-
-fn affinity(owner: &str, state: AffinityState) -> Record {
-    Record::Affinity(Affinity { owner: Owner::host(owner), cidr: cidr(ONE), state, deleted: false })
-}
-
-fn handle(id: &str) -> Record {
-    Record::Handle(Handle { id: id.to_owned(), blocks: BTreeMap::from([(cidr(ONE), 1)]), deleted: false })
-}
-
-/// Node `a` has the one block, with an address for each handle.
-fn owned(handles: &[&str]) -> Vec<Record> {
-    let mut records = cluster(ONE);
-    records.push(affinity("a", AffinityState::Confirmed));
-    records.extend(handles.iter().map(|id| handle(id)));
-    records.push(Record::Block(block("a", handles)));
-    records
-}
-
-/// What a crash left, in a pool of one block.
-fn left(records: &[Record]) -> Vec<Record> {
-    [&cluster(ONE), records].concat()
-}
-
-fn world(
-    store: StoreKind,
-    records: Vec<Record>,
-    promised: &[&'static str],
-    operations: &[Operation],
-) -> SmallWorld {
-    let (promised, operations) = (promised.to_vec(), operations.to_vec());
-    SmallWorld { store, records, promised, operations, crashes: 0, lost_answers: 0 }
-}
+use std::collections::BTreeSet;
 
 /// Runs a world with crashes, and says what was broken in which order.
 fn holds(world: SmallWorld, crashes: usize, executions: usize) {
@@ -156,6 +83,12 @@ fn a_block_is_given_up_while_others_use_it() {
     holds_everywhere(&owned(&["x"]), &["x"], &[up, Assign("a", "y")], 2, [25, 120]);
     holds_everywhere(&owned(&["x"]), &["x"], &[up, Assign("b", "y")], 2, [20, 25]);
     holds_everywhere(&owned(&[]), &[], &[up, Assign("b", "y")], 2, [40, 250]);
+}
+
+#[test]
+fn a_block_is_given_up_while_it_is_claimed() {
+    let up = GiveUp("a", cidr(ONE));
+    holds_everywhere(&cluster(ONE), &[], &[up, Assign("a", "y")], 2, [5, 40]);
 }
 
 #[test]

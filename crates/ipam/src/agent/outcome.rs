@@ -43,7 +43,9 @@ impl Agent {
             Err(CommitError::Conflict { key, written }) => {
                 self.note(Note::Conflict { key: key.clone() });
                 self.distrust(&flight, &key, written > 0);
-                if written > 0 {
+                // A block write that was refused itself cannot happen any more. To write the block once more for it would
+                // refuse somebody else's in turn, and so on.
+                if written > 0 && flight.cidr.is_none_or(|cidr| key != Key::Block(cidr)) {
                     self.doubt(&flight);
                 }
                 self.retry(&flight, &key, written > 0);

@@ -6,6 +6,8 @@ use clap::Parser;
 use ipam::mistake::{self, Mistake};
 use sim::costs::Costs;
 use sim::coverage::Coverage;
+use sim::exhaustive::long;
+use sim::exhaustive::search::Reach;
 use sim::room;
 use sim::world::{self, End};
 use std::io::Write as _;
@@ -36,6 +38,9 @@ struct Arguments {
     /// Plant this mistake in the allocator, and look for a seed that finds it: one that is well without it.
     #[arg(long)]
     mistake: Option<Mistake>,
+    /// Run the small worlds that are too long for the tests in every order instead; minutes to hours.
+    #[arg(long)]
+    worlds: bool,
     /// Print the names of the mistakes that can be planted, and nothing else.
     #[arg(long)]
     list_mistakes: bool,
@@ -90,10 +95,36 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
+    if arguments.worlds {
+        return worlds();
+    }
     match arguments.trace {
         Some(seed) => trace(seed, arguments.mistake),
         None => seeds(&arguments),
     }
+}
+
+/// Runs the long small worlds, one after the other.
+fn worlds() -> ExitCode {
+    let mut broken = false;
+    for world in long::worlds() {
+        println!("{world}");
+        let _ = std::io::stdout().flush();
+        let begin = Instant::now();
+        let found = world.explore(Reach::Classes);
+        let (count, seconds) = (found.count, begin.elapsed().as_secs());
+        println!(
+            "    {} executions, {} calls, {} ends, {seconds} s",
+            count.executions,
+            count.calls,
+            found.ends.len()
+        );
+        broken |= found.broken.is_some();
+        for line in found.broken.into_iter().flatten() {
+            println!("    {line}");
+        }
+    }
+    if broken { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 fn trace(seed: u64, planted: Option<Mistake>) -> ExitCode {

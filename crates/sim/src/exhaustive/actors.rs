@@ -1,5 +1,6 @@
 //! What goes on at once in a small world: operations of `ipam`, each with a connection and a clock of its own.
 
+use super::agents::{Asked, serve};
 use super::connect;
 use crate::db::Db;
 use crate::invariants::Leave;
@@ -42,24 +43,28 @@ pub enum Operation {
     Join(&'static str, &'static str),
     /// Two passes of a collector whose clock shows an hour between them, however little the others do meanwhile.
     Collect,
+    /// A node's agent serves what it is asked.
+    Serve(Asked),
     /// Something of the test's own, by name.
     Other(&'static str, fn(SimStore) -> Doing),
 }
 
 impl Operation {
-    /// The handle that it is about.
-    pub fn handle(&self) -> Option<&'static str> {
+    /// The handles that it is about.
+    pub fn handles(&self) -> Vec<&'static str> {
         match self {
-            Self::Assign(_, handle) | Self::Release(handle) | Self::Join(_, handle) => Some(handle),
-            Self::GiveUp(..) | Self::Collect | Self::Other(..) => None,
+            Self::Assign(_, handle) | Self::Release(handle) | Self::Join(_, handle) => vec![handle],
+            Self::Serve(asked) => asked.adds.iter().chain(asked.dels).copied().collect(),
+            Self::GiveUp(..) | Self::Collect | Self::Other(..) => Vec::new(),
         }
     }
 
-    /// The handle that it releases.
-    pub fn released(&self) -> Option<&'static str> {
+    /// The handles that it releases.
+    pub fn released(&self) -> &[&'static str] {
         match self {
-            Self::Release(handle) => Some(handle),
-            _ => None,
+            Self::Release(handle) => std::slice::from_ref(handle),
+            Self::Serve(asked) => asked.dels,
+            _ => &[],
         }
     }
 }
@@ -72,6 +77,12 @@ impl fmt::Display for Operation {
             Self::GiveUp(node, block) => write!(f, "{node} gives {block} up"),
             Self::Join(node, _) => write!(f, "{node} joins"),
             Self::Collect => f.write_str("collector"),
+            Self::Serve(Asked { node, adds, dels, hears }) => {
+                let watch = if *hears { "with a watch" } else { "whose watch is late" };
+                write!(f, "agent of {node} {watch}")?;
+                adds.iter().try_for_each(|handle| write!(f, ", ADD {handle}"))?;
+                dels.iter().try_for_each(|handle| write!(f, ", DEL {handle}"))
+            }
             Self::Other(name, _) => f.write_str(name),
         }
     }
@@ -82,6 +93,8 @@ impl fmt::Display for Operation {
 pub enum Ended {
     /// Addresses with their stamps; `None`: it failed.
     Assigned(Option<Vec<(IpAddr, u64)>>),
+    /// The same by handle, for whoever serves several.
+    Told(Vec<(&'static str, Option<Vec<(IpAddr, u64)>>)>),
     /// Whether it was done.
     Done(bool),
     /// It died.
@@ -152,8 +165,16 @@ impl Actor {
         db: &Arc<Mutex<Db>>,
     ) -> Self {
         let (store, port) = connect(db);
-        let future = begin(*operation, store, number + 1, pods.clone());
+        let future = begin(*operation, store, number + 1, pods.clone(), db);
         Self { operation: *operation, ended: None, port, future: Some(future) }
+    }
+
+    /// What it hears of whenever a call of its is answered: whose affinities, and every block and pool.
+    pub(super) fn hears(&self) -> Option<&'static str> {
+        match self.operation {
+            Operation::Serve(asked) if asked.hears => Some(asked.node),
+            _ => None,
+        }
     }
 
     /// The call that it waits with: the oldest, where it made several at once.
@@ -185,14 +206,23 @@ impl Actor {
         match self.operation {
             Operation::Release(handle) => Leave::Handle(handle.to_owned()),
             Operation::Collect => Leave::Unpromised,
-            Operation::Assign(..) | Operation::GiveUp(..) | Operation::Join(..) | Operation::Other(..) => {
-                Leave::Nothing
-            }
+            Operation::Serve(asked) if !asked.dels.is_empty() => Leave::Unpromised,
+            Operation::Assign(..)
+            | Operation::GiveUp(..)
+            | Operation::Join(..)
+            | Operation::Serve(_)
+            | Operation::Other(..) => Leave::Nothing,
         }
     }
 }
 
-fn begin(operation: Operation, store: SimStore, number: usize, pods: BTreeSet<String>) -> Doing {
+fn begin(
+    operation: Operation,
+    store: SimStore,
+    number: usize,
+    pods: BTreeSet<String>,
+    db: &Arc<Mutex<Db>>,
+) -> Doing {
     let clock = clock(number);
     match operation {
         Operation::Assign(node, handle) => Box::pin(async move {
@@ -217,6 +247,7 @@ fn begin(operation: Operation, store: SimStore, number: usize, pods: BTreeSet<St
                 release_affinity(&store, &clock, &Owner::host(node), cidr, ReleaseTerms::default()).await;
             Ended::Done(outcome.is_ok())
         }),
+        Operation::Serve(asked) => Box::pin(serve(store, clock, number, Arc::clone(db), asked)),
         Operation::Other(_, make) => make(store),
         Operation::Join(node, handle) => Box::pin(join(store, node, handle)),
         Operation::Collect => Box::pin(async move {

@@ -96,6 +96,14 @@ impl Access {
         }
     }
 
+    /// The same call by somebody who hears of every change at the same time.
+    pub fn by_whoever_hears(mut self, node: &str) -> Self {
+        let kinds = [Kind::Pool, Kind::Block, Kind::Config, Kind::Reservation, Kind::Node];
+        self.reads.extend(kinds.map(Place::All));
+        self.reads.push(Place::Of(Owner::host(node)));
+        self
+    }
+
     fn depends_on(&self, other: &Self) -> bool {
         let meet = |one: &[Place], other: &[Place]| {
             one.iter().any(|place| other.iter().any(|with| place.meets(with)))
