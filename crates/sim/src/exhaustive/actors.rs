@@ -88,13 +88,16 @@ impl fmt::Display for Operation {
     }
 }
 
+/// Addresses with their stamps.
+pub type Taken = Vec<(IpAddr, u64)>;
+
 /// How an operation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// Addresses with their stamps; `None`: it failed.
-    Assigned(Option<Vec<(IpAddr, u64)>>),
+    Assigned(Option<Taken>),
     /// The same by handle, for whoever serves several.
-    Told(Vec<(&'static str, Option<Vec<(IpAddr, u64)>>)>),
+    Told(Vec<(&'static str, Option<Taken>)>),
     /// Whether it was done.
     Done(bool),
     /// It died.
