@@ -49,6 +49,7 @@ fn main() -> Outcome<()> {
         service_cidr: "10.96.0.0/16".into(),
         server_version: "v1.28.0".into(),
         advertise: None,
+        guards: Vec::new(),
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

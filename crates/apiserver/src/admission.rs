@@ -137,6 +137,9 @@ pub(crate) fn after_write(server: &Server, resource: &Resource, object: &Value) 
     if resource.is("apiextensions.k8s.io", "customresourcedefinitions") {
         server.refresh_definition(meta(object, "name"));
     }
+    if resource.group == "rbac.authorization.k8s.io" {
+        server.forget_policy();
+    }
 }
 
 /// What follows at once from a stored change of an object.
@@ -167,6 +170,7 @@ pub(crate) fn before_removal(server: &Server, resource: &Resource, object: &Valu
 pub(crate) fn after_removal(server: &Server, resource: &Resource, object: &Value) {
     match (resource.group.as_str(), resource.plural.as_str()) {
         ("", "services") => server.addresses.release(object),
+        ("rbac.authorization.k8s.io", _) => server.forget_policy(),
         ("apiextensions.k8s.io", "customresourcedefinitions") => {
             server.refresh_definition(meta(object, "name"));
         }

@@ -1,6 +1,7 @@
 //! The objects that every cluster has from the start.
 
 use crate::admission::PRIORITY_CLASSES;
+use crate::default_roles;
 use crate::error::Status;
 use crate::identity::User;
 use crate::objects;
@@ -25,20 +26,12 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
         ensure(server, "scheduling.k8s.io", "priorityclasses", "", class).await?;
     }
     let rbac = "rbac.authorization.k8s.io";
-    let admin = json!({
-        "metadata": {"name": "cluster-admin", "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
-        "rules": [
-            {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]},
-            {"nonResourceURLs": ["*"], "verbs": ["*"]},
-        ],
-    });
-    ensure(server, rbac, "clusterroles", "", admin).await?;
-    let binding = json!({
-        "metadata": {"name": "cluster-admin", "labels": {"kubernetes.io/bootstrapping": "rbac-defaults"}},
-        "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [{"apiGroup": rbac, "kind": "Group", "name": "system:masters"}],
-    });
-    ensure(server, rbac, "clusterrolebindings", "", binding).await?;
+    for role in default_roles::roles() {
+        ensure(server, rbac, "clusterroles", "", role).await?;
+    }
+    for binding in default_roles::bindings() {
+        ensure(server, rbac, "clusterrolebindings", "", binding).await?;
+    }
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},

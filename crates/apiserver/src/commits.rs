@@ -18,6 +18,7 @@
 use crate::authorize::{self, Attributes};
 use crate::delete::{self, DeleteOptions};
 use crate::error::Status;
+use crate::identity::User;
 use crate::names;
 use crate::objects::{self, is_terminating, meta};
 use crate::path::Target;
@@ -42,6 +43,8 @@ const ITEMS: usize = 1024;
 /// A commit in the making.
 #[derive(Default)]
 struct Plan {
+    /// Who makes it.
+    user: Option<Arc<User>>,
     commit: Commit,
     /// The item that each key of a check stands for.
     items: Vec<(String, String)>,
@@ -61,7 +64,7 @@ impl Server {
     /// Makes the commit that `object` describes and answers it with its status.
     pub(crate) async fn commit(&self, call: &Call, mut object: Value) -> Result<Value, Status> {
         let registry = self.registry();
-        let mut plan = Plan::default();
+        let mut plan = Plan { user: Some(Arc::clone(&call.user)), ..Plan::default() };
         let options = WriteOptions::default();
         for (part, is_write) in [("checks", false), ("writes", true)] {
             let items = match &object["spec"][part] {
@@ -185,6 +188,9 @@ impl Server {
         if resource.namespaced {
             plan.commit.checks.push(self.open_namespace(resource, namespace, &name)?);
         }
+        let guarded =
+            self.guarded(plan.user.as_deref(), resource, namespace, &name, (None, Some(&object)))?;
+        plan.commit.checks.extend(guarded);
         let uid = meta(&object, "uid").to_owned();
         plan.commit.checks.push(Check::Absent(key.clone()));
         plan.commit.writes.push(Write::Put(key.clone(), objects::encode(&object)));
@@ -211,6 +217,9 @@ impl Server {
         let mut held = crate::admission::Held::default();
         let mut new = self.settle(resource, Aspect::Main, &current, object, options, &mut held)?;
         held.give_back(self);
+        let guarded =
+            self.guarded(plan.user.as_deref(), resource, namespace, name, (Some(&current), Some(&new)))?;
+        plan.commit.checks.extend(guarded);
         new["apiVersion"] = stored["apiVersion"].clone();
         let value = objects::encode(&new);
         let uid = meta(&new, "uid").to_owned();
@@ -242,6 +251,8 @@ impl Server {
             ..DeleteOptions::default()
         };
         delete::check(resource, name, &object, &options)?;
+        let guarded = self.guarded(plan.user.as_deref(), resource, namespace, name, (Some(&object), None))?;
+        plan.commit.checks.extend(guarded);
         plan.commit.checks.push(Check::Revision(key.clone(), entry.revision));
         // With finalizers it goes later; until then it is marked.
         plan.commit.writes.push(match delete::mark(resource, &object, &options) {
@@ -272,7 +283,7 @@ impl Server {
             name: &name,
             ..Attributes::default()
         };
-        if !authorize::allowed(&call.user, &attributes, self) {
+        if !authorize::allowed(&call.user, &attributes, &self.policy()) {
             return Err(attributes.forbidden(&call.user));
         }
         let resource = registry

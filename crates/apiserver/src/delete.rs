@@ -4,6 +4,7 @@ use crate::admission;
 use crate::answer;
 use crate::custom;
 use crate::error::{self, FieldError, Status};
+use crate::identity::User;
 use crate::objects::{self, finalizers, is_terminating, meta, metadata_mut};
 use crate::path::Query;
 use crate::request::Call;
@@ -44,9 +45,16 @@ pub(crate) struct DeleteOptions {
     pub(crate) uid: Option<String>,
     pub(crate) resource_version: Option<String>,
     pub(crate) dry_run: bool,
+    /// Who deletes. None: the server itself.
+    pub(crate) user: Option<Arc<User>>,
 }
 
 impl DeleteOptions {
+    /// The same, of a user.
+    pub(crate) fn by(self, user: &Arc<User>) -> Self {
+        Self { user: Some(Arc::clone(user)), ..self }
+    }
+
     /// Reads them from the body, if it has any, and the query.
     pub(crate) fn parse(body: Option<&Value>, query: &Query) -> Result<Self, Status> {
         let body = body.unwrap_or(&Value::Null);
@@ -89,6 +97,7 @@ impl DeleteOptions {
             uid: precondition("uid"),
             resource_version: precondition("resourceVersion"),
             dry_run: dry_run || query.get("dryRun") == Some("All"),
+            user: None,
         })
     }
 
@@ -127,8 +136,10 @@ impl Server {
             };
             let object = objects::decode(&entry);
             check(resource, name, &object, options)?;
+            let guarded =
+                self.guarded(options.user.as_deref(), resource, namespace, name, (Some(&object), None))?;
             let next = mark(resource, &object, options);
-            let commit = match &next {
+            let mut commit = match &next {
                 _ if options.dry_run => return Ok(Deleted::Gone(object)),
                 None => Commit::delete(&key, entry.revision),
                 Some(next) => {
@@ -142,6 +153,7 @@ impl Server {
             if next.is_none() {
                 admission::before_removal(self, resource, &object);
             }
+            commit.checks.extend(guarded);
             let outcome = self.store.commit(commit).await;
             if outcome.is_err() && next.is_none() {
                 admission::after_write(self, resource, &object);

@@ -1,7 +1,7 @@
 //! From a request to its answer: paths, permission, verbs.
 
 use crate::answer;
-use crate::authorize::{self, Attributes, Roles};
+use crate::authorize::{self, Attributes};
 use crate::delete::DeleteOptions;
 use crate::discovery;
 use crate::error::{FieldError, Status};
@@ -70,7 +70,9 @@ impl Server {
             _ => Arc::clone(user),
         };
         let user = if User::is_to_be_impersonated(request.headers()) {
-            Arc::new((*user).clone().impersonate(request.headers())?)
+            let policy = self.policy();
+            let may = |what: &Attributes<'_>| authorize::allowed(&user, what, &policy);
+            Arc::new(user.impersonate(request.headers(), may)?)
         } else {
             user
         };
@@ -92,7 +94,7 @@ impl Server {
     ) -> Result<Response<Body>, Status> {
         let verb = request.method().as_str().to_ascii_lowercase();
         let attributes = Attributes { verb: &verb, path, ..Attributes::default() };
-        if !authorize::allowed(user, &attributes, self) {
+        if !authorize::allowed(user, &attributes, &self.policy()) {
             return Err(if user.is_anonymous() {
                 Status::unauthorized()
             } else {
@@ -167,7 +169,7 @@ impl Server {
         if user.is_anonymous() {
             return Err(Status::unauthorized());
         }
-        if !authorize::allowed(&user, &attributes, self.as_ref()) {
+        if !authorize::allowed(&user, &attributes, &self.policy()) {
             return Err(attributes.forbidden(&user));
         }
         let Some(resource) = registry.find(&target.group, &target.version, &target.resource) else {
@@ -189,14 +191,14 @@ impl Server {
             return if is_creation { Err(Status::method_not_allowed()) } else { Ok(not_found()) };
         }
         let call = Call {
-            user,
             resource: Arc::clone(resource),
             namespace: target.namespace,
             name,
             form: Form::negotiate(text(request.headers(), header::ACCEPT), query.get("includeObject"))
                 .or_else(|status| if subresource.is_empty() { Err(status) } else { Ok(Form::Json) })?,
-            options: WriteOptions::parse(&query)?,
+            options: WriteOptions::parse(&query)?.of(&user),
             query,
+            user,
         };
         if resource.style == Style::CreateOnly {
             return match verb {
@@ -235,7 +237,7 @@ impl Server {
             "delete" | "deletecollection" => {
                 let (headers, body) = request::body(request).await?;
                 let body = if body.is_empty() { None } else { Some(request::object(&headers, &body)?) };
-                let options = DeleteOptions::parse(body.as_ref(), &call.query)?;
+                let options = DeleteOptions::parse(body.as_ref(), &call.query)?.by(&call.user);
                 if verb == "delete" {
                     self.delete_one(&call, &options).await
                 } else {
@@ -425,21 +427,5 @@ fn openapi_document(registry: &Arc<Registry>, path: &str, request: &Request<Body
                 other.strip_prefix("/openapi/v3/").and_then(|path| openapi::v3_document(registry, path));
             document.map_or_else(not_found, |document| answer::json(200, &document))
         }
-    }
-}
-
-impl Roles for Server {
-    fn list(&self, plural: &str, namespace: Option<&str>) -> Vec<Value> {
-        let scope = match namespace {
-            Some(namespace) => format!("/rbac.authorization.k8s.io/{plural}/{namespace}/"),
-            None => format!("/rbac.authorization.k8s.io/{plural}/"),
-        };
-        self.store.list(&scope, None, 0).entries.iter().map(|(_, entry)| objects::decode(entry)).collect()
-    }
-
-    fn role(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
-        let place = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
-        let key = format!("/rbac.authorization.k8s.io/{plural}/{place}{name}");
-        self.store.get(&key).map(|entry| objects::decode(&entry))
     }
 }

@@ -1,5 +1,6 @@
 //! Who asks: users from client certificates, service accounts from tokens, and impersonation.
 
+use crate::authorize::Attributes;
 use crate::error::Status;
 use http::HeaderMap;
 use rustls::RootCertStore;
@@ -22,7 +23,7 @@ pub struct User {
 }
 
 /// Groups whose members may do everything.
-const ALMIGHTY: [&str; 4] = ["system:masters", "kubeadm:cluster-admins", "system:nodes", "tortie:system"];
+const ALMIGHTY: [&str; 2] = ["system:masters", "kubeadm:cluster-admins"];
 
 impl User {
     /// Somebody who showed nothing.
@@ -71,28 +72,54 @@ impl User {
     /// # Errors
     /// 403 for those who may not impersonate; 400 when it is not said whom. Taken for its sender's own, a request that
     /// asks to be allowed less would be allowed everything.
-    pub fn impersonate(self, headers: &HeaderMap) -> Result<Self, Status> {
-        if !Self::is_to_be_impersonated(headers) {
-            return Ok(self);
-        }
+    pub fn impersonate(
+        &self,
+        headers: &HeaderMap,
+        may: impl Fn(&Attributes<'_>) -> bool,
+    ) -> Result<Self, Status> {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let Some(name) = text("impersonate-user").filter(|name| !name.is_empty()) else {
             let message =
                 "the request has headers Impersonate-…, but none that names a user: add Impersonate-User";
             return Err(Status::bad_request(message));
         };
-        if !self.is_almighty() {
-            let why = format!(
-                "User {:?} cannot impersonate resource \"users\" in API group \"\" at the cluster scope",
-                self.name
-            );
-            return Err(Status::forbidden("", "users", &name, &why));
-        }
         let groups = headers.get_all("impersonate-group").iter();
         let mut groups: Vec<String> =
             groups.filter_map(|value| value.to_str().ok()).map(str::to_owned).collect();
+        let uid = text("impersonate-uid");
+        let asked = |resource, namespace, name| Attributes {
+            verb: "impersonate",
+            resource,
+            namespace,
+            name,
+            ..Attributes::default()
+        };
+        let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+        let mut all = vec![match account {
+            Some((namespace, account)) => asked("serviceaccounts", namespace, account),
+            None => asked("users", "", &name),
+        }];
+        all.extend(groups.iter().map(|group| asked("groups", "", group)));
+        all.extend(
+            uid.iter().map(|uid| Attributes { group: "authentication.k8s.io", ..asked("uids", "", uid) }),
+        );
+        // What a request says besides is not known here, and would be taken for granted.
+        let further = headers.keys().find(|key| key.as_str().starts_with("impersonate-extra-"));
+        if let Some(refused) = all.iter().find(|what| !may(what)) {
+            return Err(refused.forbidden(self));
+        }
+        if let Some(header) = further {
+            let message = format!("the header {header} is not taken: users have no further attributes here");
+            return Err(Status::bad_request(message));
+        }
+        if let Some((namespace, _)) = account
+            && groups.is_empty()
+        {
+            groups.push("system:serviceaccounts".to_owned());
+            groups.push(format!("system:serviceaccounts:{namespace}"));
+        }
         groups.push("system:authenticated".to_owned());
-        Ok(Self { name, groups, uid: text("impersonate-uid") })
+        Ok(Self { name, groups, uid })
     }
 }
 

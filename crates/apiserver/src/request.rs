@@ -35,6 +35,8 @@ pub(crate) struct WriteOptions {
     pub(crate) dry_run: bool,
     /// What to do about unknown fields.
     pub(crate) validation: FieldValidation,
+    /// Who writes. None: the server itself.
+    pub(crate) user: Option<Arc<User>>,
     /// What the client is to be told besides.
     warnings: Mutex<Vec<String>>,
 }
@@ -64,7 +66,12 @@ impl WriteOptions {
                 return Err(Status::invalid("meta.k8s.io", "CreateOptions", "", &[error]));
             }
         };
-        Ok(Self { dry_run, validation, warnings: Mutex::default() })
+        Ok(Self { dry_run, validation, ..Self::default() })
+    }
+
+    /// The same, of a user.
+    pub(crate) fn of(self, user: &Arc<User>) -> Self {
+        Self { user: Some(Arc::clone(user)), ..self }
     }
 
     /// Tells the client something besides the answer.

@@ -89,7 +89,7 @@ fn verdict(server: &Server, user: &User, spec: &Value) -> Value {
             path: "",
         }
     };
-    if authorize::allowed(user, &attributes, server) {
+    if authorize::allowed(user, &attributes, &server.policy()) {
         json!({"allowed": true})
     } else {
         json!({"allowed": false})
@@ -104,7 +104,7 @@ fn rules(server: &Server, user: &User, spec: &Value) -> Value {
         resource_rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
         path_rules.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
     }
-    for mut rule in authorize::rules(user, namespace, server) {
+    for mut rule in server.policy().rules(user, namespace).cloned() {
         let paths = rule.as_object_mut().and_then(|rule| rule.remove("nonResourceURLs"));
         if let Some(paths) = paths {
             path_rules.push(json!({"verbs": rule["verbs"], "nonResourceURLs": paths}));

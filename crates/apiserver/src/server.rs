@@ -2,13 +2,17 @@
 
 use crate::addresses::Addresses;
 use crate::error::Status;
+use crate::guard::Guard;
 use crate::identity::{self, PkiError, User};
+use crate::node_restriction::NodeRestriction;
 use crate::objects;
+use crate::policy::{Policy, Roles};
 use crate::registry::Registry;
 use crate::resource::Resource;
 use crate::turns::Turns;
 use crate::{bootstrap, custom, garbage, handler, lifecycle};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,6 +38,8 @@ pub struct Options {
     pub server_version: String,
     /// Address of the API for pods and nodes: the endpoint of the service `kubernetes`.
     pub advertise: Option<SocketAddr>,
+    /// What judges changes besides the roles and [`NodeRestriction`].
+    pub guards: Vec<Arc<dyn Guard>>,
 }
 
 /// Why a server could not start.
@@ -68,6 +74,9 @@ pub struct Server {
     definitions: Mutex<BTreeMap<String, Vec<Arc<Resource>>>>,
     pub(crate) addresses: Addresses,
     pub(crate) turns: Turns,
+    pub(crate) guards: Vec<Arc<dyn Guard>>,
+    /// Kept until a role or binding changes.
+    policy: RwLock<Option<Arc<Policy>>>,
     pub(crate) kubelet_socket_dir: PathBuf,
     pub(crate) version: String,
     pub(crate) authority: String,
@@ -89,6 +98,11 @@ impl Server {
             definitions: Mutex::default(),
             addresses,
             turns: Turns::default(),
+            guards: [Arc::new(NodeRestriction) as Arc<dyn Guard>]
+                .into_iter()
+                .chain(options.guards.iter().cloned())
+                .collect(),
+            policy: RwLock::default(),
             kubelet_socket_dir: options.kubelet_socket_dir.clone(),
             version: options.server_version.clone(),
             authority: std::fs::read_to_string(options.pki_dir.join("ca.crt")).unwrap_or_default(),
@@ -98,6 +112,32 @@ impl Server {
             server.refresh_definition(key.strip_prefix(DEFINITIONS).unwrap_or_default());
         }
         Ok(server)
+    }
+
+    /// Who may do what, as the stored roles and bindings say.
+    pub(crate) fn policy(&self) -> Arc<Policy> {
+        if let Some(policy) = &*self.policy.read().unwrap_or_else(PoisonError::into_inner) {
+            return Arc::clone(policy);
+        }
+        // Read under the lock: a change that is made meanwhile forgets what is kept here afterwards.
+        let mut kept = self.policy.write().unwrap_or_else(PoisonError::into_inner);
+        let all = |plural: &str| -> Vec<Value> {
+            let listing = self.store.list(&format!("/rbac.authorization.k8s.io/{plural}/"), None, 0);
+            listing.entries.iter().map(|(_, entry)| objects::decode(entry)).collect()
+        };
+        let policy = Arc::new(Policy::new(&Roles {
+            cluster_roles: all("clusterroles"),
+            cluster_role_bindings: all("clusterrolebindings"),
+            roles: all("roles"),
+            role_bindings: all("rolebindings"),
+        }));
+        *kept = Some(Arc::clone(&policy));
+        policy
+    }
+
+    /// Reads the roles and bindings again before they are asked the next time.
+    pub(crate) fn forget_policy(&self) {
+        *self.policy.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The kinds served now.

@@ -147,7 +147,7 @@ impl Server {
                 return Err(Status::too_many_requests(message, 10));
             }
         }
-        let mut options = DeleteOptions::parse(Some(&eviction["deleteOptions"]), &call.query)?;
+        let mut options = DeleteOptions::parse(Some(&eviction["deleteOptions"]), &call.query)?.by(&call.user);
         options.dry_run |= call.options.dry_run;
         match self.delete(&call.resource, call.namespace(), &call.name, &options).await? {
             Deleted::Gone(_) | Deleted::Pending(_) => Ok(answer::value(

@@ -280,6 +280,15 @@ impl Server {
             }
             let mut object = object.clone();
             let held = admission::on_create(self, resource, &mut object, user, options)?;
+            let guarded =
+                self.guarded(options.user.as_deref(), resource, namespace, &name, (None, Some(&object)));
+            match guarded {
+                Ok(relied) => checks.extend(relied),
+                Err(status) => {
+                    held.give_back(self);
+                    return Err(status);
+                }
+            }
             let value = objects::encode(&object);
             if options.dry_run {
                 held.give_back(self);
@@ -355,6 +364,20 @@ impl Server {
             if resource.group == "events.k8s.io" {
                 new = events::to_core(new);
             }
+            let guarded = self.guarded(
+                options.user.as_deref(),
+                resource,
+                namespace,
+                name,
+                (Some(&current), Some(&new)),
+            );
+            let guarded = match guarded {
+                Ok(relied) => relied,
+                Err(status) => {
+                    held.give_back(self);
+                    return Err(status);
+                }
+            };
             // Whichever version it was changed by, the object is stored in one.
             new["apiVersion"] = stored["apiVersion"].clone();
             // Compared as stored: version and revision are put in at reading.
@@ -367,11 +390,12 @@ impl Server {
                 && finalizers(&new).is_empty()
                 && new["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
                 && !admission::is_held(resource, &new);
-            let commit = if removes {
+            let mut commit = if removes {
                 Commit::delete(&key, entry.revision)
             } else {
                 Commit::update(&key, entry.revision, value.clone())
             };
+            commit.checks.extend(guarded);
             if removes {
                 admission::before_removal(self, resource, &new);
             }

@@ -51,6 +51,7 @@ fn first() -> Vec<(&'static str, Value)> {
 
 fn objects(cluster: &Cluster) -> Vec<(String, Value)> {
     let mut objects = config_maps(cluster);
+    objects.extend(crate::identities::objects());
     for (namespace, name) in [
         ("kube-system", "coredns"),
         ("kube-system", "kube-proxy"),

@@ -1,7 +1,7 @@
 //! The lab's certificates: one authority, the API server's, and one for each component that speaks to it.
 
 use crate::cluster::{Cluster, Role};
-use crate::private_file;
+use crate::{identities, private_file};
 use anyhow::{Context as _, Result};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -14,9 +14,6 @@ const AUTHORITY_DAYS: i64 = 3650;
 /// How long the others are valid, in days.
 const LEAF_DAYS: i64 = 365;
 
-/// Group of the lab's own parts, which may do everything.
-pub const SYSTEM_GROUP: &str = "tortie:system";
-
 /// A component that speaks to the API server: name of its kubeconfig, user and group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Component {
@@ -24,8 +21,8 @@ pub struct Component {
     pub file: String,
     /// User that the API server sees.
     pub user: String,
-    /// Group that the API server sees.
-    pub group: &'static str,
+    /// Group that the API server sees, if any. (A certificate of rcgen's names one.)
+    pub group: Option<&'static str>,
 }
 
 /// All components of a cluster.
@@ -33,19 +30,20 @@ pub struct Component {
 pub fn components(cluster: &Cluster) -> Vec<Component> {
     let component = |file: &str, user: &str, group| Component { file: file.into(), user: user.into(), group };
     let mut components = vec![
-        component("admin", "kubernetes-admin", "system:masters"),
-        component("controllers", "calico-kube-controllers", SYSTEM_GROUP),
-        component("operator", "tigera-operator", SYSTEM_GROUP),
-        component("controller-manager", "system:kube-controller-manager", SYSTEM_GROUP),
+        component("admin", "kubernetes-admin", Some("system:masters")),
+        component("controllers", identities::CONTROLLERS, Some("system:serviceaccounts")),
+        component("operator", identities::OPERATOR, Some("system:serviceaccounts")),
+        component("controller-manager", "system:kube-controller-manager", None),
     ];
     for node in &cluster.nodes {
         let name = &node.name;
         components.push(component(
             &format!("kubelet-{name}"),
             &format!("system:node:{name}"),
-            "system:nodes",
+            Some("system:nodes"),
         ));
-        components.push(component(&format!("node-{name}"), &format!("calico-node:{name}"), SYSTEM_GROUP));
+        let agent = identities::agent(name);
+        components.push(component(&format!("node-{name}"), &agent, Some(identities::AGENTS)));
     }
     components
 }
@@ -83,7 +81,7 @@ pub fn create(cluster: &Cluster) -> Result<()> {
     private_file::write(&pki.join("apiserver.key"), key.as_bytes())?;
 
     for component in components(cluster) {
-        let mut params = named(&component.user, Some(component.group), LEAF_DAYS)?;
+        let mut params = named(&component.user, component.group, LEAF_DAYS)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let (certificate, key) = issue(params, &issuer)?;
         let server = match component.file.as_str() {

@@ -141,6 +141,7 @@ fn apiserver(part: arguments::Apiserver) -> anyhow::Result<()> {
             service_cidr: part.service_cidr,
             server_version: part.server_version,
             advertise: part.advertise,
+            guards: vec![std::sync::Arc::new(lab::records_guard::RecordsGuard)],
         };
         Ok(apiserver::run(options).await?)
     })

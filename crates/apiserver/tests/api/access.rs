@@ -48,7 +48,7 @@ async fn others_do_what_their_roles_say() {
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
     assert_eq!(ann.post(path, &review).await.ok()["status"]["allowed"], true);
     let asked = ann.send(Method::GET, "/api/v1/pods", &[("impersonate-user", "admin")], Bytes::new()).await;
-    assert_eq!(asked.code, 403, "only the almighty impersonate");
+    assert_eq!(asked.code, 403, "she has no role that lets her impersonate");
     let as_ann = admin.send(Method::GET, "/api/v1/pods", &[("impersonate-user", "ann")], Bytes::new()).await;
     assert_eq!(as_ann.code, 403);
     for header in [("impersonate-group", "team"), ("impersonate-user", "\u{e4}nn"), ("impersonate-user", "")]
@@ -88,4 +88,102 @@ async fn paths_that_climb_find_nothing() {
     {
         assert_eq!(admin.get(path).await.code, 404, "{path}");
     }
+}
+
+const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+
+async fn bind(admin: &crate::support::Client, name: &str, role: &str, user: &str) {
+    let binding = json!({
+        "metadata": {"name": name},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        "subjects": [{"kind": "User", "name": user, "apiGroup": "rbac.authorization.k8s.io"}],
+    });
+    admin.post(&format!("{RBAC}/clusterrolebindings"), &binding).await.ok();
+}
+
+#[tokio::test]
+async fn who_may_impersonate_says_his_role() {
+    let lab = Lab::start().await;
+    let (admin, bob) = (lab.admin(), lab.client("bob", &[]));
+    let role = json!({"metadata": {"name": "acts"}, "rules": [
+        {"verbs": ["impersonate"], "apiGroups": [""], "resources": ["users"], "resourceNames": ["ann"]},
+        {"verbs": ["impersonate"], "apiGroups": [""], "resources": ["serviceaccounts"]}]});
+    admin.post(&format!("{RBAC}/clusterroles"), &role).await.ok();
+    bind(&admin, "acts", "acts", "bob").await;
+    let who = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let as_whom = async |headers: &[(&str, &str)]| bob.send(Method::POST, who, headers, "{}".into()).await;
+    let ann = as_whom(&[("impersonate-user", "ann")]).await.ok();
+    assert_eq!(ann["status"]["userInfo"]["username"], "ann");
+    assert_eq!(as_whom(&[("impersonate-user", "carl")]).await.code, 403);
+    assert_eq!(
+        as_whom(&[("impersonate-user", "ann"), ("impersonate-group", "system:masters")]).await.code,
+        403
+    );
+    assert_eq!(as_whom(&[("impersonate-user", "ann"), ("impersonate-extra-x", "y")]).await.code, 400);
+    let account = as_whom(&[("impersonate-user", "system:serviceaccount:default:robot")]).await.ok();
+    let groups = account["status"]["userInfo"]["groups"].as_array().unwrap();
+    assert!(groups.contains(&json!("system:serviceaccounts:default")), "{groups:?}");
+}
+
+#[tokio::test]
+async fn a_change_of_the_roles_holds_at_once() {
+    let lab = Lab::start().await;
+    let (admin, ann) = (lab.admin(), lab.client("ann", &[]));
+    let maps = "/api/v1/namespaces/default/configmaps";
+    assert_eq!(ann.get(maps).await.code, 403);
+    bind(&admin, "sees", "view", "ann").await;
+    ann.get(maps).await.ok();
+    assert_eq!(ann.get("/api/v1/namespaces/default/secrets").await.code, 403, "who views sees no secrets");
+    assert_eq!(ann.post(maps, &json!({"metadata": {"name": "m"}})).await.code, 403);
+    admin.delete(&format!("{RBAC}/clusterrolebindings/sees")).await.ok();
+    assert_eq!(ann.get(maps).await.code, 403);
+    // What is gathered from others follows them.
+    bind(&admin, "edits", "edit", "ann").await;
+    let cats = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/roles";
+    assert_eq!(ann.get(cats).await.code, 403);
+    let more = json!({
+        "metadata": {"name": "more", "labels": {"rbac.authorization.k8s.io/aggregate-to-edit": "true"}},
+        "rules": [{"verbs": ["list"], "apiGroups": ["rbac.authorization.k8s.io"], "resources": ["roles"]}],
+    });
+    admin.post(&format!("{RBAC}/clusterroles"), &more).await.ok();
+    ann.get(cats).await.ok();
+}
+
+#[tokio::test]
+async fn a_kubelet_writes_its_own_node_lease_and_pods() {
+    let lab = Lab::start().await;
+    let (admin, kubelet) = (lab.admin(), lab.client("system:node:n1", &["system:nodes"]));
+    let nodes = "/api/v1/nodes";
+    kubelet.post(nodes, &json!({"metadata": {"name": "n1"}})).await.ok();
+    let (code, message) = kubelet.post(nodes, &json!({"metadata": {"name": "n2"}})).await.refused();
+    assert_eq!(
+        (code, message.as_str()),
+        (403, r#"nodes "n2" is forbidden: node "n1" is not allowed to modify node "n2""#)
+    );
+    admin.post(nodes, &json!({"metadata": {"name": "n2"}})).await.ok();
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    kubelet.patch(&format!("{nodes}/n1"), crate::support::MERGE, &label).await.ok();
+    assert_eq!(kubelet.patch(&format!("{nodes}/n2"), crate::support::MERGE, &label).await.code, 403);
+    assert_eq!(
+        kubelet.patch(&format!("{nodes}/n2/status"), crate::support::MERGE, &json!({})).await.code,
+        403
+    );
+    let pods = "/api/v1/namespaces/default/pods";
+    for (name, node) in [("mine", "n1"), ("other", "n2")] {
+        let pod = json!({"metadata": {"name": name}, "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]}});
+        admin.post(pods, &pod).await.ok();
+    }
+    let running = json!({"status": {"phase": "Running"}});
+    kubelet.patch(&format!("{pods}/mine/status"), crate::support::MERGE, &running).await.ok();
+    assert_eq!(
+        kubelet.patch(&format!("{pods}/other/status"), crate::support::MERGE, &running).await.code,
+        403
+    );
+    assert_eq!(kubelet.delete(&format!("{pods}/other")).await.code, 403);
+    let free = json!({"metadata": {"name": "free"}, "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]}});
+    assert_eq!(kubelet.post(pods, &free).await.code, 403, "only mirrors of its own pods");
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    kubelet.post(leases, &json!({"metadata": {"name": "n1"}})).await.ok();
+    assert_eq!(kubelet.post(leases, &json!({"metadata": {"name": "n2"}})).await.code, 403);
+    assert_eq!(kubelet.get(&format!("{RBAC}/clusterroles")).await.code, 403);
 }

@@ -112,6 +112,7 @@ fn options(folder: &Path, listener: &TcpListener) -> apiserver::Options {
         service_cidr: "10.96.0.0/16".into(),
         server_version: "v1.28.0".into(),
         advertise: None,
+        guards: Vec::new(),
     }
 }
 

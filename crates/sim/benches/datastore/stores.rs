@@ -125,6 +125,7 @@ pub(crate) async fn serve(folder: &Path) {
         service_cidr: "10.96.0.0/16".to_owned(),
         server_version: "v1.28.0".to_owned(),
         advertise: None,
+        guards: Vec::new(),
     };
     apiserver::run(options).await.unwrap();
 }

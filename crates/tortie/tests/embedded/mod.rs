@@ -60,6 +60,7 @@ pub(crate) fn serve(folder: &Path) -> PathBuf {
         service_cidr: "10.96.0.0/16".to_owned(),
         server_version: "v1.28.0".to_owned(),
         advertise: None,
+        guards: Vec::new(),
     }));
     write("kubeconfig", &config.to_string())
 }
