@@ -320,6 +320,21 @@ impl Kubernetes {
         self.call_within(left, method, path, None).await
     }
 
+    /// Reads a path that hangs on the group that the records are in.
+    ///
+    /// Where the group is not known yet it is asked for beside the read, which goes to the group of all releases so far: only
+    /// a server that has the records elsewhere is read a second time.
+    async fn read_of(&self, kind: Kind, path: impl Fn(Group) -> String) -> Result<Value, Failure> {
+        let known = if kind == Kind::Node { Some(Group::V1) } else { self.shared.group.get().copied() };
+        if let Some(group) = known {
+            return self.read("GET", &path(group)).await;
+        }
+        let guess = Group::default();
+        let guessed = path(guess);
+        let (group, found) = futures::join!(self.group(), self.read("GET", &guessed));
+        if group == guess { found } else { self.read("GET", &path(group)).await }
+    }
+
     /// Remembers what an update of `object` must keep.
     fn note(&self, kind: Kind, object: &Value) {
         let kept = object::kept_metadata(object);
@@ -344,11 +359,15 @@ impl Kubernetes {
 
     /// The object of `key` as it is, deleted or not.
     async fn object(&self, key: &Key) -> Result<Option<Value>, ReadError> {
-        let face = self.face(key.kind()).await?;
-        let path = format!("{}/{}", face.collection(key.kind()), face.name(key));
-        match self.read("GET", &path).await {
+        let kind = key.kind();
+        let naming = if kind == Kind::Affinity { self.naming().await? } else { AffinityNaming::PerNode };
+        let path = |group| {
+            let face = Face { group, naming };
+            format!("{}/{}", face.collection(kind), face.name(key))
+        };
+        match self.read_of(kind, path).await {
             Ok(object) => {
-                self.note(key.kind(), &object);
+                self.note(kind, &object);
                 Ok(Some(object))
             }
             Err(failure) if failure.is_not_found() => Ok(None),
@@ -509,21 +528,20 @@ impl Kubernetes {
     /// Lists page by page.
     async fn pages(&self, scope: &Scope) -> Result<Listing, ReadError> {
         let kind = scope.kind();
-        let group = if kind == Kind::Node { Group::V1 } else { self.group().await };
-        // What a collection is called does not hang on how affinities are named.
-        let collection = Face { group, naming: AffinityNaming::PerNode }.collection(kind);
-        let base = format!("{collection}?limit={PAGE}{}", selector(scope));
+        let query = selector(scope);
         let mut starts = 0;
         'again: loop {
             starts += 1;
             let (mut items, mut unreadable, mut next) = (Vec::new(), Vec::new(), String::new());
             loop {
-                let path = if next.is_empty() {
-                    base.clone()
-                } else {
-                    format!("{base}&continue={}", escaped(&next))
+                let from =
+                    if next.is_empty() { String::new() } else { format!("&continue={}", escaped(&next)) };
+                let path = |group| {
+                    // What a collection is called does not hang on how affinities are named.
+                    let collection = Face { group, naming: AffinityNaming::PerNode }.collection(kind);
+                    format!("{collection}?limit={PAGE}{query}{from}")
                 };
-                let mut page = match self.read("GET", &path).await {
+                let mut page = match self.read_of(kind, path).await {
                     Ok(page) => page,
                     // No definition, no records.
                     Err(failure) if failure.is_not_found() => return Ok(Listing::default()),

@@ -246,7 +246,7 @@ pub enum Write {
     Update(Record, Version),
     /// Delete the record last seen as `Version`; refused if it changed or is gone.
     ///
-    /// Carries the record because a Kubernetes delete first writes it with `deleted` set (data model §3.3).
+    /// Carries the record as its caller knows it.
     Delete(Record, Version),
     /// A record that is to be seen as `passing` while the other writes of the commit are made, and ends as `last`.
     ///
@@ -297,7 +297,7 @@ pub enum Event {
     /// Where affinities are named per block (architecture D9), a block has one affinity: this one replaces another
     /// owner's that was known.
     Put(Stored),
-    /// Deleted at this revision (two-phase deletes are reported at their first phase).
+    /// Deleted at this revision (a peer's delete in two phases is reported at its first).
     Deleted(Key, Revision),
     /// Nothing else up to this revision.
     Progress(Revision),
@@ -401,8 +401,8 @@ pub trait Datastore: Send + Sync {
     /// read again after the last write and, where one fails, the writes undone.
     ///
     /// Datastore calls: 1 where atomic (on etcd more for more records than the servers take in one transaction, and one
-    /// more to change a node). Otherwise as [`ordered::commit`] says (two per delete of a block, affinity or
-    /// handle, and per write of a node).
+    /// more to change a node). Otherwise as [`ordered::commit`] says (two per write of
+    /// a node).
     ///
     /// # Errors
     /// See [`CommitError`].

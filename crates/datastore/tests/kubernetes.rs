@@ -72,7 +72,10 @@ async fn keeps_the_contract_where_only_the_newer_group_is_served_and_asks_for_it
     assert_eq!(config["kind"], "IPAMConfiguration");
     let requests = fake.requests();
     assert_eq!(requests.iter().filter(|request| *request == "GET /apis").count(), 1);
-    assert!(!requests.iter().any(|request| request.contains("crd.projectcalico.org")), "{requests:?}");
+    // Beside the question for the groups the first read goes to the group of all releases so far.
+    let guesses = requests.iter().filter(|request| request.contains("crd.projectcalico.org"));
+    assert!(guesses.clone().count() <= 1, "{requests:?}");
+    assert!(guesses.into_iter().all(|guess| guess.starts_with("GET ")), "{requests:?}");
 }
 
 #[tokio::test]
@@ -113,24 +116,29 @@ async fn warm_update_is_one_request_and_keeps_what_others_wrote_on_the_object() 
 }
 
 #[tokio::test]
-async fn delete_marks_the_object_before_it_removes_it() {
+async fn delete_is_one_request_and_meets_only_the_object_as_it_was_seen() {
     let fake = Fake::new();
     let store = driver(&fake);
-    let version = one(&store, Write::Create(handle(1))).await.unwrap();
+    let first = one(&store, Write::Create(handle(1))).await.unwrap();
+    let second = one(&store, Write::Update(handle(2), first.clone())).await.unwrap();
     fake.requests();
-    one(&store, Write::Delete(handle(1), version)).await.unwrap();
-    assert_eq!(fake.requests(), [format!("PUT {HANDLE}"), format!("DELETE {HANDLE}")]);
+    let old = one(&store, Write::Delete(handle(1), first)).await;
+    assert_eq!(old, Err(CommitError::Conflict { key: handle(1).key(), written: 0 }));
+    assert!(fake.object(HANDLE).is_some());
+    one(&store, Write::Delete(handle(2), second)).await.unwrap();
+    assert_eq!(fake.requests(), [format!("DELETE {HANDLE}"), format!("DELETE {HANDLE}")]);
     assert_eq!(fake.object(HANDLE), None);
 }
 
 #[tokio::test]
-async fn reader_of_a_half_deleted_object_finishes_the_delete() {
+async fn reader_of_an_object_that_a_peer_has_half_deleted_finishes_the_delete() {
     let fake = Fake::new();
     let store = driver(&fake);
-    let version = one(&store, Write::Create(handle(1))).await.unwrap();
+    one(&store, Write::Create(handle(1))).await.unwrap();
+    let mut marked = fake.object(HANDLE).unwrap();
+    marked["spec"]["deleted"] = json!(true);
+    fake.put(HANDLE, marked);
     fake.fail(|method, _| (method == "DELETE").then_some(Fault::Refused(503)));
-    one(&store, Write::Delete(handle(1), version)).await.unwrap();
-    assert_eq!(fake.object(HANDLE).unwrap()["spec"]["deleted"], true);
     assert_eq!(store.list(&Scope::All(Kind::Handle)).await.unwrap().items, []);
     let unfinished = store.get(&handle(1).key()).await;
     assert!(matches!(unfinished, Err(ReadError::Unavailable { .. })), "{unfinished:?}");

@@ -305,8 +305,17 @@ impl Db {
         Ok(writes.iter().map(|write| self.apply(write, now)).collect())
     }
 
-    /// One write of a store without commits. A delete in two phases only marks the record.
+    /// One write of a store without commits.
     pub fn write(&mut self, write: &Write, now: Timestamp) -> Result<Version, CommitError> {
+        let key = write.key();
+        if !self.holds(&key, seen(write)) {
+            return Err(CommitError::Conflict { key, written: 0 });
+        }
+        Ok(self.apply(write, now))
+    }
+
+    /// The same, of a client that deletes in two phases: a delete only marks the record.
+    pub fn write_marking(&mut self, write: &Write, now: Timestamp) -> Result<Version, CommitError> {
         let key = write.key();
         if !self.holds(&key, seen(write)) {
             return Err(CommitError::Conflict { key, written: 0 });

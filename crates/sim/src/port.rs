@@ -168,6 +168,8 @@ pub struct SimStore {
     time: Time,
     clock: SimClock,
     atomic: bool,
+    /// Whether deletes are in two phases, as peers make them on a store without transactions.
+    marks: bool,
 }
 
 fn lost(what: impl ToString) -> ReadError {
@@ -178,7 +180,13 @@ impl SimStore {
     /// A connection to `db`, whose calls wait at `port`.
     pub fn new(db: Arc<Mutex<Db>>, port: Port, time: &Time) -> Self {
         let atomic = lock(&db).kind().is_atomic();
-        Self { db, port, time: time.clone(), clock: time.clock(), atomic }
+        Self { db, port, time: time.clone(), clock: time.clock(), atomic, marks: false }
+    }
+
+    /// The same connection for a peer, which marks what it deletes before it removes it (data model §3.3).
+    #[must_use]
+    pub fn marking(self) -> Self {
+        Self { marks: true, ..self }
     }
 
     fn db(&self) -> MutexGuard<'_, Db> {
@@ -250,9 +258,12 @@ impl Single for SimStore {
         let key = write.key();
         let late = || Late { checks: Vec::new(), writes: vec![write.clone()] };
         let call = Call::Write(key.clone());
-        let version = self.write(call, &key, late, |db, now| db.write(write, now)).await?;
-        let two_phases = matches!(key.kind(), Kind::Block | Kind::Affinity | Kind::Handle);
-        if two_phases && matches!(write, Write::Delete(..)) {
+        let marks = self.marks && matches!(key.kind(), Kind::Block | Kind::Affinity | Kind::Handle);
+        let made = |db: &mut Db, now| {
+            if marks { db.write_marking(write, now) } else { db.write(write, now) }
+        };
+        let version = self.write(call, &key, late, made).await?;
+        if marks && matches!(write, Write::Delete(..)) {
             // From its mark on the record is deleted. Whoever reads it next finishes what is left here.
             if self.turn(Call::Sweep(key.clone())).await == Verdict::Proceed {
                 self.db().sweep(&key);

@@ -243,6 +243,8 @@ impl World {
         self.next += 1;
         let port = Port::default();
         let store = SimStore::new(Arc::clone(&self.db), port.clone(), &self.time);
+        let of_a_peer = matches!(operation, Operation::PeerAdd | Operation::PeerDel);
+        let store = if of_a_peer { store.marking() } else { store };
         let clock = node.map_or_else(|| self.time.clock(), |node| self.nodes[node].clock.clone());
         let slow = self.rng.chance(1, 2);
         self.end.coverage.ran(operation);

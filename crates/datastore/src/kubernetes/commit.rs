@@ -92,6 +92,10 @@ impl Kubernetes {
         body
     }
 
+    /// Deletes an object in the state it was seen in.
+    ///
+    /// One request: the server compares identity and revision itself (since Kubernetes 1.14). The mark that Calico writes
+    /// first takes the place of that comparison; an object without it is there or gone, and peers know both.
     async fn delete(
         &self,
         record: &Record,
@@ -101,24 +105,13 @@ impl Kubernetes {
     ) -> Result<Version, Failure> {
         let kind = record.key().kind();
         let path = format!("{}/{name}", face.collection(kind));
-        if !object::deletes_in_two_phases(kind) {
-            let options = delete_options(version.uid.as_deref(), Some(version.revision));
-            self.call("DELETE", &path, Some(&options)).await?;
-            self.forget(kind, name);
-            return Ok(version.clone());
-        }
-        let mut body = self.replacement(record, version, face, name);
-        face.mark_deleted(&mut body, kind);
-        let marked = self.call("PUT", &path, Some(&body)).await?;
-        // From here on the record is deleted: whoever reads it finishes what is left.
-        let marked = object::version(&marked).map_err(Failure::Unreadable)?;
-        if let Err(failure) = self.finish_delete(face, kind, name, &marked).await {
-            tracing::warn!(object = name, ?failure, "left a deleted object for the next reader to remove");
-        }
+        let options = delete_options(version.uid.as_deref(), Some(version.revision));
+        self.call("DELETE", &path, Some(&options)).await?;
+        self.forget(kind, name);
         Ok(version.clone())
     }
 
-    /// The second phase of a delete: removes the object that carries `deleted`, and no successor of it.
+    /// The second phase of a peer's delete: removes the object that carries `deleted`, and no successor of it.
     pub(super) async fn finish_delete(
         &self,
         face: Face,

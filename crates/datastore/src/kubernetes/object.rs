@@ -64,17 +64,6 @@ impl Face {
             }
         })
     }
-
-    /// Marks `object` as in the first phase of its delete. Affinities of the older group say it with a text.
-    pub(super) fn mark_deleted(self, object: &mut Value, kind: Kind) {
-        let text = kind == Kind::Affinity && self.group == Group::V1;
-        object["spec"]["deleted"] = if text { json!("true") } else { json!(true) };
-    }
-}
-
-/// Whether deletes of `kind` are in two phases.
-pub(super) fn deletes_in_two_phases(kind: Kind) -> bool {
-    matches!(kind, Kind::Block | Kind::Affinity | Kind::Handle)
 }
 
 /// The record of `object`, or what is wrong with it. `None`: an object of this kind that is no record (a singleton
