@@ -3,6 +3,7 @@
 //! What is done to one block, and why in that order, is told in [`crate::affinity`]. Here: which blocks, how often, and what
 //! one block's failure means for the others.
 
+use crate::account::{Account, BlockEnd};
 use crate::affinity::{self, Claim, ClaimError, Known, ReleaseAffinityError, ReleaseTerms};
 use crate::block;
 use crate::clock::Clock;
@@ -10,6 +11,7 @@ use crate::failure::{ATTEMPTS, StoreError};
 use crate::plan;
 use crate::query;
 use crate::seen::{self, Seen};
+use crate::vacancy;
 use api::{Affinity, Block, Cidr, Owner, Pool};
 use datastore::{Check, CommitError, Datastore, Key, Kind, Scope};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +26,16 @@ pub struct ClaimedBlocks {
     pub claimed: Vec<Cidr>,
     /// Blocks that are another's, or nobody's with addresses in use, or overlap one of another size, or cannot be understood.
     pub failed: Vec<Cidr>,
+    /// What came of each, and why.
+    pub account: Account,
+}
+
+impl ClaimedBlocks {
+    fn note(&mut self, block: Cidr, end: BlockEnd) {
+        let done = matches!(end, BlockEnd::Claimed | BlockEnd::Had);
+        if done { &mut self.claimed } else { &mut self.failed }.push(block);
+        self.account.block(block, end);
+    }
 }
 
 /// Why a CIDR cannot be claimed or given up.
@@ -112,23 +124,25 @@ pub async fn claim_affinity<D: Datastore>(
         held.into_iter().map(|seen| (seen.value.cidr, seen)).collect();
     // Listed after the pool was read: blocks of another size appear only with a changed pool, which a claim notices.
     let all = seen::all_blocks(store).await.map_err(early)?;
-    let mut done = ClaimedBlocks::default();
+    let account = Account::of(format!("claim of {cidr} for {owner}"));
+    let mut done = ClaimedBlocks { account, ..ClaimedBlocks::default() };
     for number in 0..count {
         let Some(wanted) = cidr.nth_block(pool.value.block_size, number) else { continue };
         let ours = held.remove(&wanted);
-        let taken = all.blocks.iter().map(|seen| &seen.value).any(|block| {
-            block.cidr.overlaps(wanted)
-                && (block.cidr != wanted || (ours.is_none() && block.affinity.as_ref() != Some(owner)))
-        });
-        if taken || all.unreadable.iter().any(|other| other.overlaps(wanted)) {
-            done.failed.push(wanted);
+        if vacancy::is_crossed(wanted, &all) {
+            done.note(wanted, BlockEnd::Across);
+            continue;
+        }
+        let found = all.blocks.iter().map(|seen| &seen.value).find(|block| block.cidr == wanted);
+        if let Some(block) = found.filter(|block| ours.is_none() && block.affinity.as_ref() != Some(owner)) {
+            done.note(wanted, BlockEnd::Taken { owner: block.affinity.clone() });
             continue;
         }
         let known = ours.map_or(Known::Absent, Known::Found);
         match claim_one(store, clock, owner, wanted, &mut pool, known).await {
-            Ok(true) => done.claimed.push(wanted),
-            Ok(false) => done.failed.push(wanted),
+            Ok(end) => done.note(wanted, end),
             Err(Some(source)) => {
+                done.account.block(wanted, BlockEnd::failed(&source));
                 return Err(AffinityRequestError::Interrupted { done: Box::new(done), source });
             }
             Err(None) => return Err(AffinityRequestError::NoPool { cidr }),
@@ -137,7 +151,7 @@ pub async fn claim_affinity<D: Datastore>(
     Ok(done)
 }
 
-/// Claims one block, reading the pool again when it changed. `Ok(false)`: it is another's. `Err(None)`: the pool is gone.
+/// Claims one block, reading the pool again when it changed. `Err(None)`: the pool is gone.
 async fn claim_one<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
@@ -145,14 +159,16 @@ async fn claim_one<D: Datastore>(
     cidr: Cidr,
     pool: &mut Seen<Pool>,
     known: Known,
-) -> Result<bool, Option<StoreError>> {
+) -> Result<BlockEnd, Option<StoreError>> {
     let mut known = known;
     for _ in 0..ATTEMPTS {
         let claim = Claim::of(owner, cidr, pool);
         match affinity::claim(store, clock, &claim, std::mem::replace(&mut known, Known::Unread)).await {
-            Ok(_) => return Ok(true),
-            Err(ClaimError::Taken { .. } | ClaimError::Refused(_) | ClaimError::Unreadable(_)) => {
-                return Ok(false);
+            Ok(claimed) if claimed.made => return Ok(BlockEnd::Claimed),
+            Ok(_) => return Ok(BlockEnd::Had),
+            Err(ClaimError::Taken { owner, .. }) => return Ok(BlockEnd::Taken { owner }),
+            Err(error @ (ClaimError::Refused(_) | ClaimError::Unreadable(_))) => {
+                return Ok(BlockEnd::failed(&error));
             }
             Err(ClaimError::Store(error)) => return Err(Some(error)),
             Err(ClaimError::PoolChanged { .. }) => {

@@ -4,28 +4,30 @@
 //! together. A *trip* is a set of requests that are under way at the same time. The agent keeps the same state by watch
 //! and shares the planning ([`crate::plan`]).
 
+mod borrow;
+mod ensure;
+
 use crate::affinity::{self, Claim, ClaimError, Claimed, Content, Known, ReleaseTerms};
 use crate::block::{self, TakeError, Taken};
-use crate::candidate;
-use crate::cap;
+use crate::cap::{self, AtCap};
 use crate::claim;
 use crate::clock::Clock;
 use crate::explain::{BlockOutcome, Explain, Explained, Relief, Shortage};
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::host_reserved::{HostReserved, HostReservedError};
-use crate::mistake::{Mistake, made};
 use crate::plan::{self, PlanRefusal, TakeRules, Want};
 use crate::pools::SelectError;
-use crate::query::addresses_in;
 use crate::seen::{self, AllBlocks, HandleInHand, Seen, TOGETHER};
 use crate::setting::{Setting, World};
-use crate::shortage::{self, relief};
+use crate::shortage::relief;
 use crate::take::{OnBlock, commit_on};
 use crate::vacancy::{self, Search, Vacant};
 use api::{Affinity, AffinityState, Block, Cidr, IpVersion, Owner, Pool, Use};
 use datastore::Datastore;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub use ensure::{EnsureBlockError, Ensured, ensure_block};
 
 /// Blocks that a node may own per IP version where nothing says otherwise.
 pub const DEFAULT_MAX_BLOCKS: u32 = 20;
@@ -245,13 +247,12 @@ impl<D: Datastore> Run<'_, D> {
     }
 
     async fn once(&mut self, world: &World) -> Result<(), Stop> {
-        let setting = Setting::of(world, self.request).map_err(|error| {
-            if let AssignError::Pools(error) = &error {
-                self.explain.considered(error.considered().to_vec());
-            }
-            Stop::Failed(error)
-        })?;
-        self.explain.considered(setting.considered.clone());
+        let reserved = self.request.host_reserved.as_ref();
+        if reserved.is_some_and(HostReserved::is_windows) && !world.config.strict_affinity {
+            let node = self.request.owner.name.clone();
+            return Err(Stop::Failed(AssignError::StrictAffinityRequired { node }));
+        }
+        let setting = self.set_out(world)?;
         if self.is_over_cap() {
             self.answer_at_cap().await?;
         }
@@ -263,44 +264,38 @@ impl<D: Datastore> Run<'_, D> {
         Ok(())
     }
 
-    /// Whether what the handle's record counts leaves no room for what is missing.
-    fn is_over_cap(&self) -> bool {
-        let cap = u64::from(self.request.max_per_handle);
-        let missing = u64::try_from(self.missing().count).unwrap_or(u64::MAX);
-        let counted = |handle| cap::counted(handle, self.request.version, None);
-        cap > 0 && self.hand.record().map_or(0, counted).saturating_add(missing) > cap
+    /// Selects pools and blocks, and notes what became of the pools.
+    fn set_out(&mut self, world: &World) -> Result<Setting, Stop> {
+        let setting = Setting::of(world, self.request).map_err(|error| {
+            if let AssignError::Pools(error) = &error {
+                self.explain.considered(error.considered().to_vec());
+            }
+            Stop::Failed(error)
+        })?;
+        self.explain.considered(setting.considered.clone());
+        Ok(setting)
     }
 
-    /// Answers a request whose handle may not hold more with what it holds (algorithm §10.2), and stops.
-    ///
-    /// Who holds fewer than are wanted looks again while somebody else may be taking for the same handle: while the handle
-    /// counts more than its blocks hold. `Ok`: there is room after all.
+    /// Whether what the handle's record counts leaves no room for what is missing.
+    fn is_over_cap(&self) -> bool {
+        self.limit().is_over(self.hand, self.missing().count)
+    }
+
+    fn limit(&self) -> cap::Limit {
+        cap::Limit { cap: self.request.max_per_handle, version: self.request.version }
+    }
+
+    /// Answers a request whose handle may not hold more with what it holds (algorithm §10.2), and stops. `Ok`: there is room
+    /// after all.
     async fn answer_at_cap(&mut self) -> Result<(), Stop> {
-        let (version, wanted) = (self.request.version, self.request.want.count);
-        let mut held = Vec::new();
-        for _ in 0..ATTEMPTS {
-            self.hand.look(self.store).await?;
-            let Some(handle) = self.hand.record() else { return Ok(()) };
-            let cidrs: Vec<Cidr> =
-                handle.blocks.keys().copied().filter(|cidr| cidr.version() == version).collect();
-            let counted = cap::counted(handle, version, None);
-            let id = handle.id.clone();
-            held = addresses_in(&seen::blocks_of(self.store, &cidrs).await?, &id);
-            if let Some(answer) = cap::instead(&held, version, wanted) {
-                self.held = answer;
-                return Err(Stop::Answered);
-            }
-            if u64::try_from(held.len()).is_ok_and(|held| held >= counted) {
-                break;
-            }
-            self.hand.forget();
-            self.hand.look(self.store).await?;
-            if !self.is_over_cap() {
-                return Ok(());
+        let (limit, wanted, missing) = (self.limit(), self.request.want.count, self.missing().count);
+        match limit.answer(self.store, self.hand, wanted, missing).await? {
+            AtCap::Room => return Ok(()),
+            AtCap::Holds(held) => self.held = held,
+            AtCap::Short(held) => {
+                self.explain.shortage = Some(Shortage::HandleLimit { limit: limit.cap, held });
             }
         }
-        let limit = self.request.max_per_handle;
-        self.explain.shortage = Some(Shortage::HandleLimit { limit, held: held.len() });
         Err(Stop::Answered)
     }
 
@@ -480,6 +475,8 @@ impl<D: Datastore> Run<'_, D> {
     }
 
     /// Takes from a block as read, reading it again after each conflict.
+    ///
+    /// Nothing is planned on one that is full: a node of many blocks would plan on each of them.
     async fn take_from_block(
         &mut self,
         world: &World,
@@ -487,12 +484,18 @@ impl<D: Datastore> Run<'_, D> {
         outcome: BlockOutcome,
     ) -> Result<(), Stop> {
         let cidr = block.value.cidr;
-        let cooldown = borrowing_cooldown(world.config.ip_cooldown_seconds, outcome);
+        let cooldown = borrow::cooldown(world.config.ip_cooldown_seconds, outcome);
         let only_owner = self.only_own(world).then_some(&self.request.owner);
         let avoid = BTreeSet::new();
         let rules = TakeRules { reserved: &world.reserved, avoid: &avoid, only_owner };
         let (want, cap) = (self.missing(), self.request.max_per_handle);
         let mut block = block;
+        block::collect(&mut block.value, cooldown, self.clock.now());
+        let is_ours = only_owner.is_none_or(|owner| block.value.affinity.as_ref() == Some(owner));
+        if is_ours && block.value.unallocated.is_empty() {
+            self.explain.tried(cidr, BlockOutcome::Full);
+            return Ok(());
+        }
         for _ in 0..ATTEMPTS {
             let planned = |seen: &Seen<Block>, handles: &plan::Handles| {
                 plan::plan_take_capped(seen, &want, cap, handles, &rules)
@@ -544,42 +547,6 @@ impl<D: Datastore> Run<'_, D> {
         Ok(None)
     }
 
-    /// Takes from blocks of others as listed, unless strict affinity forbids it, and says what is short then.
-    async fn borrow(
-        &mut self,
-        world: &World,
-        setting: &Setting,
-        blocks: Vec<Seen<Block>>,
-    ) -> Result<(), Stop> {
-        let strict = world.config.strict_affinity;
-        let may_borrow = !self.only_own(world);
-        let search = search_of(self.request, world, self.clock.now());
-        let (now, cooldown) =
-            (search.now, borrowing_cooldown(search.cooldown_seconds, BlockOutcome::Borrowed));
-        let shortage = shortage::shortage(&search, &setting.usable, strict, &blocks);
-        let relief = relief(&search, &setting.usable, &blocks);
-        let mut by_cidr: BTreeMap<Cidr, Seen<Block>> =
-            blocks.into_iter().map(|seen| (seen.value.cidr, seen)).collect();
-        for pool in setting.usable.iter().filter(|_| may_borrow) {
-            let existing = by_cidr.keys().copied().collect::<Vec<_>>();
-            for cidr in candidate::in_order(&pool.value, &self.request.owner.name, now, existing) {
-                if self.satisfied() {
-                    return Ok(());
-                }
-                let Some(seen) = by_cidr.remove(&cidr) else { continue };
-                let mut collected = seen.value.clone();
-                block::collect(&mut collected, cooldown, now);
-                if block::free_count(&collected, &world.reserved) > 0 {
-                    self.take_from_block(world, seen, BlockOutcome::Borrowed).await?;
-                }
-            }
-        }
-        if !self.satisfied() {
-            self.fall_short(shortage, relief);
-        }
-        Ok(())
-    }
-
     /// Gives up blocks of ours in pools that are no longer for us, those that are empty. The request is served already:
     /// failing to is not its concern, and the next one tries again.
     async fn give_up(&self, cidrs: &[Cidr]) {
@@ -605,11 +572,6 @@ fn search_of<'s>(request: &'s AssignRequest, world: &'s World, now: Timestamp) -
         cooldown_seconds: world.config.ip_cooldown_seconds,
         now,
     }
-}
-
-/// Seconds that a released address is not used: as many in others' blocks as in own ones.
-fn borrowing_cooldown(seconds: u32, outcome: BlockOutcome) -> u32 {
-    if outcome == BlockOutcome::Borrowed && made(Mistake::CooldownIgnored) { 0 } else { seconds }
 }
 
 fn is_settled(affinity: &Seen<Affinity>, block: &Seen<Block>) -> bool {

@@ -3,7 +3,11 @@
 //! The cap is what makes a virtual machine keep its one address: its pods ask by one handle with a cap of 1.
 
 use crate::block;
+use crate::failure::{ATTEMPTS, StoreError};
+use crate::query::addresses_in;
+use crate::seen::{self, HandleInHand};
 use api::{Block, Cidr, Handle, IpVersion};
+use datastore::Datastore;
 use std::net::IpAddr;
 
 /// A handle that would hold more than it may.
@@ -79,6 +83,75 @@ pub fn instead(held: &[IpAddr], version: IpVersion, wanted: usize) -> Option<Vec
         .map(|address| Cidr::from(*address))
         .collect();
     (of_version.len() == wanted).then_some(of_version)
+}
+
+/// How many addresses of a family a handle may hold; a cap of 0 is none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limit {
+    pub(crate) cap: u32,
+    pub(crate) version: IpVersion,
+}
+
+/// What a request whose handle is at its cap comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AtCap {
+    /// There is room after all.
+    Room,
+    /// These are the answer: what it holds already.
+    Holds(Vec<Cidr>),
+    /// It holds so many, fewer than are wanted, and may not hold more.
+    Short(usize),
+}
+
+impl Limit {
+    /// Whether what the handle's record counts leaves no room for `missing` more.
+    pub(crate) fn is_over(self, hand: &HandleInHand, missing: usize) -> bool {
+        let cap = u64::from(self.cap);
+        let missing = u64::try_from(missing).unwrap_or(u64::MAX);
+        let counted = hand.record().map_or(0, |handle| counted(handle, self.version, None));
+        cap > 0 && counted.saturating_add(missing) > cap
+    }
+
+    /// Looks what the handle holds, to answer with it a request for `wanted` addresses of which `missing` are missing.
+    ///
+    /// Who holds fewer than are wanted looks again while somebody else may be taking for the same handle: while the handle
+    /// counts more than its blocks hold.
+    ///
+    /// Datastore calls: 1 read per block of the handle, 24 at a time; each further look as much and 1 read of the handle.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn answer<D: Datastore>(
+        self,
+        store: &D,
+        hand: &mut HandleInHand,
+        wanted: usize,
+        missing: usize,
+    ) -> Result<AtCap, StoreError> {
+        let version = self.version;
+        let mut held = Vec::new();
+        for _ in 0..ATTEMPTS {
+            hand.look(store).await?;
+            let Some(handle) = hand.record() else { return Ok(AtCap::Room) };
+            let cidrs: Vec<Cidr> =
+                handle.blocks.keys().copied().filter(|cidr| cidr.version() == version).collect();
+            let counted = counted(handle, version, None);
+            let id = handle.id.clone();
+            held = addresses_in(&seen::blocks_of(store, &cidrs).await?, &id);
+            if let Some(answer) = instead(&held, version, wanted) {
+                return Ok(AtCap::Holds(answer));
+            }
+            if u64::try_from(held.len()).is_ok_and(|held| held >= counted) {
+                break;
+            }
+            hand.forget();
+            hand.look(store).await?;
+            if !self.is_over(hand, missing) {
+                return Ok(AtCap::Room);
+            }
+        }
+        Ok(AtCap::Short(held.len()))
+    }
 }
 
 #[cfg(test)]

@@ -346,8 +346,11 @@ impl fmt::Display for Explain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         /// Pools and blocks named one by one: the sentence about the shortage must keep its room.
         const SHOWN: usize = 3;
-        let mut line =
-            format!("Assigned {} out of {} requested {} addresses", self.assigned, self.wanted, self.version);
+        let mut line = if self.wanted == 0 {
+            format!("Looked for a block of {} addresses", self.version)
+        } else {
+            format!("Assigned {} out of {} requested {} addresses", self.assigned, self.wanted, self.version)
+        };
         if let Some(shortage) = &self.shortage {
             line.push_str(&format!(" on node {}: {shortage}{}", self.node, self.relief));
             let passed_over: Vec<&Considered> =
@@ -383,20 +386,20 @@ pub(crate) fn cut(text: &str, most: usize) -> String {
 
 /// An error with the account of how it came to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Explained<E> {
+pub struct Explained<E, A = Explain> {
     /// What went wrong.
     pub error: E,
     /// What was considered before.
-    pub explain: Explain,
+    pub explain: A,
 }
 
-impl<E: fmt::Display> fmt::Display for Explained<E> {
+impl<E: fmt::Display, A> fmt::Display for Explained<E, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.error.fmt(f)
     }
 }
 
-impl<E: std::error::Error> std::error::Error for Explained<E> {
+impl<E: std::error::Error, A: fmt::Debug> std::error::Error for Explained<E, A> {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.error.source()
     }

@@ -44,6 +44,11 @@ impl HostReserved {
         }
     }
 
+    /// Whether this is what Windows nodes keep, which need strict affinity.
+    pub fn is_windows(&self) -> bool {
+        self.handle.eq_ignore_ascii_case(block::WINDOWS_RESERVED_HANDLE)
+    }
+
     /// How many ordinals are kept of a block.
     fn kept(&self) -> u64 {
         u64::from(self.start) + u64::from(self.end)

@@ -3,6 +3,7 @@
 //! Pure functions decide ([`block`], [`candidate`], [`pools`], [`plan`]); async functions over the trait carry the decisions
 //! out. No runtime and no clock: time is handed in as a [`Clock`].
 
+pub mod account;
 pub mod administration;
 pub mod affinity;
 pub mod agent;

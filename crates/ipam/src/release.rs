@@ -1,8 +1,10 @@
 //! Giving addresses back (algorithm §12 and §13).
 
+use crate::account::{Account, BlockEnd};
 use crate::affinity::{self, ReleaseAffinityError, ReleaseTerms};
 use crate::block::{self, Release, ReleaseError};
 use crate::clock::Clock;
+use crate::explain::Explained;
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::plan::{self, Handles};
 use crate::plan_release::plan_release_again;
@@ -23,6 +25,17 @@ pub struct ReleasedAddresses {
     pub not_allocated: Vec<IpAddr>,
     /// Blocks of which nothing was given back, and why.
     pub failed: Vec<(Cidr, ReleaseFailure)>,
+    /// How it came to that.
+    pub account: Account,
+}
+
+/// What a release by handle did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReleasedHandle {
+    /// Addresses given back.
+    pub addresses: usize,
+    /// How it came to that.
+    pub account: Account,
 }
 
 /// Why nothing of a block was given back.
@@ -44,8 +57,9 @@ pub enum ReleaseFailure {
 /// Datastore calls, as trips where commits are atomic: 3, of 3 reads (handle, configuration, pools), 1 read per block, and
 /// 1 commit of the blocks and the handle; with the commit goes 1 read of the node for each block that becomes empty in a
 /// pool that is not for all nodes, and if the pool is not for it those of [`affinity::release_affinity`]. A handle in more
-/// than 24 blocks: 2 trips more per 24. On a Kubernetes API the commit is 1 request per block and 2 for the handle, one after
-/// another. A handle that does not exist: 1 trip.
+/// than 24 blocks: 2 trips more per 24. On a Kubernetes API the commit is 1 request per block and 1 for the handle, one after
+/// another: 4 trips for a handle in one block. A handle that does not exist: 1 trip. Whoever knows the blocks saves a trip
+/// with [`release_by_handle_in`].
 ///
 /// # Errors
 /// [`StoreError`]; what was released before the failure stays released. What is in blocks that cannot be understood is left
@@ -58,10 +72,61 @@ pub async fn release_by_handle<D: Datastore>(
     clock: &dyn Clock,
     handle: &str,
 ) -> Result<usize, StoreError> {
+    let released = release_by_handle_in(store, clock, handle, &[]).await;
+    released.map(|released| released.addresses).map_err(|failure| failure.error)
+}
+
+/// As [`release_by_handle`], for a caller who believes to know the blocks that the handle's addresses are in: they are read
+/// beside the handle, at most 24 of them. The addresses that the runtime hands to a DEL, cut to the pool's block size, say so.
+///
+/// What is released is what the handle names, whatever the caller believes: a block that it does not name is left alone, one
+/// that was not guessed is read then. That a block is read before its handle takes nothing from the rules: it is written in
+/// the state it was read in before the handle is lowered, so that whoever put an address into it since then makes this fail.
+///
+/// Datastore calls: those of [`release_by_handle`] less 1 trip where the guess is right, so that on a Kubernetes API it is 3
+/// for a handle in one block (the reads, the block, the handle); a wrong guess costs its read.
+///
+/// # Errors
+/// See [`release_by_handle`]; the account comes with it.
+///
+/// # Cancellation
+/// See [`release_by_handle`].
+pub async fn release_by_handle_in<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    handle: &str,
+    blocks: &[Cidr],
+) -> Result<ReleasedHandle, Box<Explained<StoreError, Account>>> {
+    let mut account = Account::of(format!("release of handle {}", block::sanitized(handle)));
+    match release_handle(store, clock, handle, blocks, &mut account).await {
+        Ok(addresses) => {
+            // What a lost answer hid is counted, though nobody saw of which block it was.
+            account.addresses = addresses;
+            Ok(ReleasedHandle { addresses, account })
+        }
+        Err(error) => Err(Box::new(Explained { error, explain: account })),
+    }
+}
+
+async fn release_handle<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    handle: &str,
+    blocks: &[Cidr],
+    account: &mut Account,
+) -> Result<usize, StoreError> {
     let id = block::sanitized(handle);
-    let (found, config, pools) =
-        futures::join!(seen::handle(store, id), seen::config(store), seen::pools(store));
+    let guessed = blocks.get(..TOGETHER).unwrap_or(blocks);
+    let (found, config, pools, early) = futures::join!(
+        seen::handle(store, id),
+        seen::config(store),
+        seen::pools(store),
+        seen::each_block(store, guessed)
+    );
     let (mut found, cooldown, pools) = (found?, config?.ip_cooldown_seconds, pools?);
+    // One that was not there or could not be read is read again once the handle names it: it may have been made meanwhile.
+    let early = early.into_iter().filter_map(|read| read.ok().flatten());
+    let mut early: BTreeMap<Cidr, Seen<Block>> = early.map(|seen| (seen.value.cidr, seen)).collect();
     let mut released = 0;
     // Per block, what was given back by a commit whose answer was lost, if it was made.
     let mut perhaps: BTreeMap<Cidr, usize> = BTreeMap::new();
@@ -73,7 +138,16 @@ pub async fn release_by_handle<D: Datastore>(
         let known = seen.value.blocks.keys().copied().filter(|cidr| !kept.contains_key(cidr));
         let cidrs: Vec<Cidr> = known.take(TOGETHER).collect();
         let mut blocks = Vec::with_capacity(cidrs.len());
-        for (cidr, read) in cidrs.iter().zip(seen::each_block(store, &cidrs).await) {
+        let reads = join_all(cidrs.iter().map(|cidr| {
+            let early = early.remove(cidr);
+            async move {
+                match early {
+                    Some(block) => Ok(Some(block)),
+                    None => seen::block(store, *cidr).await,
+                }
+            }
+        }));
+        for (cidr, read) in cidrs.iter().zip(reads.await) {
             let held = match read {
                 Ok(Some(mut block)) => {
                     block::collect(&mut block.value, cooldown, clock.now());
@@ -82,10 +156,12 @@ pub async fn release_by_handle<D: Datastore>(
                     held
                 }
                 Ok(None) => {
+                    account.block(*cidr, BlockEnd::Gone);
                     kept.insert(*cidr, None);
                     false
                 }
                 Err(error @ ReadError::Malformed { .. }) => {
+                    account.block(*cidr, BlockEnd::failed(&error));
                     kept.insert(*cidr, Some(error));
                     true
                 }
@@ -95,6 +171,7 @@ pub async fn release_by_handle<D: Datastore>(
                 && !held
             {
                 released += count;
+                account.block(*cidr, BlockEnd::Released { addresses: count });
             }
         }
         if blocks.is_empty() && !seen.value.blocks.is_empty() {
@@ -109,19 +186,20 @@ pub async fn release_by_handle<D: Datastore>(
             futures::join!(store.commit(&[], &plan.writes), deselected(store, &pools, &plan.emptied));
         match done {
             Ok(versions) => {
-                released += plan.counts.iter().map(|(_, count)| count).sum::<usize>();
+                released += note(account, &plan.counts, plan.counts.len());
                 found = match (plan.writes.last(), versions.last()) {
                     (Some(Write::Update(Record::Handle(left), _)), Some(version)) => {
                         Some(Seen::written(left.clone(), version.clone(), seen.created))
                     }
                     _ => None,
                 };
-                give_up_all(store, clock, deselected).await;
+                give_up_all(store, clock, deselected, account).await;
                 continue;
             }
             // Nothing can be lost by looking again: what is released already is not found by the handle any more.
-            Err(CommitError::Conflict { written, .. }) => {
-                released += plan.counts.iter().take(written).map(|(_, count)| count).sum::<usize>();
+            Err(CommitError::Conflict { written, key }) => {
+                account.conflict(&key);
+                released += note(account, &plan.counts, written);
             }
             Err(CommitError::Unknown { .. }) => perhaps.extend(plan.counts.iter().copied()),
             Err(error) => return Err(error.into()),
@@ -135,6 +213,13 @@ pub async fn release_by_handle<D: Datastore>(
     }
     // The handle goes last: where it is gone, everything before was made.
     Ok(released + perhaps.values().sum::<usize>())
+}
+
+/// Notes the blocks whose writes were made, and answers how many addresses that gave back.
+fn note(account: &mut Account, counts: &[(Cidr, usize)], written: usize) -> usize {
+    let made = counts.iter().take(written);
+    made.clone().for_each(|(cidr, count)| account.block(*cidr, BlockEnd::Released { addresses: *count }));
+    made.map(|(_, count)| count).sum()
 }
 
 /// Gives back particular addresses, each only if it still is what the caller saw.
@@ -169,7 +254,10 @@ pub async fn release_addresses<D: Datastore>(
         cooldown_seconds: config.ip_cooldown_seconds,
         pools,
         handles,
-        outcome: ReleasedAddresses::default(),
+        outcome: ReleasedAddresses {
+            account: Account::of(format!("release of {} addresses", releases.len())),
+            ..ReleasedAddresses::default()
+        },
     };
     let mut by_block: BTreeMap<Cidr, Vec<Release>> = BTreeMap::new();
     let mut homeless = Vec::new();
@@ -273,16 +361,22 @@ impl<D: Datastore> Run<'_, D> {
                         continue;
                     }
                     Err(error) => {
+                        self.outcome.account.block(*cidr, BlockEnd::failed(&error));
                         self.outcome.failed.push((*cidr, StoreError::from(error).into()));
                         continue;
                     }
                 };
                 match self.block(block, releases).await {
                     Ok((released, not_allocated)) => {
+                        let addresses = released.len();
+                        self.outcome.account.block(*cidr, BlockEnd::Released { addresses });
                         self.outcome.released.extend(released);
                         self.outcome.not_allocated.extend(not_allocated);
                     }
-                    Err(failure) => self.outcome.failed.push((*cidr, failure)),
+                    Err(failure) => {
+                        self.outcome.account.block(*cidr, BlockEnd::failed(&failure));
+                        self.outcome.failed.push((*cidr, failure));
+                    }
                 }
             }
         }
@@ -332,16 +426,17 @@ impl<D: Datastore> Run<'_, D> {
                     if let Some(block) = plan.block.as_ref().filter(|block| block::is_empty(block)) {
                         let empty = std::slice::from_ref(block);
                         let found = deselected(self.store, &self.pools, empty).await;
-                        give_up_all(self.store, self.clock, found).await;
+                        give_up_all(self.store, self.clock, found, &mut self.outcome.account).await;
                     }
                     return done(freed);
                 }
                 // The block is written first: what conflicted was a handle.
-                Err(CommitError::Conflict { written, .. }) if written > 0 => {
+                Err(CommitError::Conflict { written, key }) if written > 0 => {
+                    self.outcome.account.conflict(&key);
                     freed.extend(now_freed);
                     owing.extend(ids.iter().cloned());
                 }
-                Err(CommitError::Conflict { .. }) => {}
+                Err(CommitError::Conflict { key, .. }) => self.outcome.account.conflict(&key),
                 Err(CommitError::Unknown { .. }) => {
                     perhaps.extend(now_freed);
                     owing.extend(ids.iter().cloned());
@@ -405,8 +500,14 @@ fn is_choosy(selector: &str) -> bool {
 
 /// Gives up blocks whose addresses were released: that is done, whether this succeeds or not (algorithm §12.4). What stays is
 /// given up by its owner's next request.
-async fn give_up_all<D: Datastore>(store: &D, clock: &dyn Clock, found: Result<Vec<&Block>, StoreError>) {
+async fn give_up_all<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    found: Result<Vec<&Block>, StoreError>,
+    account: &mut Account,
+) {
     for block in found.into_iter().flatten() {
+        account.block(block.cidr, BlockEnd::Deselected);
         let _ = give_up(store, clock, block).await;
     }
 }

@@ -1,7 +1,6 @@
 //! What requests for addresses work with (algorithm §6 and §7): everything that does not hang on a block, read in one trip.
 
 use crate::assign::{AssignError, AssignRequest};
-use crate::block::WINDOWS_RESERVED_HANDLE;
 use crate::failure::StoreError;
 use crate::host_reserved;
 use crate::pools::{self, Considered, PoolRequest};
@@ -89,11 +88,6 @@ impl Setting {
         let labels =
             world.labels.as_ref().ok_or_else(|| AssignError::NoSuchNode { node: owner.name.clone() })?;
         let reserved = request.host_reserved.as_ref();
-        if reserved.is_some_and(|reserved| reserved.handle.eq_ignore_ascii_case(WINDOWS_RESERVED_HANDLE))
-            && !world.config.strict_affinity
-        {
-            return Err(AssignError::StrictAffinityRequired { node: owner.name.clone() });
-        }
         let asked = PoolRequest {
             version: request.version,
             requested: &request.pools,

@@ -16,10 +16,11 @@ use ipam::administration::{
     release_affinities_within, release_block_affinity,
 };
 use ipam::affinity::{ReleaseAffinityError, ReleaseTerms};
-use ipam::assign::{AssignRequest, assign};
+use ipam::assign::{AssignRequest, EnsureBlockError, assign, ensure_block};
 use ipam::block;
 use ipam::clock::FixedClock;
-use ipam::host::{EnsureBlockError, ensure_block, remove_host, upgrade_host};
+use ipam::explain::BlockOutcome;
+use ipam::host::{remove_host, upgrade_host};
 use ipam::host_reserved::HostReserved;
 use ipam::plan::Want;
 use ipam::seen::{self, Seen};
@@ -248,11 +249,14 @@ fn a_node_gets_one_block_with_what_it_keeps_and_no_second() {
         let store = lab().await;
         let kept = HostReserved { start: 1, end: 1, ..HostReserved::windows() };
         let ensured = ensure_block(&store, &CLOCK, "a", IpVersion::V4, &kept).await.unwrap();
+        assert_eq!(ensured.explain.blocks.listed()[0].outcome, BlockOutcome::Claimed);
+        let ensured = ensured.block;
         let made = seen::block(&store, ensured).await.unwrap().unwrap().value;
         assert_eq!(made.unallocated, [1, 2]);
         assert!(block::is_empty(&made));
         assert_eq!(state_of(&store, "a", &ensured.to_string()).await, Some(AffinityState::Confirmed));
-        assert_eq!(ensure_block(&store, &CLOCK, "a", IpVersion::V4, &kept).await, Ok(ensured));
+        let again = ensure_block(&store, &CLOCK, "a", IpVersion::V4, &kept).await.unwrap();
+        assert_eq!((again.block, again.explain.blocks.listed()[0].outcome), (ensured, BlockOutcome::Took));
         assert_eq!(seen::blocks(&store).await.unwrap().len(), 1);
     });
 }
@@ -269,7 +273,7 @@ fn a_node_is_not_given_a_block_of_which_it_would_keep_all_that_is_not_reserved()
         for node in ["a", "b"] {
             let ensured = ensure_block(&store, &CLOCK, node, IpVersion::V4, &kept).await;
             let left = (node == "a").then(|| cidr("10.0.0.8/30"));
-            assert_eq!(ensured.ok(), left, "{node}: one block leaves something, for one of them");
+            assert_eq!(ensured.ok().map(|ensured| ensured.block), left, "{node}: one block leaves something, for one of them");
         }
     });
 }
@@ -278,8 +282,10 @@ fn a_node_is_not_given_a_block_of_which_it_would_keep_all_that_is_not_reserved()
 fn a_node_without_a_free_block_is_told_why() {
     block_on(async {
         let store = lab().await;
-        let ensure =
-            async |node, kept: &HostReserved| ensure_block(&store, &LATER, node, IpVersion::V4, kept).await;
+        let ensure = async |node, kept: &HostReserved| {
+            let ensured = ensure_block(&store, &LATER, node, IpVersion::V4, kept).await;
+            ensured.map(|ensured| ensured.block).map_err(|failure| failure.error)
+        };
         let kept = HostReserved { start: 1, end: 1, ..HostReserved::windows() };
         assert!(matches!(ensure("c", &kept).await, Err(EnsureBlockError::NoSuchNode { .. })));
         let windows = ensure("a", &HostReserved::windows()).await;
@@ -307,8 +313,11 @@ fn a_full_cluster_has_no_block_for_another_node() {
         let store = lab().await;
         own(&store, "b", "10.0.0.0/28").await;
         let kept = HostReserved { start: 1, end: 0, ..HostReserved::windows() };
-        let refused = ensure_block(&store, &CLOCK, "a", IpVersion::V4, &kept).await;
-        assert!(matches!(refused, Err(EnsureBlockError::NoFreeBlock { .. })), "b claimed them just now");
+        let refused = ensure_block(&store, &CLOCK, "a", IpVersion::V4, &kept).await.unwrap_err();
+        assert!(matches!(refused.error, EnsureBlockError::NoFreeBlock { .. }), "b claimed them just now");
+        assert_eq!(refused.explain.relief.empty_blocks, 4);
+        let line = refused.explain.to_string();
+        assert!(line.contains("4 empty blocks of other nodes may be had"), "{line}");
         let scope = Scope::AffinitiesOf(Owner::host("a"));
         assert!(seen::list::<Affinity, _>(&store, &scope).await.unwrap().is_empty());
     });

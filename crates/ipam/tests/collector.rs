@@ -2,10 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
+mod gated;
+
 use api::{Affinity, AffinityState, Block, Cidr, Handle, Node, Owner};
 use datastore::memory::Memory;
 use datastore::{Datastore as _, Key, Record, Revision, Version, Write};
 use futures::executor::block_on;
+use gated::{By, Call, Fate, Gated};
 use ipam::block::{self, Release, Take};
 use ipam::clock::FixedClock;
 use ipam::collect::{Outcome, Task, carry_out};
@@ -90,6 +93,19 @@ fn a_leak_is_given_back_once_and_its_handle_with_it() {
     assert_eq!(revision(&store, Key::Handle("h".to_owned())), None);
     assert_eq!(block::allocated(&found(&store).unwrap()).count(), 0);
     assert_eq!(run(&store, &task), Outcome::Moot);
+}
+
+#[test]
+fn a_leak_that_was_given_back_is_done_though_nobody_can_say_whose_its_block_should_be() {
+    let (store, held) = store();
+    let gate = By(|call: Call<'_>| match call {
+        Call::List(datastore::Scope::All(datastore::Kind::Pool)) => Fate::Unreachable,
+        _ => Fate::Pass,
+    });
+    let gated = Gated { store: store.clone(), ordered: false, gate };
+    let outcome = block_on(carry_out(&gated, &CLOCK, &release(&held, None)));
+    assert_eq!(outcome, Ok(Outcome::Done { released: vec![held.address] }));
+    assert_eq!(block::allocated(&found(&store).unwrap()).count(), 0);
 }
 
 #[test]

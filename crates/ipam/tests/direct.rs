@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod gated;
 mod support;
 
 use api::{
@@ -9,14 +10,10 @@ use api::{
     Reservation, Use,
 };
 use datastore::memory::Memory;
-use datastore::ordered::{self, Single};
-use datastore::{
-    Capabilities, Check, CommitError, Datastore, Event, Key, Kind, Listing, ReadError, Record, Revision,
-    Scope, Stored, Version, Write,
-};
+use datastore::{Datastore, Key, Kind, Record, Scope, Write};
 use futures::executor::block_on;
 use futures::future::join_all;
-use futures::stream::BoxStream;
+use gated::{Gated, InTurn};
 use ipam::assign::{AssignError, AssignRequest, Assigned, assign};
 use ipam::assign_address::{AssignAddressError, assign_address};
 use ipam::block::{self, Release};
@@ -26,12 +23,11 @@ use ipam::explain::Shortage;
 use ipam::host_reserved::HostReserved;
 use ipam::plan::{AddressRequest, Want};
 use ipam::query::{addresses_of, utilization_of};
-use ipam::release::{release_addresses, release_by_handle};
+use ipam::release::{release_addresses, release_by_handle, release_by_handle_in};
 use ipam::seen::{self, Seen};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 use support::{Calls, Counting};
 
 const CLOCK: FixedClock = FixedClock(Timestamp::UNIX_EPOCH);
@@ -144,6 +140,28 @@ fn a_release_by_handle_is_three_trips_in_however_many_blocks() {
     assert_eq!(nothing, (0, calls(2, 1, 0, 1)));
     assert_eq!(in_use(&store), 0);
     assert!(block_on(seen::handle(&store, "h")).unwrap().is_none());
+}
+
+#[test]
+fn a_release_whose_blocks_are_known_is_two_trips_and_a_wrong_guess_releases_nothing_else() {
+    let store = v4_lab();
+    let taken = ask(&store, "a", "h", 10).taken;
+    let right: BTreeSet<Cidr> = taken.iter().map(|taken| taken.block).collect();
+    let right: Vec<Cidr> = right.into_iter().collect();
+    let other = ask(&store, "b", "other", 1).taken[0].block;
+    // One of the three blocks is not guessed, one that is guessed is another's, and one does not exist.
+    let wrong = [right[0], right[1], other, "10.9.9.0/30".parse().unwrap()];
+    let release = async |store: &_, blocks: &[Cidr]| release_by_handle_in(store, &CLOCK, "h", blocks).await;
+    let (done, spent) = counted(&store, async |store| release(store, &wrong).await.unwrap());
+    assert_eq!((done.addresses, spent), (10, calls(7, 1, 1, 3)));
+    assert_eq!((done.account.blocks.total(), done.account.odd.total()), (3, 0), "{}", done.account);
+    assert_eq!(in_use(&store), 1);
+    let right = [ask(&store, "a", "h", 1).taken[0].block];
+    let (done, spent) = counted(&store, async |store| release(store, &right).await.unwrap());
+    assert_eq!((done.addresses, spent), (1, calls(3, 1, 1, 2)));
+    let line = format!("release of handle h: block {} gave back 1 address", right[0]);
+    assert_eq!(done.account.to_string(), line);
+    assert_eq!(in_use(&store), 1);
 }
 
 #[test]
@@ -274,7 +292,7 @@ fn two_at_once_for_one_capped_handle_get_the_same_address() {
         let store = v4_lab();
         ask(&store, "b", "theirs", 1);
         let asked = ["a", "b", "a", "b"].map(|node| {
-            let slow = Slow { store: store.clone(), ordered };
+            let slow = Gated { store: store.clone(), ordered, gate: InTurn };
             async move {
                 let request = AssignRequest { max_per_handle: 1, ..request(node, "vm", 1) };
                 assign(&slow, &CLOCK, &request).await.unwrap()
@@ -502,89 +520,6 @@ fn no_record_of_a_kind_is_left_behind_by_a_request_that_found_nothing() {
     assert!(ask(&store, "a", "h", 1).taken.is_empty());
     for (kind, left) in [(Kind::Handle, 1), (Kind::Affinity, 1), (Kind::Block, 1)] {
         assert_eq!(block_on(store.list(&Scope::All(kind))).unwrap().items.len(), left, "{kind}");
-    }
-}
-
-/// The store in memory, which gives every other client a turn before each call, and makes commits at once or write by
-/// write.
-struct Slow {
-    store: Memory,
-    ordered: bool,
-}
-
-impl Slow {
-    async fn turn(&self) {
-        let mut yielded = false;
-        std::future::poll_fn(|context| {
-            if std::mem::replace(&mut yielded, true) {
-                return std::task::Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            std::task::Poll::Pending
-        })
-        .await;
-    }
-}
-
-impl Single for Slow {
-    type Before = Record;
-
-    async fn write_one(&self, write: &Write) -> Result<Version, CommitError> {
-        self.turn().await;
-        Ok(self.store.commit(&[], std::slice::from_ref(write)).await?.remove(0))
-    }
-
-    async fn version_of(&self, key: &Key) -> Result<Option<Version>, ReadError> {
-        Ok(Datastore::get(self, key).await?.map(|stored| stored.version))
-    }
-
-    async fn before(&self, key: &Key, version: &Version) -> Result<Option<Record>, ReadError> {
-        let found = Datastore::get(self, key).await?;
-        Ok(found.filter(|stored| stored.version == *version).map(|stored| stored.record))
-    }
-
-    async fn restore(&self, _: &Key, before: Record, version: &Version) -> Result<(), CommitError> {
-        self.write_one(&Write::Update(before, version.clone())).await.map(drop)
-    }
-
-    async fn recreate(&self, _: &Key, before: Record) -> Result<(), CommitError> {
-        self.write_one(&Write::Create(before)).await.map(drop)
-    }
-
-    fn elapsed(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
-impl Datastore for Slow {
-    fn capabilities(&self) -> Capabilities {
-        Capabilities { atomic_commit: !self.ordered, name: "slow" }
-    }
-
-    async fn get(&self, key: &Key) -> Result<Option<Stored>, ReadError> {
-        self.turn().await;
-        self.store.get(key).await
-    }
-
-    async fn list(&self, scope: &Scope) -> Result<Listing, ReadError> {
-        self.turn().await;
-        self.store.list(scope).await
-    }
-
-    async fn commit(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
-        if self.ordered {
-            return ordered::commit(self, checks, writes).await;
-        }
-        self.turn().await;
-        self.store.commit(checks, writes).await
-    }
-
-    async fn watch(
-        &self,
-        scope: &Scope,
-        from: Revision,
-    ) -> Result<BoxStream<'static, Result<Event, ReadError>>, ReadError> {
-        self.store.watch(scope, from).await
     }
 }
 

@@ -1,16 +1,13 @@
 //! Each operation, with a fault at each of its datastore calls in turn: the call dies with its client, is lost before
 //! or after it took effect, or is made by half where the store has no transactions (invariants 1 to 7).
 
+mod gated;
+
 use api::{AffinityNaming, IpVersion, Node, Owner, Pool, Use};
 use datastore::memory::Memory;
-use datastore::ordered::{self, Single};
-use datastore::{
-    Capabilities, Check, CommitError, Datastore, Event, Key, Kind, Listing, ReadError, Record, Revision,
-    Scope, Stored, Version, Write,
-};
+use datastore::{Datastore, Kind, Record, Scope, Write};
 use futures::executor::block_on;
-use futures::future::{Either, select};
-use futures::stream::BoxStream;
+use gated::{Call, Fate, Gate, Gated, until_answered_or_dead};
 use ipam::administration::release_affinities_of;
 use ipam::affinity::ReleaseTerms;
 use ipam::assign::{AssignRequest, assign};
@@ -23,142 +20,26 @@ use ipam::seen::{self, Seen};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const CLOCK: FixedClock = FixedClock(Timestamp::UNIX_EPOCH);
 
-/// What befalls one call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    /// The client dies before the call has any effect.
-    DiesBefore,
-    /// The client dies when the call has taken effect.
-    DiesAfter,
-    /// The answer is lost, and the call had no effect.
-    LostBefore,
-    /// The answer is lost, and the call took effect.
-    LostAfter,
-    /// The store cannot be reached.
-    Unreachable,
-}
+const FAULTS: [Fate; 5] =
+    [Fate::DiesBefore, Fate::DiesAfter, Fate::LostBefore, Fate::LostAfter, Fate::Unreachable];
 
-const FAULTS: [Fault; 5] =
-    [Fault::DiesBefore, Fault::DiesAfter, Fault::LostBefore, Fault::LostAfter, Fault::Unreachable];
-
-/// A store whose n-th call meets a fault.
+/// A gate at which the call of this number meets a fault.
 struct Faulty {
-    store: Memory,
-    /// Commits are made write by write, each a call, as on a Kubernetes API.
-    ordered: bool,
     calls: AtomicUsize,
     at: usize,
-    fault: Fault,
+    fault: Fate,
 }
 
-impl Faulty {
-    /// The fault of this call, if it is the one to meet it.
-    fn fault(&self) -> Option<Fault> {
-        (self.calls.fetch_add(1, Ordering::Relaxed) == self.at).then_some(self.fault)
-    }
-
-    /// Reads have no effect to lose: either the client dies or it is told.
-    async fn before_read(&self, what: &str) -> Result<(), ReadError> {
-        match self.fault() {
-            None => Ok(()),
-            Some(Fault::DiesBefore | Fault::DiesAfter) => futures::future::pending().await,
-            Some(_) => Err(ReadError::Unavailable { what: what.to_owned(), reason: "fault".to_owned() }),
-        }
-    }
-
-    async fn make(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
-        let key = writes.first().map_or(Key::Config, Write::key);
-        let unknown = Err(CommitError::Unknown { key: key.clone(), reason: "fault".to_owned() });
-        match self.fault() {
-            None => self.store.commit(checks, writes).await,
-            Some(Fault::Unreachable) => Err(CommitError::Unavailable { key, reason: "fault".to_owned() }),
-            Some(Fault::DiesBefore) => futures::future::pending().await,
-            Some(Fault::LostBefore) => unknown,
-            Some(Fault::LostAfter) => {
-                let _ = self.store.commit(checks, writes).await;
-                unknown
-            }
-            Some(Fault::DiesAfter) => {
-                let _ = self.store.commit(checks, writes).await;
-                futures::future::pending().await
-            }
-        }
-    }
-}
-
-impl Single for Faulty {
-    type Before = Record;
-
-    async fn write_one(&self, write: &Write) -> Result<Version, CommitError> {
-        Ok(self.make(&[], std::slice::from_ref(write)).await?.remove(0))
-    }
-
-    async fn version_of(&self, key: &Key) -> Result<Option<Version>, ReadError> {
-        Ok(Datastore::get(self, key).await?.map(|stored| stored.version))
-    }
-
-    async fn before(&self, key: &Key, version: &Version) -> Result<Option<Record>, ReadError> {
-        let found = Datastore::get(self, key).await?;
-        Ok(found.filter(|stored| stored.version == *version).map(|stored| stored.record))
-    }
-
-    async fn restore(&self, _: &Key, before: Record, version: &Version) -> Result<(), CommitError> {
-        self.write_one(&Write::Update(before, version.clone())).await.map(drop)
-    }
-
-    async fn recreate(&self, _: &Key, before: Record) -> Result<(), CommitError> {
-        self.write_one(&Write::Create(before)).await.map(drop)
-    }
-
-    fn elapsed(&self) -> Duration {
-        Duration::ZERO
-    }
-}
-
-impl Datastore for Faulty {
-    fn capabilities(&self) -> Capabilities {
-        Capabilities { atomic_commit: !self.ordered, name: "faulty" }
-    }
-
-    async fn get(&self, key: &Key) -> Result<Option<Stored>, ReadError> {
-        self.before_read(&key.to_string()).await?;
-        self.store.get(key).await
-    }
-
-    async fn list(&self, scope: &Scope) -> Result<Listing, ReadError> {
-        self.before_read("a list").await?;
-        self.store.list(scope).await
-    }
-
-    async fn commit(&self, checks: &[Check], writes: &[Write]) -> Result<Vec<Version>, CommitError> {
-        if self.ordered {
-            return ordered::commit(self, checks, writes).await;
-        }
-        self.make(checks, writes).await
-    }
-
-    async fn watch(
-        &self,
-        scope: &Scope,
-        from: Revision,
-    ) -> Result<BoxStream<'static, Result<Event, ReadError>>, ReadError> {
-        self.store.watch(scope, from).await
-    }
-}
-
-/// Runs a client until it answers or dies. Nothing else is pending in these tests: not being ready at once is death.
-async fn until_answered_or_dead<T>(client: impl Future<Output = T>) -> Option<T> {
-    match select(pin!(client), std::future::ready(())).await {
-        Either::Left((answer, _)) => Some(answer),
-        Either::Right(_) => None,
+impl Gate for Faulty {
+    async fn pass(&self, _: Call<'_>) -> Fate {
+        let now = self.calls.fetch_add(1, Ordering::Relaxed) == self.at;
+        if now { self.fault } else { Fate::Pass }
     }
 }
 
@@ -235,7 +116,7 @@ async fn recover(store: &Memory) -> Outcome {
 /// commits are atomic, and how many where they are not.
 async fn sweep<F, T>(
     held: usize,
-    operation: impl Fn(std::sync::Arc<Faulty>) -> F,
+    operation: impl Fn(std::sync::Arc<Gated<Faulty>>) -> F,
 ) -> Result<[usize; 2], Box<dyn std::error::Error>>
 where
     F: Future<Output = Result<T, String>>,
@@ -245,15 +126,10 @@ where
         for fault in FAULTS {
             for at in 0.. {
                 let store = lab(held).await?;
-                let faulty = std::sync::Arc::new(Faulty {
-                    store: store.clone(),
-                    ordered,
-                    calls: AtomicUsize::new(0),
-                    at,
-                    fault,
-                });
+                let gate = Faulty { calls: AtomicUsize::new(0), at, fault };
+                let faulty = std::sync::Arc::new(Gated { store: store.clone(), ordered, gate });
                 let answer = until_answered_or_dead(operation(faulty.clone())).await;
-                let calls = faulty.calls.load(Ordering::Relaxed);
+                let calls = faulty.gate.calls.load(Ordering::Relaxed);
                 let context = format!("{fault:?} at call {at} of {calls}, ordered: {ordered}");
                 check(&store).await.map_err(|error| format!("{context}: {error}"))?;
                 if calls <= at {
@@ -269,7 +145,7 @@ where
 }
 
 /// Asks for an address; what is answered with success must be in the store.
-async fn ask(store: &Faulty, node: &str, count: usize) -> Result<(), String> {
+async fn ask(store: &Gated<Faulty>, node: &str, count: usize) -> Result<(), String> {
     let assigned =
         assign(store, &CLOCK, &request(node, "a", count)).await.map_err(|error| error.to_string())?;
     for taken in &assigned.taken {

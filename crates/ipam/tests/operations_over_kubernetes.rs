@@ -10,12 +10,12 @@ use datastore::kubernetes::Kubernetes;
 use fake::{Fake, Fault};
 use ipam::administration::{claim_affinity, release_affinities_of, release_block_affinity};
 use ipam::affinity::ReleaseTerms;
-use ipam::assign::{AssignRequest, assign};
+use ipam::assign::{AssignRequest, assign, ensure_block};
 use ipam::block::{self, Release, Take};
 use ipam::clock::FixedClock;
 use ipam::cold::{Pass, collect_cold};
 use ipam::config;
-use ipam::host::{ensure_block, remove_host, upgrade_host};
+use ipam::host::{remove_host, upgrade_host};
 use ipam::host_reserved::HostReserved;
 use ipam::owner_attributes::{Change, OwnerUpdate, set_owner_attributes};
 use ipam::plan::Want;
@@ -120,7 +120,7 @@ async fn affinities_of_old_releases_get_the_labels_by_which_they_are_listed() {
 async fn a_block_with_what_its_host_keeps_is_written_as_windows_nodes_expect_it() {
     let (fake, store) = lab().await;
     let kept = HostReserved { start: 1, end: 1, ..HostReserved::windows() };
-    let made = ensure_block(&store, &CLOCK, NODE, IpVersion::V4, &kept).await.unwrap();
+    let made = ensure_block(&store, &CLOCK, NODE, IpVersion::V4, &kept).await.unwrap().block;
     let object = fake.object(&format!("{GROUP}/ipamblocks/{}", made.name())).unwrap();
     assert_eq!(object["spec"]["allocations"], json!([0, null, null, 0]));
     assert_eq!(

@@ -13,7 +13,7 @@ use ipam::affinity::ReleaseTerms;
 use ipam::assign::{AssignRequest, Assigned, assign};
 use ipam::clock::FixedClock;
 use ipam::plan::Want;
-use ipam::release::release_by_handle;
+use ipam::release::{release_by_handle, release_by_handle_in};
 use jiff::Timestamp;
 use serde_json::json;
 use std::sync::Arc;
@@ -86,8 +86,8 @@ async fn an_address_costs_as_many_requests_as_its_documentation_says() {
     assert_eq!((count(&warm, "POST"), count(&warm, "PUT"), count(&warm, "GET")), (1, 1, 7), "{warm:?}");
     assert_eq!(release_by_handle(&store, &CLOCK, "second").await.unwrap(), 1);
     let release = fake.requests();
-    // The block, the handle marked and then deleted.
-    assert_eq!((count(&release, "PUT"), count(&release, "DELETE")), (2, 1), "{release:?}");
+    // The block, then the handle.
+    assert_eq!((count(&release, "PUT"), count(&release, "DELETE")), (1, 1), "{release:?}");
 }
 
 /// Requests under way, and how often one was sent while none was.
@@ -122,19 +122,45 @@ fn counting(fake: &Fake) -> (Arc<Trips>, kube::Client) {
 async fn direct_mode_keeps_to_its_trips_on_the_wire() {
     let (fake, _) = lab();
     let (trips, client) = counting(&fake);
-    let store = Kubernetes::with_client(client).with_group(api::wire::Group::V1);
+    // As a plugin begins: it knows neither the group of the records nor how affinities are named.
+    let store = Kubernetes::with_client(client);
     let made = || (trips.made.swap(0, Ordering::Relaxed), fake.requests().len());
     ask(&store, "first").await;
-    // Six reads and the naming of affinities; blocks; affinity and handle; block; pool; affinity.
-    assert_eq!(made(), (6, 13));
+    // The groups, the naming of affinities and six reads; blocks; affinity and handle; block; pool; affinity.
+    assert_eq!(made(), (6, 14));
     ask(&store, "second").await;
     // Six reads; block; handle; block.
     assert_eq!(made(), (4, 9));
+    let block = "192.168.18.64/26".parse().unwrap();
+    ask(&store, "third").await;
+    made();
+    release_by_handle_in(&store, &CLOCK, "third", &[block]).await.unwrap();
+    // Three reads and the block; the block is written; the handle is deleted.
+    assert_eq!(made(), (3, 6));
     release_by_handle(&store, &CLOCK, "second").await.unwrap();
-    // Three reads; block; then the block is written, the handle marked and deleted.
-    assert_eq!(made(), (5, 7));
+    // The block is only known from the handle.
+    assert_eq!(made(), (4, 6));
     release_by_handle(&store, &CLOCK, "second").await.unwrap();
     assert_eq!(made(), (1, 3));
+    release_by_handle_in(&store, &CLOCK, "second", &[block]).await.unwrap();
+    assert_eq!(made(), (1, 4));
+}
+
+#[tokio::test]
+async fn a_fresh_process_keeps_to_its_trips_too() {
+    let (fake, store) = lab();
+    ask(&store, "first").await;
+    let block = "192.168.18.64/26".parse().unwrap();
+    let fresh = || {
+        let (trips, client) = counting(&fake);
+        (trips, Kubernetes::with_client(client))
+    };
+    let (trips, store) = fresh();
+    ask(&store, "second").await;
+    assert_eq!(trips.made.load(Ordering::Relaxed), 4);
+    let (trips, store) = fresh();
+    release_by_handle_in(&store, &CLOCK, "second", &[block]).await.unwrap();
+    assert_eq!(trips.made.load(Ordering::Relaxed), 3);
 }
 
 #[tokio::test]

@@ -1,9 +1,12 @@
 //! The protocols over the store in memory: assign, borrow, run out, release, and many nodes at once.
 
+mod gated;
+
 use api::{Affinity, AffinityNaming, Cidr, IpVersion, IpamConfig, Node, Owner, Pool, Reservation, Use};
 use datastore::memory::Memory;
 use datastore::{Datastore, Kind, Record, Scope, Write};
 use futures::executor::block_on;
+use gated::{Gated, InTurn};
 use ipam::assign::{AssignError, AssignRequest, Assigned, assign};
 use ipam::assign_address::{AssignAddressError, assign_address};
 use ipam::block::{self, Release};
@@ -348,7 +351,7 @@ fn nodes_that_race_for_too_few_blocks_all_get_an_address() -> Outcome {
     block_on(async {
         let store = lab("10.0.0.0/24", 28, &nodes).await?;
         let asked = names.iter().map(|name| {
-            let store = Yielding(store.clone());
+            let store = Gated { store: store.clone(), ordered: false, gate: InTurn };
             async move { assign(&store, &CLOCK, &request(name, name, 1)).await }
         });
         let mut addresses = BTreeSet::new();
@@ -359,57 +362,4 @@ fn nodes_that_race_for_too_few_blocks_all_get_an_address() -> Outcome {
         assert_eq!(seen::blocks(&store).await?.len(), 16);
         check(&store).await
     })
-}
-
-/// The store in memory, giving every other client a turn before each call.
-struct Yielding(Memory);
-
-impl Yielding {
-    async fn turn(&self) {
-        let mut yielded = false;
-        std::future::poll_fn(|context| {
-            if std::mem::replace(&mut yielded, true) {
-                return std::task::Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            std::task::Poll::Pending
-        })
-        .await;
-    }
-}
-
-impl Datastore for Yielding {
-    fn capabilities(&self) -> datastore::Capabilities {
-        self.0.capabilities()
-    }
-
-    async fn get(&self, key: &datastore::Key) -> Result<Option<datastore::Stored>, datastore::ReadError> {
-        self.turn().await;
-        self.0.get(key).await
-    }
-
-    async fn list(&self, scope: &Scope) -> Result<datastore::Listing, datastore::ReadError> {
-        self.turn().await;
-        self.0.list(scope).await
-    }
-
-    async fn commit(
-        &self,
-        checks: &[datastore::Check],
-        writes: &[Write],
-    ) -> Result<Vec<datastore::Version>, datastore::CommitError> {
-        self.turn().await;
-        self.0.commit(checks, writes).await
-    }
-
-    async fn watch(
-        &self,
-        scope: &Scope,
-        from: datastore::Revision,
-    ) -> Result<
-        futures::stream::BoxStream<'static, Result<datastore::Event, datastore::ReadError>>,
-        datastore::ReadError,
-    > {
-        self.0.watch(scope, from).await
-    }
 }

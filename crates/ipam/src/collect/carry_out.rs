@@ -132,7 +132,8 @@ async fn release_leaks<D: Datastore>(
         match store.commit(&checks, &plan.writes).await {
             Ok(_) => {
                 if let Some(block) = &plan.block {
-                    release::give_up_if_deselected(store, clock, block).await?;
+                    // The addresses are given back, whether this succeeds or not (algorithm §12.4).
+                    let _ = release::give_up_if_deselected(store, clock, block).await;
                 }
                 return Ok(Outcome::Done {
                     released: wanted.iter().map(|release| release.address).collect(),

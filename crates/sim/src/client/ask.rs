@@ -19,7 +19,7 @@ use ipam::block::{Release, Taken};
 use ipam::collect::POD_UID;
 use ipam::dual_stack::assign_both;
 use ipam::plan::{AddressRequest, Want};
-use ipam::release::{release_addresses, release_by_handle};
+use ipam::release::{release_addresses, release_by_handle_in};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -222,10 +222,24 @@ impl World {
             });
             return;
         }
+        let blocks = self.blocks_of(&attachment);
         self.begin(Operation::PluginDel, Some(node), purpose, leave, |store, clock| async move {
-            let outcome = release_by_handle(&store, &clock, &handle).await;
+            let outcome = release_by_handle_in(&store, &clock, &handle, &blocks).await;
             Outcome::Deleted(outcome.map(drop).map_err(|error| error.to_string()))
         });
+    }
+}
+
+impl World {
+    /// The blocks of what an attachment was given last: the runtime tells its DEL of the addresses that it knows.
+    fn blocks_of(&self, attachment: &Attachment) -> Vec<Cidr> {
+        let given: Vec<IpAddr> = attachment.given.iter().flatten().map(|(address, _)| *address).collect();
+        let db = self.db();
+        let blocks = db.all(Kind::Block).filter_map(|stored| match &stored.record {
+            Record::Block(block) => Some(block.cidr),
+            _ => None,
+        });
+        blocks.filter(|cidr| given.iter().any(|address| cidr.contains(*address))).collect()
     }
 }
 
