@@ -24,7 +24,8 @@
 //! | 32 ADDs waiting | 1 commit | 32 handles side by side, 1 block |
 //! | ADD again | 1 read of the block; after a restart 1 of the handle beside it | the same |
 //! | ADD from a block of another node | 1 read, 1 commit | 1 read, 2 writes |
-//! | DEL of what this process wrote | 1 commit | block, and the handle's delete (2 requests) |
+//! | ADD that takes an empty block from another node | 2 reads at once, 2 commits, then as cold | affinity, block, affinity: 3 writes, then as cold |
+//! | DEL of what this process wrote | 1 commit | block, handle: 2 writes |
 //! | DEL of what another process wrote | 1 read of the handle, then the same | the same |
 //!
 //! A conflict adds the reads of what it touched and a new commit. A pool that changed after the last sight of the blocks
@@ -40,6 +41,7 @@ mod place;
 mod place_any;
 mod place_release;
 mod place_requested;
+mod reclaim;
 mod runs;
 mod select;
 #[cfg(test)]
@@ -50,15 +52,17 @@ pub use index::Entry;
 pub use job::{BAD_REQUEST, Demand, INTERFACE, NOT_SERVED, Reply, RequestId, Surrender, TRY_AGAIN};
 pub use view::View;
 
+use crate::account::Account;
 use crate::explain::Explain;
 use crate::seen::Seen;
 use api::attachment::ErrorReply;
-use api::{Cidr, Handle};
+use api::{Cidr, Handle, Owner};
 use claim::Claim;
 use datastore::follow::Change;
 use datastore::{Check, CommitError, Key, Kind, Listing, ReadError, Scope, Stored, Version, Write};
 use jiff::{SignedDuration, Timestamp};
 use job::{Errand, Job, Lane, Stage, Task};
+use reclaim::Reclaim;
 use select::Selections;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -140,6 +144,13 @@ pub enum Note {
         /// The block.
         block: Cidr,
     },
+    /// A block that nobody used was taken from its owner.
+    Reclaimed {
+        /// The block.
+        block: Cidr,
+        /// Who had it; `None`: nobody.
+        owner: Option<Owner>,
+    },
     /// Another owner was quicker.
     LostRace {
         /// The block.
@@ -167,6 +178,13 @@ pub enum Note {
         request: RequestId,
         /// The account.
         explain: Box<Explain>,
+    },
+    /// What a release came to. Comes before its [`Effect::Reply`].
+    Accounted {
+        /// The request.
+        request: RequestId,
+        /// The account.
+        account: Box<Account>,
     },
     /// A request could not be served.
     Refused {
@@ -216,6 +234,11 @@ pub struct Agent {
     claim: Option<Claim>,
     /// Blocks that another owner got while this node wanted them.
     lost_races: BTreeSet<Cidr>,
+    reclaim: Option<Reclaim>,
+    /// Blocks that could not be taken from their owners.
+    kept: BTreeSet<Cidr>,
+    /// Pools that leave this node out, and the view's generation that this is of.
+    deselecting: Option<(u64, Vec<Cidr>)>,
     errands: BTreeMap<Ticket, Errand>,
     /// A fresh list of blocks is on its way.
     indexing: bool,
@@ -245,6 +268,9 @@ impl Agent {
             lanes: BTreeMap::new(),
             claim: None,
             lost_races: BTreeSet::new(),
+            reclaim: None,
+            kept: BTreeSet::new(),
+            deselecting: None,
             errands: BTreeMap::new(),
             indexing: false,
             selections: Selections::default(),
@@ -404,7 +430,8 @@ impl Agent {
     }
 
     fn refuse(&mut self, id: u64, error: ErrorReply) {
-        let Some(job) = self.jobs.get(&id) else { return };
+        let Some(job) = self.jobs.get(&id).cloned() else { return };
+        self.account_for(&job);
         let (handle, spare) = (job.handle.clone(), job.spare.clone());
         let gained = job.got.iter().chain(&job.pledged).any(|taken| !spare.contains(&taken.address));
         let leaves = match &job.task {

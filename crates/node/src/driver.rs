@@ -362,6 +362,10 @@ impl Driver {
                 self.health.count(Count::Claimed);
                 info!(node = self.node, %block, "claimed block");
             }
+            Note::Reclaimed { block, owner } => {
+                let owner = owner.map_or_else(|| "nobody".to_owned(), |owner| owner.to_string());
+                info!(node = self.node, %block, owner, "took back unused block");
+            }
             Note::LostRace { block } => info!(node = self.node, %block, "lost race for block"),
             Note::Assigned { handle, address, block, borrowed } => {
                 self.health.count(Count::Assigned);
@@ -372,6 +376,7 @@ impl Driver {
                 }
             }
             Note::Explained { request, explain } => debug!(request = request.0, %explain, "considered"),
+            Note::Accounted { request, account } => debug!(request = request.0, %account, "released"),
             Note::Released { handle } => {
                 self.health.count(Count::Released);
                 info!(handle, "released addresses");

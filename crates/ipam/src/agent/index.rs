@@ -8,9 +8,9 @@ use crate::block;
 use crate::candidate::candidates_past;
 use crate::explain::PoolFill;
 use crate::reservations::ReservationSet;
-use api::{Block, Cidr, IpVersion, Owner, Pool};
+use api::{Block, Cidr, IpVersion, Ordinal, Owner, Pool};
 use datastore::Revision;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -21,19 +21,24 @@ pub struct Entry {
     pub owner: Option<Owner>,
     /// Revision this was seen at.
     pub revision: Revision,
-    /// Ordinals in its queue; reserved ones are counted.
+    /// Addresses that can be handed out: ordinals in its queue that are not reserved.
     pub free: usize,
+    /// When it was claimed, in seconds since 1970, if nothing is in it but what its host keeps: what nobody uses another node
+    /// may have.
+    unused_since: Option<u32>,
     /// What is wrong with it, if it contradicts itself: nothing is taken from it or released in it then.
     pub fault: Option<String>,
     /// Used ordinals whose `node` attribute is not the owner, and that node.
     pub elsewhere: BTreeMap<u32, String>,
     /// Addresses of pods of this node, with the host end of their interface.
     pub here: BTreeMap<IpAddr, String>,
+    /// Ordinals in its queue.
+    queued: Bits,
 }
 
 impl Entry {
     /// What is kept of `found` by the node `own`.
-    pub(super) fn of(found: &Block, revision: Revision, own: &str) -> Self {
+    pub(super) fn of(found: &Block, revision: Revision, own: &str, reserved: &ReservationSet) -> Self {
         let owner = found.affinity.clone();
         let (mut elsewhere, mut here) = (BTreeMap::new(), BTreeMap::new());
         for (ordinal, attribute) in block::allocated(found).filter(|(_, held)| held.released_at.is_none()) {
@@ -51,21 +56,99 @@ impl Entry {
             }
         }
         let fault = block::fault(found);
-        let free = if fault.is_none() { found.unallocated.len() } else { 0 };
-        Self { owner, revision, free, fault, elsewhere, here }
+        let sound = fault.is_none();
+        let unused = sound && block::is_empty(found);
+        let mut entry = Self {
+            owner,
+            revision,
+            free: 0,
+            unused_since: unused.then(|| seconds(found.claim_time)),
+            fault,
+            elsewhere,
+            here,
+            queued: if sound { Bits::of(&found.unallocated) } else { Bits::Few(0) },
+        };
+        entry.count(found.cidr, reserved);
+        entry
     }
-}
 
-impl Entry {
+    /// Counts what is free of the block anew.
+    fn count(&mut self, cidr: Cidr, reserved: &ReservationSet) {
+        let taken_out = |ordinal: &Ordinal| {
+            cidr.address(*ordinal).is_none_or(|address| reserved.covers_address(address))
+        };
+        self.free = if reserved.touches(cidr) {
+            self.ordinals().filter(|ordinal| !taken_out(ordinal)).count()
+        } else {
+            self.waiting()
+        };
+    }
+
+    /// Ordinals in its queue, reserved ones among them.
+    pub(super) fn waiting(&self) -> usize {
+        let bits: u32 = self.queued.words().iter().map(|word| word.count_ones()).sum();
+        usize::try_from(bits).unwrap_or(usize::MAX)
+    }
+
+    /// Whether nobody uses it, and it was claimed at least `age` ago.
+    pub(super) fn is_unused_for(&self, age: SignedDuration, now: Timestamp) -> bool {
+        self.unused_since.is_some_and(|since| now.as_second() - i64::from(since) >= age.as_secs())
+    }
+
+    fn ordinals(&self) -> impl Iterator<Item = Ordinal> + '_ {
+        let words = (0_u32..).zip(self.queued.words());
+        words.flat_map(|(at, word)| {
+            (0..u64::BITS).filter(move |bit| word >> bit & 1 == 1).map(move |bit| Ordinal(at * u64::BITS + bit))
+        })
+    }
+
     /// A block that exists and cannot be understood: nothing may be put in its place.
     pub(super) fn unreadable(revision: Revision, reason: &str) -> Self {
         Self {
             owner: None,
             revision,
             free: 0,
+            unused_since: None,
             fault: Some(reason.to_owned()),
             elsewhere: BTreeMap::new(),
             here: BTreeMap::new(),
+            queued: Bits::Few(0),
+        }
+    }
+}
+
+/// Whole seconds since 1970; 0 where a claim time is not known, which is very old.
+fn seconds(claimed: Option<Timestamp>) -> u32 {
+    claimed.map_or(0, |at| u32::try_from(at.as_second()).unwrap_or(if at.as_second() < 0 { 0 } else { u32::MAX }))
+}
+
+/// Ordinals, one bit each, lowest first: a word for the blocks that most pools are cut into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Bits {
+    Few(u64),
+    Many(Box<[u64]>),
+}
+
+impl Bits {
+    fn of(ordinals: &[u32]) -> Self {
+        let words = ordinals.iter().max().map_or(1, |last| last / u64::BITS + 1);
+        let mut bits = vec![0_u64; usize::try_from(words).unwrap_or(0)];
+        for ordinal in ordinals {
+            let word = usize::try_from(ordinal / u64::BITS).ok().and_then(|at| bits.get_mut(at));
+            if let Some(word) = word {
+                *word |= 1 << (ordinal % u64::BITS);
+            }
+        }
+        match bits[..] {
+            [word] => Self::Few(word),
+            _ => Self::Many(bits.into()),
+        }
+    }
+
+    fn words(&self) -> &[u64] {
+        match self {
+            Self::Few(word) => std::slice::from_ref(word),
+            Self::Many(words) => words,
         }
     }
 }
@@ -85,6 +168,10 @@ pub(super) struct Index {
     covered: Covered,
     /// Blocks that are not this node's and have an address left.
     lendable: BTreeSet<Cidr>,
+    /// Blocks that are not this node's and whose free addresses are all reserved.
+    withheld: BTreeSet<Cidr>,
+    /// Blocks that are not this node's and that nobody uses.
+    unused: BTreeSet<Cidr>,
     /// By the pool's CIDR.
     tallies: BTreeMap<Cidr, Tally>,
 }
@@ -96,6 +183,8 @@ impl Index {
             entries: BTreeMap::new(),
             covered: Covered::default(),
             lendable: BTreeSet::new(),
+            withheld: BTreeSet::new(),
+            unused: BTreeSet::new(),
             tallies: BTreeMap::new(),
         }
     }
@@ -110,7 +199,7 @@ impl Index {
 
     pub(super) fn put(&mut self, cidr: Cidr, entry: Entry) {
         let mine = entry.owner.as_ref() == Some(&self.me);
-        set(&mut self.lendable, cidr, !mine && entry.free > 0);
+        self.file(cidr, &entry);
         let before = self.entries.insert(cidr, entry);
         if before.is_none() {
             self.covered.of_mut(cidr.version()).add(cidr);
@@ -122,9 +211,31 @@ impl Index {
         });
     }
 
+    /// Notes what a block of another is good for.
+    fn file(&mut self, cidr: Cidr, entry: &Entry) {
+        let others = entry.owner.as_ref() != Some(&self.me);
+        set(&mut self.lendable, cidr, others && entry.free > 0);
+        set(&mut self.withheld, cidr, others && entry.free == 0 && entry.waiting() > 0);
+        set(&mut self.unused, cidr, others && entry.unused_since.is_some());
+    }
+
+    /// What is reserved changed: counts what is free in the blocks that either touches.
+    pub(super) fn recount(&mut self, before: &ReservationSet, now: &ReservationSet) {
+        let mut entries = std::mem::take(&mut self.entries);
+        for (cidr, entry) in &mut entries {
+            if before.touches(*cidr) || now.touches(*cidr) {
+                entry.count(*cidr, now);
+                self.file(*cidr, entry);
+            }
+        }
+        self.entries = entries;
+    }
+
     pub(super) fn remove(&mut self, cidr: Cidr) {
         let Some(before) = self.entries.remove(&cidr) else { return };
-        self.lendable.remove(&cidr);
+        for blocks in [&mut self.lendable, &mut self.withheld, &mut self.unused] {
+            blocks.remove(&cidr);
+        }
         let was_mine = before.owner.as_ref() == Some(&self.me);
         self.tally(cidr, |tally| {
             tally.blocks -= 1;
@@ -210,6 +321,16 @@ impl Index {
         around(&self.lendable, pool, start)
     }
 
+    /// Blocks of others in `pool` whose free addresses are all reserved.
+    pub(super) fn withheld<'a>(&'a self, pool: &'a Pool) -> impl Iterator<Item = Cidr> + 'a {
+        around(&self.withheld, pool, 0)
+    }
+
+    /// Blocks of others in `pool` that nobody uses, from the network numbered `start` on, with wrap-around.
+    pub(super) fn unused<'a>(&'a self, pool: &'a Pool, start: u128) -> impl Iterator<Item = (Cidr, &'a Entry)> {
+        around(&self.unused, pool, start).filter_map(|cidr| Some((cidr, self.entries.get(&cidr)?)))
+    }
+
     /// The block that holds `address`.
     pub(super) fn holding(&self, address: IpAddr) -> Option<Cidr> {
         let bits = IpVersion::of(address).bits();
@@ -257,7 +378,8 @@ mod tests {
 
     fn put(index: &mut Index, block: &str, owner: &str, revision: u64) {
         let found = block::new_block(cidr(block), &Owner::host(owner), Timestamp::UNIX_EPOCH);
-        index.put(cidr(block), Entry::of(&found, Revision(revision), "me"));
+        let entry = Entry::of(&found, Revision(revision), "me", &ReservationSet::default());
+        index.put(cidr(block), entry);
     }
 
     #[test]
@@ -330,5 +452,37 @@ mod tests {
         ]);
         let found: Vec<Cidr> = index.lendable(&pool, 2).collect();
         assert_eq!(found, ["10.0.0.32/28", "10.0.0.48/28", "10.0.0.0/28"].map(cidr));
+    }
+
+    #[test]
+    fn what_is_reserved_is_not_lent_and_counted_anew_when_reservations_change() {
+        let pool = pool("10.0.0.0/26", 28);
+        let mut index = index(&[("10.0.0.0/28", "a"), ("10.0.0.16/28", "b")]);
+        let reserved = |text: &str| ReservationSet::of_cidrs([cidr(text)]);
+        let (none, whole, part) =
+            (ReservationSet::default(), reserved("10.0.0.0/28"), reserved("10.0.0.8/29"));
+        let lent = |index: &Index| index.lendable(&pool, 0).collect::<Vec<_>>();
+        let free = |index: &Index| ["10.0.0.0/28", "10.0.0.16/28"].map(|at| index.get(cidr(at)).unwrap().free);
+        assert_eq!(free(&index), [16, 16]);
+        index.recount(&none, &whole);
+        assert_eq!((free(&index), lent(&index)), ([0, 16], vec![cidr("10.0.0.16/28")]));
+        assert_eq!(index.withheld(&pool).collect::<Vec<_>>(), [cidr("10.0.0.0/28")]);
+        index.recount(&whole, &part);
+        assert_eq!((free(&index), lent(&index).len()), ([8, 16], 2));
+        index.recount(&part, &none);
+        assert_eq!((free(&index), index.withheld(&pool).count()), ([16, 16], 0));
+    }
+
+    #[test]
+    fn ordinals_are_kept_as_bits_for_every_size_of_block() {
+        for size in ["10.0.0.0/20", "10.0.0.0/25", "10.0.0.0/26", "10.0.0.0/31", "10.0.0.0/32"] {
+            let mut found = block::new_block(cidr(size), &Owner::host("a"), Timestamp::UNIX_EPOCH);
+            let last = found.cidr.last();
+            block::assign(&mut found, last, Some("h"), &BTreeMap::new(), None).unwrap();
+            let entry = Entry::of(&found, Revision(1), "me", &ReservationSet::default());
+            let ordinals: Vec<u32> = entry.ordinals().map(|ordinal| ordinal.0).collect();
+            assert_eq!((ordinals, entry.unused_since), (found.unallocated.clone(), None), "{size}");
+            assert_eq!((entry.waiting(), entry.free), (found.unallocated.len(), found.unallocated.len()));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! One request on its way through the agent, and what a caller says and hears.
 
 use super::Ticket;
+use crate::account::Account;
 use crate::block::Taken;
 use crate::explain::{BlockOutcome, BlockTried, Few};
 use crate::host_reserved::HostReserved;
@@ -237,6 +238,10 @@ pub(super) struct Job {
     pub(super) tried: Few<BlockTried>,
     /// Records that changed under it, for its account.
     pub(super) conflicts: Few<String>,
+    /// What a release came to so far.
+    pub(super) account: Account,
+    /// Addresses that the commit gives back which a release is part of.
+    pub(super) giving: usize,
 }
 
 impl Job {
@@ -248,6 +253,8 @@ impl Job {
         Self {
             request,
             task,
+            account: Account::of(format!("release of handle {handle}")),
+            giving: 0,
             turn: handle.clone(),
             handle,
             stage: Stage::Waiting,
@@ -315,6 +322,10 @@ pub(super) enum Errand {
     ClaimRead(Key, Option<Revision>),
     /// The running claim takes its affinity away.
     ClaimDrop(Key),
+    /// Affinity or block of another owner that may be taken back.
+    ReclaimRead(Key, Option<Revision>),
+    /// A commit that takes a block back.
+    Reclaim(Vec<datastore::Write>),
     /// A fresh list of all blocks.
     Index,
 }

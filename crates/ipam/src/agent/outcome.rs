@@ -1,7 +1,8 @@
 //! What comes back from the store: new versions, conflicts, and the writes of which nobody knows whether they happened.
 
-use super::job::{Errand, Flight, NOT_SERVED, Stage, TRY_AGAIN};
+use super::job::{Errand, Flight, NOT_SERVED, Stage, TRY_AGAIN, Task};
 use super::{Agent, Effect, Known, Note, Ticket};
+use crate::account::BlockEnd;
 use crate::seen::Seen;
 use datastore::{CommitError, Key, Kind, Listing, ReadError, Record, Scope, Stored, Version, Write};
 use jiff::{SignedDuration, Timestamp};
@@ -30,7 +31,15 @@ impl Agent {
                 let gone = result.map(|versions| versions.first().map(|version| version.revision));
                 self.claim_dropped(&key, gone);
             }
-            Some(Errand::Handle(_) | Errand::Block(..) | Errand::ClaimRead(..) | Errand::Index) | None => {}
+            Some(Errand::Reclaim(writes)) => self.reclaim_written(writes, result),
+            Some(
+                Errand::Handle(_)
+                | Errand::Block(..)
+                | Errand::ClaimRead(..)
+                | Errand::ReclaimRead(..)
+                | Errand::Index,
+            )
+            | None => {}
         }
     }
 
@@ -148,7 +157,13 @@ impl Agent {
                         job.got.push(taken);
                     }
                 }
-                None => job.visited.extend(flight.cidr),
+                None => {
+                    job.visited.extend(flight.cidr);
+                    if let (Task::Del(_), Some(cidr)) = (&job.task, flight.cidr) {
+                        let addresses = std::mem::take(&mut job.giving);
+                        job.account.block(cidr, BlockEnd::Released { addresses });
+                    }
+                }
             }
         }
         if let Some(cidr) = flight.cidr.filter(|_| flight.claims) {
@@ -209,6 +224,7 @@ impl Agent {
                 job.attempts += 1;
                 job.tainted |= tainted && taken.is_some();
                 job.conflicts.push(key.to_string());
+                job.account.conflict(key);
                 if let Some(cidr) = &flight.cidr {
                     job.visited.remove(cidr);
                     job.looked.remove(cidr);
@@ -275,7 +291,8 @@ impl Agent {
                 }
             }
             Some(Errand::ClaimRead(key, known)) => self.claim_read(&key, known, result),
-            Some(Errand::Lane(_) | Errand::ClaimDrop(_) | Errand::Index) | None => {}
+            Some(Errand::ReclaimRead(key, known)) => self.reclaim_read(&key, known, result),
+            Some(Errand::Lane(_) | Errand::ClaimDrop(_) | Errand::Reclaim(_) | Errand::Index) | None => {}
         }
     }
 

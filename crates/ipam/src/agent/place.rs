@@ -96,6 +96,7 @@ impl Agent {
                 break;
             }
         }
+        self.give_up_deselected();
         self.tidy();
     }
 
@@ -170,6 +171,9 @@ impl Agent {
             Next::Wait | Next::Answer(_) | Next::Refuse(_) => {}
         }
         let done = matches!(job.task, Task::Del(_)).then(|| job.handle.clone());
+        if matches!(next, Next::Answer(_)) {
+            self.account_for(&job);
+        }
         self.jobs.insert(id, job);
         match next {
             Next::Answer(reply) => {
@@ -343,6 +347,13 @@ impl Agent {
         explain
     }
 
+    /// Tells what a release came to, if somebody asked for it.
+    pub(super) fn account_for(&mut self, job: &Job) {
+        if let (Task::Del(_), Some(request)) = (&job.task, job.request) {
+            self.note(Note::Accounted { request, account: Box::new(job.account.clone()) });
+        }
+    }
+
     fn explain_success(&mut self, job: &Job, demand: &Demand) {
         let Some(request) = job.request else { return };
         let versions: BTreeSet<IpVersion> = demand.versions.iter().copied().collect();
@@ -378,6 +389,7 @@ impl Agent {
         self.sweep();
         if self.jobs.is_empty() {
             self.lost_races.clear();
+            self.kept.clear();
         } else if self.lanes.len() < BORROWED {
             return;
         }

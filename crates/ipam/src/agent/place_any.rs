@@ -4,6 +4,7 @@ use super::Agent;
 use super::draft::{Draft, Taker};
 use super::job::{Demand, Job, NOT_SERVED};
 use super::place::{Access, Next, Round, in_pools};
+use crate::assign::block_limit;
 use crate::explain::{BlockOutcome, Shortage};
 use crate::pools::Selection;
 use api::attachment::ErrorReply;
@@ -37,7 +38,7 @@ impl Agent {
         if let Some(next) = self.take_from(id, job, demand, own, round, now) {
             return next;
         }
-        if self.claim.is_some() || self.indexing {
+        if self.claim.is_some() || self.indexing || self.is_reclaiming() {
             round.wanting.push(id);
             return Next::Wait;
         }
@@ -171,12 +172,7 @@ impl Agent {
             self.start_claim(cidr);
             return None;
         }
-        /// Blocks per node and family where nothing else is configured.
-        const DEFAULT_LIMIT: u32 = 20;
-        let limit = match config.max_blocks_per_host {
-            0 => DEFAULT_LIMIT,
-            limit => limit,
-        };
+        let limit = block_limit(0, config.max_blocks_per_host);
         let owned = self
             .view
             .affinities()
@@ -199,6 +195,9 @@ impl Agent {
                     round.exhausted.insert(pool.name.clone());
                 }
             }
+        }
+        if self.start_reclaim(selection, now) {
+            return None;
         }
         Some(self.shortage(selection))
     }

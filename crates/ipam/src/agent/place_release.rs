@@ -5,6 +5,7 @@ use super::held::held;
 use super::job::{Flight, Job, Reply};
 use super::place::{Access, Next, Round, faulty};
 use super::{Agent, Known};
+use crate::account::BlockEnd;
 use crate::block;
 use api::{Block, Cidr, Ordinal};
 use datastore::{Record, Write};
@@ -59,7 +60,10 @@ impl Agent {
             match self.access(cidr) {
                 Access::Busy(_) => return Next::Wait,
                 Access::Reading => return Next::Read,
-                Access::Faulty(fault) => return faulty(cidr, &fault),
+                Access::Faulty(fault) => {
+                    job.account.block(cidr, BlockEnd::failed(&fault));
+                    return faulty(cidr, &fault);
+                }
                 Access::Gone if !job.looked.contains(&cidr) => {
                     self.read_block(cidr);
                     return Next::Read;
@@ -67,6 +71,7 @@ impl Agent {
                 // The block may still come, where its write is late: whether the handle counts too much is for the
                 // collector to say, after a while.
                 Access::Gone => {
+                    job.account.block(cidr, BlockEnd::Gone);
                     job.visited.insert(cidr);
                 }
                 Access::Ready => {
@@ -93,6 +98,7 @@ impl Agent {
                     let known = self.known(&job.handle);
                     let giver = Giver { job: id, handle: &job.handle, known, ordinals: &ordinals };
                     draft.give_back(giver, cooldown, now);
+                    job.giving = ordinals.len();
                     return Next::Fly;
                 }
             }

@@ -128,8 +128,7 @@ impl Agent {
         Ok(cidrs)
     }
 
-    /// What in the usable pools could come free, by what is known: what cools down or is reserved in blocks of others is
-    /// not. Empty blocks of others are not named: an agent does not take them over.
+    /// What in the usable pools could come free, by what is known: what cools down in blocks of others is not.
     pub(super) fn relief(&self, selection: &Selection) -> Relief {
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let mut relief = Relief::default();
@@ -145,8 +144,15 @@ impl Agent {
         }
         let blocks = self.view.blocks();
         let lendable = selection.usable.iter().flat_map(|pool| blocks.lendable(pool, 0));
-        let free = lendable.filter_map(|cidr| blocks.get(cidr)).map(|entry| count(entry.free));
-        relief.elsewhere = free.fold(0, u64::saturating_add);
+        for entry in lendable.filter_map(|cidr| blocks.get(cidr)) {
+            relief.elsewhere = relief.elsewhere.saturating_add(count(entry.free));
+            relief.reserved = relief.reserved.saturating_add(count(entry.waiting() - entry.free));
+        }
+        let withheld = selection.usable.iter().flat_map(|pool| blocks.withheld(pool));
+        let withheld = withheld.filter_map(|cidr| blocks.get(cidr)).map(|entry| count(entry.waiting()));
+        relief.reserved = withheld.fold(relief.reserved, u64::saturating_add);
+        let unused = selection.usable.iter().flat_map(|pool| blocks.unused(pool, 0));
+        relief.empty_blocks = count(unused.filter(|(_, entry)| entry.owner.is_some()).count());
         relief
     }
 
@@ -154,10 +160,13 @@ impl Agent {
     pub(super) fn shortage(&self, selection: &Selection) -> Shortage {
         let blocks = self.view.blocks();
         let pools = selection.usable.iter().map(|pool| blocks.fill(pool)).collect();
-        let others = selection.usable.iter().any(|pool| blocks.lendable(pool, 0).next().is_some());
+        let others = selection
+            .usable
+            .iter()
+            .any(|pool| blocks.lendable(pool, 0).next().is_some() || blocks.withheld(pool).next().is_some());
         let own =
             self.view.affinities().keys().filter(|cidr| super::place::in_pools(**cidr, &selection.usable));
-        let own = own.filter_map(|cidr| blocks.get(*cidr)).any(|entry| entry.free > 0);
+        let own = own.filter_map(|cidr| blocks.get(*cidr)).any(|entry| entry.waiting() > 0);
         match (self.view.config().strict_affinity, (others || own) && !self.view.reserved().is_empty()) {
             (true, _) => Shortage::StrictAffinity { pools },
             (false, true) => Shortage::Reserved { pools },

@@ -409,7 +409,7 @@ impl View {
                 return;
             }
         }
-        let entry = Entry::of(&seen.value, seen.version.revision, &self.owner.name);
+        let entry = Entry::of(&seen.value, seen.version.revision, &self.owner.name, &self.reserved);
         let sound = entry.fault.is_none();
         self.index.put(cidr, entry);
         if wanted && sound {
@@ -536,7 +536,9 @@ impl View {
     }
 
     fn reserve(&mut self) {
-        self.reserved = ReservationSet::new(self.reservations.values().map(|seen| &seen.value));
+        let reserved = ReservationSet::new(self.reservations.values().map(|seen| &seen.value));
+        let before = std::mem::replace(&mut self.reserved, reserved);
+        self.index.recount(&before, &self.reserved);
         self.generation += 1;
     }
 

@@ -66,23 +66,37 @@ fn calico_11149_single_address_blocks_of_other_nodes_come_back_when_needed() {
     stage.assert_sound();
     let of_n1 = stage.held().into_values().filter(|id| id == "pod-3").count();
     assert_eq!(of_n1, 1, "what n1 uses is left");
+    // The agents of both nodes keep to the same rule.
+    let mut theirs = Host::start(&stage, "n1");
+    let mut host = Host::start(&stage, "n2");
+    for pod in ["agent-1", "agent-2"] {
+        assert!(host.address(pod).is_some(), "{pod}");
+    }
+    let taken = |note: &ipam::agent::Note| {
+        matches!(note, ipam::agent::Note::Reclaimed { owner: Some(owner), .. } if owner.name == "n1")
+    };
+    assert_eq!(host.notes.iter().filter(|note| taken(note)).count(), 2);
+    assert_eq!(host.address("agent-3"), None, "the last block is in use");
+    assert_eq!(theirs.del("pod-3"), Reply::Deleted);
+    assert!(host.address("agent-4").is_some());
+    assert_eq!(stage.affinities().len(), 4, "nothing is left of those of n1");
+    stage.assert_sound();
 }
 
 #[test]
-fn an_agent_borrows_from_empty_blocks_of_other_nodes_and_leaves_them_theirs() {
+fn an_agent_leaves_empty_blocks_of_other_nodes_to_them_for_a_minute() {
     let stage = Stage::new("10.0.0.0/30", 32, &["n1", "n2"]);
     for pod in 0..4 {
         stage.address("n1", &format!("pod-{pod}")).unwrap();
     }
-    for pod in 0..3 {
-        stage.release(&format!("pod-{pod}")).unwrap();
-    }
-    stage.time.pass(SignedDuration::from_secs(61));
+    stage.release("pod-0").unwrap();
+    stage.release("pod-1").unwrap();
     let mut host = Host::start(&stage, "n2");
     host.address("borrowed").unwrap();
     stage.configure(|config| config.strict_affinity = true);
     let mut host = Host::start(&stage, "n2");
-    assert_eq!(host.address("strict"), None);
+    let said = refusal(&host.add(&add_request("strict")));
+    assert!(said.contains("1 empty blocks of other nodes may be had"), "{said}");
     let owners: Vec<_> = stage.blocks().into_iter().map(|block| block.affinity.unwrap().name).collect();
     assert!(owners.iter().all(|owner| owner == "n1"), "{owners:?}");
     stage.assert_sound();
@@ -386,6 +400,29 @@ fn cil_37746_blocks_of_a_pool_that_is_no_longer_for_the_node_are_given_back() {
     let left: Vec<bool> =
         stage.blocks().iter().map(|block| cidr("10.1.0.0/28").contains_cidr(block.cidr)).collect();
     assert_eq!((left, stage.affinities().len()), (vec![true], 1), "and goes with its last address");
+}
+
+#[test]
+fn cil_37746_an_agent_gives_blocks_back_whose_pool_is_no_longer_for_its_node() {
+    let stage = Stage::new("10.0.0.0/28", 30, &["n1"]);
+    stage.put(Record::Pool(pool("second", "10.1.0.0/28", 30)));
+    let mut host = Host::start(&stage, "n1");
+    for pod in 0..5 {
+        host.address(&format!("pod-{pod}")).unwrap();
+    }
+    for pod in 0..4 {
+        assert_eq!(host.del(&format!("pod-{pod}")), Reply::Deleted);
+    }
+    assert_eq!(stage.blocks().len(), 2, "an empty block stays with its node");
+    stage.change_pool("pool", |pool| pool.node_selector = "zone == 'b'".to_owned());
+    let moved = host.address("moved").unwrap();
+    assert!(cidr("10.1.0.0/28").contains(moved));
+    let first = |block: &api::Block| cidr("10.0.0.0/28").contains_cidr(block.cidr);
+    assert_eq!(stage.blocks().iter().filter(|block| first(block)).count(), 1, "what is in use stays");
+    assert_eq!(host.del("pod-4"), Reply::Deleted);
+    assert_eq!(stage.blocks().iter().filter(|block| first(block)).count(), 0, "and goes with its last address");
+    assert_eq!((stage.blocks().len(), stage.affinities().len()), (1, 1));
+    stage.assert_sound();
 }
 
 #[test]
