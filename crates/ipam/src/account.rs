@@ -195,6 +195,9 @@ mod tests {
              1 address; tried again 1 times because records changed"
         );
         let value = serde_json::to_value(&account).unwrap();
-        assert_eq!(value["odd"]["listed"][0]["end"], serde_json::json!({"kind": "taken", "owner": "host:n2"}));
+        assert_eq!(
+            value["odd"]["listed"][0]["end"],
+            serde_json::json!({"kind": "taken", "owner": "host:n2"})
+        );
     }
 }

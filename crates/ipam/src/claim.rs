@@ -331,9 +331,10 @@ async fn find_made<D: Datastore>(
         let found = seen::affinity(store, owner, cidr).await.map_err(StoreError::from)?;
         let Some(block) = block.filter(|seen| holds(&seen.value, taken, hand.id())) else { return Ok(None) };
         if block.value.affinity.as_ref() != Some(owner) {
-            // It was given up before it was confirmed, with our addresses in it: nobody will be told of them.
-            release_addresses(store, clock, &releases_of(taken, hand.id())).await?;
-            hand.forget();
+            // The block was taken from us with the addresses in it, which are not answered then and looked for by nobody.
+            if !give_back(store, clock, taken, hand).await? {
+                continue;
+            }
             return Ok(None);
         }
         // With the answer the check was lost: it is made here before anybody is told (architecture D3).
@@ -370,10 +371,7 @@ async fn take_back<D: Datastore>(
         !block::is_kept_by_host(attribute) && taken.iter().flatten().all(|taken| taken.ordinal != ordinal)
     };
     if block::allocated(&block.value).any(others) {
-        let releases = releases_of(taken, hand.id());
-        hand.forget();
-        let outcome = release_addresses(store, clock, &releases).await?;
-        return Ok(outcome.failed.is_empty());
+        return give_back(store, clock, taken, hand).await;
     }
     hand.look(store).await.map_err(StoreError::from)?;
     let mut writes = vec![Write::Delete(Record::Block(block.value), block.version)];
@@ -398,13 +396,25 @@ async fn take_back<D: Datastore>(
     }
 }
 
-fn releases_of(taken: &[Vec<Taken>], handle: Option<&str>) -> Vec<Release> {
-    let releases = taken.iter().flatten().map(|taken| Release {
+/// Gives back what a claim put into a block, and leaves the block as it is. False: look again.
+async fn give_back<D: Datastore>(
+    store: &D,
+    clock: &dyn Clock,
+    taken: &[Vec<Taken>],
+    hand: &mut HandleInHand,
+) -> Result<bool, ClaimError> {
+    let named = taken.iter().flatten().map(|taken| Release {
         address: taken.address,
-        handle: handle.map(str::to_owned),
+        handle: hand.id().map(str::to_owned),
         sequence: Some(taken.sequence),
     });
-    releases.collect()
+    let releases: Vec<Release> = named.collect();
+    hand.forget();
+    if releases.is_empty() {
+        return Ok(true);
+    }
+    let outcome = release_addresses(store, clock, &releases).await?;
+    Ok(outcome.failed.is_empty())
 }
 
 async fn pool_unchanged<D: Datastore>(store: &D, pool: &Seen<Pool>) -> Result<bool, StoreError> {

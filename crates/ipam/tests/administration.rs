@@ -273,7 +273,11 @@ fn a_node_is_not_given_a_block_of_which_it_would_keep_all_that_is_not_reserved()
         for node in ["a", "b"] {
             let ensured = ensure_block(&store, &CLOCK, node, IpVersion::V4, &kept).await;
             let left = (node == "a").then(|| cidr("10.0.0.8/30"));
-            assert_eq!(ensured.ok().map(|ensured| ensured.block), left, "{node}: one block leaves something, for one of them");
+            assert_eq!(
+                ensured.ok().map(|ensured| ensured.block),
+                left,
+                "{node}: one block leaves something, for one of them"
+            );
         }
     });
 }

@@ -10,6 +10,7 @@ use datastore::memory::Memory;
 use datastore::{CommitError, Datastore, Key, Kind, Record, Scope, Write};
 use futures::FutureExt as _;
 use gated::{By, Call, Fate, Gated, until_answered_or_dead};
+use ipam::administration::release_affinities_in;
 use ipam::assign::{AssignRequest, assign, ensure_block};
 use ipam::block;
 use ipam::clock::FixedClock;
@@ -70,8 +71,7 @@ fn ask<D: Datastore>(store: &D, node: &str, handle: &str) -> block::Taken {
 
 /// Every confirmed affinity has its block.
 fn check(store: &Memory) {
-    let affinities: Vec<Seen<Affinity>> =
-        now(seen::list(store, &Scope::All(Kind::Affinity))).unwrap();
+    let affinities: Vec<Seen<Affinity>> = now(seen::list(store, &Scope::All(Kind::Affinity))).unwrap();
     for affinity in affinities.into_iter().filter(|seen| seen.value.state == AffinityState::Confirmed) {
         let found = now(seen::block(store, affinity.value.cidr)).unwrap();
         let owner = found.and_then(|seen| seen.value.affinity);
@@ -128,9 +128,7 @@ fn a_claim_that_is_taken_back_never_leaves_its_affinity_confirmed_without_the_bl
                     return Fate::Pass;
                 };
                 let number = commits.fetch_add(1, Ordering::Relaxed);
-                let confirms = |write: &Write| {
-                    matches!(write.record(), Record::Affinity(found) if found.state == AffinityState::Confirmed)
-                };
+                let confirms = |write: &Write| matches!(write.record(), Record::Affinity(found) if found.state == AffinityState::Confirmed);
                 if writes.iter().any(confirms)
                     && lost.compare_exchange(0, 1, Ordering::Relaxed, Ordering::Relaxed).is_ok()
                 {
@@ -173,6 +171,31 @@ fn a_claim_that_loses_only_its_last_write_takes_no_second_address() {
     };
     let taken = ask(&gated, "a", "h");
     assert_eq!(now(addresses_of(&store, "h", None)).unwrap(), [taken.address]);
+    check(&store);
+}
+
+#[test]
+fn a_claim_whose_block_is_taken_from_it_before_the_answer_leaves_no_address_behind() {
+    let store = one_pool();
+    let (other, once) = (store.clone(), AtomicUsize::new(0));
+    let gated = Gated {
+        store: store.clone(),
+        ordered: true,
+        gate: By(|call: Call<'_>| {
+            if matches!(call, Call::Get(Key::Pool(_))) && once.fetch_add(1, Ordering::Relaxed) == 0 {
+                // The pool is disabled, and its blocks are taken from their owners.
+                let found: Seen<Pool> = now(seen::pools(&other)).unwrap().remove(0);
+                let pool = Pool { disabled: true, ..found.value };
+                let all = pool.cidr;
+                now(other.commit(&[], &[Write::Update(Record::Pool(pool), found.version)])).unwrap();
+                assert_eq!(now(release_affinities_in(&other, &CLOCK, all)), Ok(1));
+            }
+            Fate::Pass
+        }),
+    };
+    assert!(now(assign(&gated, &CLOCK, &request("a", "h"))).is_err(), "no pool is left");
+    assert_eq!(now(addresses_of(&store, "h", None)), Ok(Vec::new()));
+    assert_eq!(now(seen::blocks(&store)), Ok(Vec::new()));
     check(&store);
 }
 
@@ -256,7 +279,9 @@ fn a_call_that_comes_short_gives_nothing_back_that_another_call_of_its_handle_wa
         store: store.clone(),
         ordered: false,
         gate: By(|call: Call<'_>| {
-            if let (Call::Commit(_), 0) = (call, once.fetch_add(usize::from(matches!(call, Call::Commit(_))), Ordering::Relaxed)) {
+            if let (Call::Commit(_), 0) =
+                (call, once.fetch_add(usize::from(matches!(call, Call::Commit(_))), Ordering::Relaxed))
+            {
                 // The runtime asked twice; the other call asks for one family and is answered first.
                 *told.lock().unwrap() = Some(ask(&other, "a", "h").address);
             }

@@ -74,9 +74,8 @@ impl Entry {
 
     /// Counts what is free of the block anew.
     fn count(&mut self, cidr: Cidr, reserved: &ReservationSet) {
-        let taken_out = |ordinal: &Ordinal| {
-            cidr.address(*ordinal).is_none_or(|address| reserved.covers_address(address))
-        };
+        let taken_out =
+            |ordinal: &Ordinal| cidr.address(*ordinal).is_none_or(|address| reserved.covers_address(address));
         self.free = if reserved.touches(cidr) {
             self.ordinals().filter(|ordinal| !taken_out(ordinal)).count()
         } else {
@@ -98,7 +97,9 @@ impl Entry {
     fn ordinals(&self) -> impl Iterator<Item = Ordinal> + '_ {
         let words = (0_u32..).zip(self.queued.words());
         words.flat_map(|(at, word)| {
-            (0..u64::BITS).filter(move |bit| word >> bit & 1 == 1).map(move |bit| Ordinal(at * u64::BITS + bit))
+            (0..u64::BITS)
+                .filter(move |bit| word >> bit & 1 == 1)
+                .map(move |bit| Ordinal(at * u64::BITS + bit))
         })
     }
 
@@ -119,7 +120,9 @@ impl Entry {
 
 /// Whole seconds since 1970; 0 where a claim time is not known, which is very old.
 fn seconds(claimed: Option<Timestamp>) -> u32 {
-    claimed.map_or(0, |at| u32::try_from(at.as_second()).unwrap_or(if at.as_second() < 0 { 0 } else { u32::MAX }))
+    claimed.map_or(0, |at| {
+        u32::try_from(at.as_second()).unwrap_or(if at.as_second() < 0 { 0 } else { u32::MAX })
+    })
 }
 
 /// Ordinals, one bit each, lowest first: a word for the blocks that most pools are cut into.
@@ -327,7 +330,11 @@ impl Index {
     }
 
     /// Blocks of others in `pool` that nobody uses, from the network numbered `start` on, with wrap-around.
-    pub(super) fn unused<'a>(&'a self, pool: &'a Pool, start: u128) -> impl Iterator<Item = (Cidr, &'a Entry)> {
+    pub(super) fn unused<'a>(
+        &'a self,
+        pool: &'a Pool,
+        start: u128,
+    ) -> impl Iterator<Item = (Cidr, &'a Entry)> {
         around(&self.unused, pool, start).filter_map(|cidr| Some((cidr, self.entries.get(&cidr)?)))
     }
 
@@ -462,7 +469,8 @@ mod tests {
         let (none, whole, part) =
             (ReservationSet::default(), reserved("10.0.0.0/28"), reserved("10.0.0.8/29"));
         let lent = |index: &Index| index.lendable(&pool, 0).collect::<Vec<_>>();
-        let free = |index: &Index| ["10.0.0.0/28", "10.0.0.16/28"].map(|at| index.get(cidr(at)).unwrap().free);
+        let free =
+            |index: &Index| ["10.0.0.0/28", "10.0.0.16/28"].map(|at| index.get(cidr(at)).unwrap().free);
         assert_eq!(free(&index), [16, 16]);
         index.recount(&none, &whole);
         assert_eq!((free(&index), lent(&index)), ([0, 16], vec![cidr("10.0.0.16/28")]));

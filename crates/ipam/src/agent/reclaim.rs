@@ -79,7 +79,11 @@ impl Agent {
             let found = self.view.blocks().unused(pool, start).find(|(cidr, entry)| {
                 let old = entry.is_unused_for(MIN_RECLAIM_AGE, now);
                 let quiet = self.lanes.get(cidr).is_none_or(|lane| lane.is_idle());
-                cidr.prefix() == pool.block_size && entry.free > 0 && old && quiet && !self.kept.contains(cidr)
+                cidr.prefix() == pool.block_size
+                    && entry.free > 0
+                    && old
+                    && quiet
+                    && !self.kept.contains(cidr)
             });
             if let Some((cidr, entry)) = found {
                 return Some((cidr, entry.owner.clone()));
@@ -117,7 +121,8 @@ impl Agent {
         if self.deselecting.as_ref().is_none_or(|(at, _)| *at != generation) {
             let labels = self.view.labels();
             let out = self.view.pools().filter(|pool| {
-                pool.is_enabled() && labels.is_some_and(|labels| pools::selects_node(pool, labels) == Ok(false))
+                pool.is_enabled()
+                    && labels.is_some_and(|labels| pools::selects_node(pool, labels) == Ok(false))
             });
             let out = out.map(|pool| pool.cidr).collect();
             self.deselecting = Some((generation, out));
@@ -162,8 +167,11 @@ impl Agent {
 
     /// Goes on when both records are read.
     fn take_back(&mut self) {
-        let Some(Reclaim { cidr, owner, step: Step::Reading { affinity: Some(affinity), block: Some(block) } }) =
-            self.reclaim.clone()
+        let Some(Reclaim {
+            cidr,
+            owner,
+            step: Step::Reading { affinity: Some(affinity), block: Some(block) },
+        }) = self.reclaim.clone()
         else {
             return;
         };

@@ -23,8 +23,7 @@ impl<D: Datastore> Run<'_, D> {
         let strict = world.config.strict_affinity;
         let may_borrow = !self.only_own(world);
         let search = search_of(self.request, world, self.clock.now());
-        let (now, seconds) =
-            (search.now, cooldown(search.cooldown_seconds, BlockOutcome::Borrowed));
+        let (now, seconds) = (search.now, cooldown(search.cooldown_seconds, BlockOutcome::Borrowed));
         let shortage = shortage(&search, &setting.usable, strict, &blocks);
         let relief = relief(&search, &setting.usable, &blocks);
         let mut by_cidr: BTreeMap<Cidr, Seen<Block>> =

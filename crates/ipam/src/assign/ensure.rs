@@ -61,7 +61,9 @@ impl EnsureBlockError {
             Stop::Failed(AssignError::Pools(error)) => Self::Pools(error),
             Stop::Failed(AssignError::HostReserved(error)) => Self::Reserved(error),
             Stop::Failed(AssignError::NoSuchNode { node }) => Self::NoSuchNode { node },
-            Stop::Failed(AssignError::Interrupted { source, .. }) | Stop::Store(source) => Self::Store(source),
+            Stop::Failed(AssignError::Interrupted { source, .. }) | Stop::Store(source) => {
+                Self::Store(source)
+            }
             Stop::Failed(AssignError::StrictAffinityRequired { .. }) | Stop::Restart | Stop::Answered => {
                 Self::Store(StoreError::Contention { what: format!("a block for node {node}") })
             }

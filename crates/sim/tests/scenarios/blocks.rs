@@ -71,9 +71,7 @@ fn calico_11149_single_address_blocks_of_other_nodes_come_back_when_needed() {
     for pod in ["agent-1", "agent-2"] {
         assert!(host.address(pod).is_some(), "{pod}");
     }
-    let taken = |note: &ipam::agent::Note| {
-        matches!(note, ipam::agent::Note::Reclaimed { owner: Some(owner), .. } if owner.name == "n1")
-    };
+    let taken = |note: &ipam::agent::Note| matches!(note, ipam::agent::Note::Reclaimed { owner: Some(owner), .. } if owner.name == "n1");
     assert_eq!(host.notes.iter().filter(|note| taken(note)).count(), 2);
     assert_eq!(host.address("agent-3"), None, "the last block is in use");
     stage.release("pod-3").unwrap();
@@ -419,7 +417,11 @@ fn cil_37746_an_agent_gives_blocks_back_whose_pool_is_no_longer_for_its_node() {
     let first = |block: &api::Block| cidr("10.0.0.0/28").contains_cidr(block.cidr);
     assert_eq!(stage.blocks().iter().filter(|block| first(block)).count(), 1, "what is in use stays");
     assert_eq!(host.del("pod-4"), Reply::Deleted);
-    assert_eq!(stage.blocks().iter().filter(|block| first(block)).count(), 0, "and goes with its last address");
+    assert_eq!(
+        stage.blocks().iter().filter(|block| first(block)).count(),
+        0,
+        "and goes with its last address"
+    );
     assert_eq!((stage.blocks().len(), stage.affinities().len()), (1, 1));
     stage.assert_sound();
 }
