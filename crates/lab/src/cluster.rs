@@ -168,6 +168,12 @@ impl Cluster {
         self.node_directory(node).join("cni").join("net.d")
     }
 
+    /// Where a node's agent keeps what it owes the datastore.
+    #[must_use]
+    pub fn state_directory(&self, node: &str) -> PathBuf {
+        self.node_directory(node).join("state")
+    }
+
     /// The kubeconfig of a component, `admin`, `kubelet-<node>`, `node-<node>`, `controllers`, `operator` or
     /// `controller-manager`.
     #[must_use]

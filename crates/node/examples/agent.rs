@@ -21,6 +21,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         listen: Listen::Path(socket.clone()),
         cni_conf_dir: directory.join("net.d"),
         cni_plugin_socket: socket,
+        state_dir: Some(directory.join("state")),
         mtu: None,
     };
     Ok(node::run(options).await?)

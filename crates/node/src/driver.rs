@@ -5,7 +5,8 @@
 
 use crate::health::{Count, Health, Part};
 use crate::registry::Registry;
-use api::attachment::{AddRequest, DelRequest, ErrorReply};
+use crate::releases::{Admitted, Releases};
+use api::attachment::{AddRequest, Attachment, DelRequest, ErrorReply};
 use api::{Node, Pool};
 use dataplane::{BlockUse, Endpoint, NodeAddresses};
 use datastore::backend::Backend;
@@ -14,6 +15,7 @@ use datastore::{Datastore as _, Kind, Record};
 use futures::stream::{BoxStream, SelectAll, StreamExt as _};
 use futures::{FutureExt as _, stream};
 use ipam::agent::{Agent, Demand, Effect, Event, Note, Reply, RequestId, Surrender, TRY_AGAIN};
+use ipam::release_queue;
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,6 +41,8 @@ pub(crate) enum Input {
     Look(oneshot::Sender<Sight>),
     /// A result came back.
     Event(Event),
+    /// An ADD that waited for releases before it.
+    Admitted(AddRequest, oneshot::Sender<Reply>),
     /// An ADD whose namespace was looked up, or not.
     Located(AddRequest, Result<BTreeMap<String, String>, String>, oneshot::Sender<Reply>),
 }
@@ -92,6 +96,21 @@ impl Door {
     }
 }
 
+/// Who waits for the answer to a request, and what it is about.
+struct Waiter {
+    sender: oneshot::Sender<Reply>,
+    about: About,
+}
+
+enum About {
+    /// An ADD of this attachment.
+    Add(Attachment),
+    /// A DEL, which may be queued.
+    Del(Attachment, Surrender),
+    /// The node's own address.
+    Node,
+}
+
 /// The driver of one node's batcher.
 pub(crate) struct Driver {
     agent: Agent,
@@ -104,7 +123,9 @@ pub(crate) struct Driver {
     results: mpsc::UnboundedReceiver<Input>,
     back: mpsc::UnboundedSender<Input>,
     changed: Arc<Notify>,
-    waiting: BTreeMap<RequestId, oneshot::Sender<Reply>>,
+    releases: Releases,
+    queue: mpsc::UnboundedReceiver<release_queue::Event>,
+    waiting: BTreeMap<RequestId, Waiter>,
     nodes: BTreeMap<String, Node>,
     /// It was said that the datastore does not answer.
     lost: bool,
@@ -112,7 +133,13 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(node: &str, store: Backend, registry: Registry, health: Arc<Health>) -> (Self, Door) {
+    pub(crate) fn new(
+        node: &str,
+        store: Backend,
+        registry: Registry,
+        (releases, queue): (Releases, mpsc::UnboundedReceiver<release_queue::Event>),
+        health: Arc<Health>,
+    ) -> (Self, Door) {
         let (sender, inputs) = mpsc::channel(INTAKE);
         let (back, results) = mpsc::unbounded_channel();
         let changed = Arc::new(Notify::new());
@@ -126,6 +153,8 @@ impl Driver {
             results,
             back,
             changed: Arc::clone(&changed),
+            releases,
+            queue,
             waiting: BTreeMap::new(),
             nodes: BTreeMap::new(),
             lost: false,
@@ -143,7 +172,8 @@ impl Driver {
             }));
         loop {
             let mut events = Vec::new();
-            let due = self.agent.next_deadline().map(|at| {
+            let deadlines = [self.agent.next_deadline(), self.releases.next_deadline()];
+            let due = deadlines.into_iter().flatten().min().map(|at| {
                 let left = at.duration_since(Timestamp::now());
                 Duration::try_from(left).unwrap_or_default()
             });
@@ -153,8 +183,12 @@ impl Driver {
                     None => return,
                 },
                 Some(result) = self.results.recv() => self.take(result, &mut events),
+                Some(event) = self.queue.recv() => self.queued(event, &mut events),
                 Some((kind, change)) = feeds.next() => self.learn(kind, change, &mut events),
-                () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => events.push(Event::Tick),
+                () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => {
+                    events.push(Event::Tick);
+                    self.queued(release_queue::Event::Tick, &mut events);
+                }
             }
             // Whatever else is there already is planned together with it.
             while events.len() < INTAKE {
@@ -178,19 +212,29 @@ impl Driver {
         }
         let ticks_only = events.iter().all(|event| matches!(event, Event::Tick));
         let effects = self.agent.steps(Timestamp::now(), events);
+        let mut admitted = Vec::new();
         for effect in effects {
-            self.perform(effect);
+            admitted.extend(self.perform(effect));
         }
         let lost = self.agent.view().is_lost();
         self.health.set_lost(lost);
-        self.health.set_locked(self.agent.view().is_locked());
+        let locked = self.agent.view().is_locked();
+        let unlocked = self.health.set_locked(locked) && !locked;
+        let mut reachable = unlocked;
         if self.lost && !lost {
             self.lost = false;
             info!(node = self.node, "reached the datastore again");
+            reachable = true;
         }
         if self.agent.view().is_complete() && self.health.set_up(Part::Warm) {
             info!(node = self.node, "read the datastore");
+            // What an earlier agent left owed begins here.
+            reachable = true;
         }
+        if reachable {
+            admitted.extend(self.releases.step(release_queue::Event::Reachable));
+        }
+        self.readmit(admitted);
         if !ticks_only {
             // Remembered for a listener that is busy.
             self.changed.notify_one();
@@ -244,37 +288,99 @@ impl Driver {
                 // Nobody may be waiting any more.
                 let _ = sender.send(self.sight());
             }
-            Input::Add(request, sender) => match &request.namespace {
-                Some(namespace) if self.namespaces_matter() => {
-                    self.locate(namespace.clone(), request, sender);
-                }
-                _ => self.add(&request, BTreeMap::new(), sender, events),
-            },
+            Input::Add(request, sender) => {
+                let admitted = self.releases.add(request, sender);
+                self.admit(admitted, events);
+            }
+            Input::Admitted(request, sender) => self.admit(vec![(request, sender)], events),
             Input::Located(request, labels, sender) => match labels {
                 Ok(labels) => self.add(&request, labels, sender, events),
                 Err(message) => {
+                    self.releases.added(&request.attachment);
                     let error = ErrorReply { code: TRY_AGAIN, message, details: String::new() };
                     let _ = sender.send(Reply::Failed(error));
                 }
             },
             Input::Demand(demand, sender) => {
-                let id = self.expect(sender);
+                let id = self.expect(sender, About::Node);
                 events.push(Event::Add(id, demand));
             }
             Input::Del(request, sender) => match Surrender::pod(&request) {
-                Ok(surrender) => {
-                    let id = self.expect(sender);
-                    events.push(Event::Del(id, surrender));
-                }
+                Ok(surrender) => self.del(request.attachment, surrender, sender, events),
                 Err(error) => {
                     let _ = sender.send(Reply::Failed(error));
                 }
             },
             Input::Surrender(surrender, sender) => {
-                let id = self.expect(sender);
+                let id = self.expect(sender, About::Node);
                 events.push(Event::Del(id, surrender));
             }
         }
+    }
+
+    /// ADDs that no release stands before.
+    fn admit(&mut self, admitted: Admitted, events: &mut Vec<Event>) {
+        for (request, sender) in admitted {
+            match &request.namespace {
+                Some(namespace) if self.namespaces_matter() => {
+                    self.locate(namespace.clone(), request, sender);
+                }
+                _ => self.add(&request, BTreeMap::new(), sender, events),
+            }
+        }
+    }
+
+    /// The same from where no plan is being made: they are taken in with the next one.
+    fn readmit(&self, admitted: Admitted) {
+        for (request, sender) in admitted {
+            let _ = self.back.send(Input::Admitted(request, sender));
+        }
+    }
+
+    /// The queue of releases hears of something.
+    fn queued(&mut self, event: release_queue::Event, events: &mut Vec<Event>) {
+        let admitted = self.releases.step(event);
+        self.admit(admitted, events);
+    }
+
+    /// A DEL. While the datastore is known to be away and nothing else of its attachment is under way it is not tried first.
+    fn del(
+        &mut self,
+        attachment: Attachment,
+        surrender: Surrender,
+        sender: oneshot::Sender<Reply>,
+        events: &mut Vec<Event>,
+    ) {
+        let busy = self.waiting.values().any(|waiter| match &waiter.about {
+            About::Add(other) | About::Del(other, _) => *other == attachment,
+            About::Node => false,
+        });
+        if self.agent.view().is_lost() && !busy && self.releases.takes(&attachment) {
+            let cluster = self.agent.view().cluster_guid().map(str::to_owned);
+            let admitted = self.releases.del(&attachment, &surrender, cluster, sender);
+            self.admit(admitted, events);
+            return;
+        }
+        let id = self.expect(sender, About::Del(attachment, surrender.clone()));
+        events.push(Event::Del(id, surrender));
+    }
+
+    /// Answers whoever asked; a DEL that can be made later is queued instead of refused.
+    fn answer(&mut self, request: RequestId, reply: Reply) -> Admitted {
+        let Some(Waiter { sender, about }) = self.waiting.remove(&request) else { return Vec::new() };
+        match (about, &reply) {
+            (About::Del(attachment, surrender), Reply::Failed(error))
+                if error.code == TRY_AGAIN && self.releases.takes(&attachment) =>
+            {
+                let cluster = self.agent.view().cluster_guid().map(str::to_owned);
+                return self.releases.del(&attachment, &surrender, cluster, sender);
+            }
+            (About::Add(attachment), _) => self.releases.added(&attachment),
+            _ => {}
+        }
+        // A plugin that was killed does not listen any more; its runtime asks again or gives back.
+        let _ = sender.send(reply);
+        Vec::new()
     }
 
     fn add(
@@ -286,19 +392,20 @@ impl Driver {
     ) {
         match Demand::pod(request, &self.node, Timestamp::now()) {
             Ok(demand) => {
-                let id = self.expect(sender);
+                let id = self.expect(sender, About::Add(request.attachment.clone()));
                 events.push(Event::Add(id, Demand { namespace_labels, ..demand }));
             }
             Err(error) => {
+                self.releases.added(&request.attachment);
                 let _ = sender.send(Reply::Failed(error));
             }
         }
     }
 
-    fn expect(&mut self, sender: oneshot::Sender<Reply>) -> RequestId {
+    fn expect(&mut self, sender: oneshot::Sender<Reply>, about: About) -> RequestId {
         self.next += 1;
         let id = RequestId(self.next);
-        self.waiting.insert(id, sender);
+        self.waiting.insert(id, Waiter { sender, about });
         id
     }
 
@@ -321,7 +428,8 @@ impl Driver {
         });
     }
 
-    fn perform(&mut self, effect: Effect) {
+    /// Does what the agent says; answers ADDs that a release stood before.
+    fn perform(&mut self, effect: Effect) -> Admitted {
         let (store, back) = (self.store.clone(), self.back.clone());
         match effect {
             Effect::Commit { ticket, checks, writes } => {
@@ -346,14 +454,10 @@ impl Driver {
                     let _ = back.send(Input::Event(Event::Listed(ticket, result)));
                 });
             }
-            Effect::Reply { request, reply } => {
-                if let Some(sender) = self.waiting.remove(&request) {
-                    // A plugin that was killed does not listen any more; its runtime asks again or gives back.
-                    let _ = sender.send(reply);
-                }
-            }
+            Effect::Reply { request, reply } => return self.answer(request, reply),
             Effect::Note(note) => self.log(note),
         }
+        Vec::new()
     }
 
     fn log(&self, note: Note) {

@@ -1,7 +1,7 @@
 //! What the agent says about itself: which parts are up, and how much it has done.
 
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// Parts that must be up before the node may run pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,8 @@ pub(crate) struct Health {
     lost: AtomicBool,
     /// The store is locked while it is migrated.
     locked: AtomicBool,
+    /// Releases that wait on this node for the datastore.
+    owed: AtomicUsize,
     counts: [AtomicU64; 8],
 }
 
@@ -90,8 +92,13 @@ impl Health {
         parts.chain(self.lost.load(Ordering::Relaxed).then_some("connection to the datastore")).collect()
     }
 
-    pub(crate) fn set_locked(&self, locked: bool) {
-        self.locked.store(locked, Ordering::Relaxed);
+    /// Notes whether the store is locked; answers whether it was.
+    pub(crate) fn set_locked(&self, locked: bool) -> bool {
+        self.locked.swap(locked, Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_owed(&self, releases: usize) {
+        self.owed.store(releases, Ordering::Relaxed);
     }
 
     /// What keeps an ADD from being served now: what is missing, and the lock, with which the node itself is well.
@@ -112,12 +119,14 @@ impl Health {
             // Writing to a String cannot fail.
             let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {value}\n");
         }
-        let name = "tortie_agent_ready";
-        let ready = u8::from(self.missing().is_empty());
-        let _ = write!(
-            text,
-            "# HELP {name} 1 while the node can serve requests.\n# TYPE {name} gauge\n{name} {ready}\n"
-        );
+        let ready = usize::from(self.missing().is_empty());
+        let owed = self.owed.load(Ordering::Relaxed);
+        for (name, help, value) in [
+            ("tortie_agent_ready", "1 while the node can serve requests.", ready),
+            ("tortie_agent_releases_owed", "Releases that wait on this node for the datastore.", owed),
+        ] {
+            let _ = write!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n");
+        }
         text
     }
 }
@@ -138,7 +147,7 @@ mod tests {
         health.set_lost(true);
         assert_eq!(health.missing(), ["connection to the datastore"]);
         health.set_lost(false);
-        health.set_locked(true);
+        assert!(!health.set_locked(true));
         assert_eq!(health.hindrances(), ["the datastore to be unlocked"]);
         assert!(health.missing().is_empty());
     }
@@ -149,6 +158,6 @@ mod tests {
         health.count(Count::Assigned);
         let text = health.metrics();
         assert!(text.contains("\ntortie_agent_addresses_assigned_total 1\n"));
-        assert_eq!(text.lines().count(), 27);
+        assert_eq!(text.lines().count(), 30);
     }
 }

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   plugins ──unix socket──► service ──► driver (ipam::agent) ──► datastore
-//!                                          │ what is known             ▲
-//!                                          ▼                           │ watches
+//!                                          │ ▲                         ▲
+//!                                          │ └► releases ──► the node's disk, while the datastore is away
+//!                                          │ what is known             │ watches
+//!                                          ▼                           │
 //!                       dataplane_sync ──► kernel, Node object, network configuration
 //! ```
 //!
@@ -19,21 +21,27 @@ mod listen;
 pub mod log;
 mod node_object;
 mod registry;
+mod release_log;
+mod releases;
 mod service;
 mod tunnel;
 
 pub use cni_conf::FILE as CNI_CONF_FILE;
 pub use listen::{Listen, ListenError};
+pub use release_log::LogError;
 
 use dataplane_sync::DataplaneSync;
 use datastore::backend::{Backend, Settings, SettingsError};
 use driver::Driver;
+use futures::FutureExt as _;
 use health::Health;
 use registry::Registry;
+use releases::Releases;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tracing::info;
 
 /// What the agent has to be told.
@@ -49,6 +57,9 @@ pub struct Options {
     pub cni_conf_dir: PathBuf,
     /// Path at which plugins find the socket; it is written into the network configuration.
     pub cni_plugin_socket: PathBuf,
+    /// Directory in which releases are kept that the datastore could not take; its path is this node's alone. `None`: none
+    /// are kept, and a DEL fails while the datastore is away.
+    pub state_dir: Option<PathBuf>,
     /// MTU of pods' interfaces in bytes; `None`: what the host's network leaves.
     pub mtu: Option<u32>,
 }
@@ -62,6 +73,9 @@ pub enum RunError {
     /// There is no way to the datastore.
     #[error("the agent cannot use its datastore settings")]
     Connect(#[from] SettingsError),
+    /// There is nowhere to keep releases.
+    #[error("the agent has nowhere to keep releases")]
+    Releases(#[from] LogError),
     /// The kernel cannot be reached.
     #[error("the agent cannot talk to the kernel about routes: it must run as root of its namespaces")]
     Kernel(#[from] dataplane::ApplyError),
@@ -102,26 +116,28 @@ pub async fn serve(options: Options, store: Backend) -> Result<(), RunError> {
     tokio::spawn(connection);
     let health = Arc::new(Health::default());
     let registry = Registry::new(store.clone(), options.datastore.client(&store).await?);
-    let (driver, door) = Driver::new(&options.node_name, store, registry.clone(), Arc::clone(&health));
+    let releases = Releases::open(options.state_dir.as_deref(), store.clone(), Arc::clone(&health)).await?;
+    let (driver, door) =
+        Driver::new(&options.node_name, store, registry.clone(), releases, Arc::clone(&health));
     let sync = DataplaneSync::new(options.clone(), door.clone(), Arc::clone(&health), registry, netlink)?;
-    let driver = tokio::spawn(driver.run());
-    let sync = tokio::spawn(sync.run());
+    // They end with this call, also where it is dropped: the next agent takes over what they hold.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(driver.run().map(|()| "keep its state"));
+    tasks.spawn(sync.run().map(|()| "keep the dataplane"));
     let server = axum::serve(listener, service::router(door, health));
     tokio::select! {
         served = server => served.map_err(system("serve its socket"))?,
         _ = terminate.recv() => info!(node = options.node_name, "asked to end"),
         _ = tokio::signal::ctrl_c() => info!(node = options.node_name, "interrupted"),
         // Neither ends by itself: without either the node is of no use, and whoever supervises starts it anew.
-        ended = driver => return Err(ended_early("keep its state", ended)),
-        ended = sync => return Err(ended_early("keep the dataplane", ended)),
+        Some(ended) = tasks.join_next() => return Err(ended_early(ended)),
     }
     Ok(())
 }
 
-fn ended_early(what: &'static str, ended: Result<(), tokio::task::JoinError>) -> RunError {
-    let source = match ended {
-        Ok(()) => io::Error::other("a task ended by itself"),
-        Err(error) => io::Error::other(error),
-    };
-    RunError::System { what, source }
+fn ended_early(ended: Result<&'static str, tokio::task::JoinError>) -> RunError {
+    match ended {
+        Ok(what) => RunError::System { what, source: io::Error::other("a task ended by itself") },
+        Err(error) => RunError::System { what: "go on", source: io::Error::other(error) },
+    }
 }

@@ -56,6 +56,7 @@ fn with_agent<T: Future<Output = ()>>(
             listen: Listen::Path(directory.path().join("agent.sock")),
             cni_conf_dir: directory.path().join("net.d"),
             cni_plugin_socket: directory.path().join("agent.sock"),
+            state_dir: Some(directory.path().join("state")),
             mtu: None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -306,18 +307,20 @@ fn nothing_is_written_while_the_datastore_is_locked_and_plugins_are_told_to_try_
                 };
                 assert!(told.contains("unlocked"), "{told}");
                 fake.requests();
-                let (added, deleted) = (add(&options, "new").await, del(&options, "before").await);
-                for refused in [added.map(drop), deleted.map(drop)] {
-                    let error = refused.unwrap_err();
-                    assert!(error.code == 11 && error.message.contains("locked"), "{error:?}");
-                }
+                let error = add(&options, "new").await.unwrap_err();
+                assert!(error.code == 11 && error.message.contains("locked"), "{error:?}");
+                // Kept on the node until the lock is lifted.
+                del(&options, "before").await.unwrap();
+                assert!(add(&options, "before").await.is_err(), "what is owed comes first");
                 let written: Vec<String> =
                     fake.requests().into_iter().filter(|line| !line.starts_with("GET ")).collect();
                 assert!(written.is_empty(), "{written:?}");
                 // The node itself is well.
                 assert_eq!(ask(&options, "GET", "/readyz", "").await.unwrap().0, 200);
+                assert_eq!(handles(&fake, &["before"]), 1);
                 lock(true);
-                while del(&options, "before").await.is_err() {
+                fake.until(|fake| handles(fake, &["before"]) == 0).await;
+                while add(&options, "before").await.is_err() {
                     tokio::task::yield_now().await;
                 }
                 add(&options, "new").await.unwrap();

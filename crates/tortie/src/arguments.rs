@@ -199,6 +199,10 @@ pub(crate) struct Node {
     /// Make the socket at this path. Without it, the socket that was handed over (LISTEN_FDS) is used.
     #[arg(long)]
     pub(crate) listen: Option<PathBuf>,
+    /// Folder, of this node alone, in which releases are kept that the datastore could not take. Without it none are kept, and
+    /// a DEL fails while the datastore is away.
+    #[arg(long)]
+    pub(crate) state_dir: Option<PathBuf>,
     /// MTU of pods' interfaces in bytes. Without it: what the host's network leaves.
     #[arg(long)]
     pub(crate) mtu: Option<u32>,

@@ -65,6 +65,7 @@ fn run(part: Part) -> anyhow::Result<()> {
                 listen,
                 cni_conf_dir: part.cni_conf_dir,
                 cni_plugin_socket: part.cni_plugin_socket,
+                state_dir: part.state_dir,
                 mtu: part.mtu,
             };
             Ok(node::run(options).await?)

@@ -134,6 +134,12 @@ impl View {
         self.cluster.get(&()).is_some_and(|seen| !seen.value.datastore_ready)
     }
 
+    /// GUID of the cluster whose datastore this is, where it is known.
+    pub fn cluster_guid(&self) -> Option<&str> {
+        let seen = self.cluster.get(&())?;
+        Some(seen.value.cluster_guid.as_str()).filter(|guid| !guid.is_empty())
+    }
+
     /// Pools in pool order.
     pub fn pools(&self) -> impl Iterator<Item = &Pool> {
         self.pools.values().map(|seen| &seen.value)

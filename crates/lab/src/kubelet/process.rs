@@ -44,6 +44,8 @@ pub(super) fn spec(
                 &shared.cluster.cni_directory(node).display().to_string(),
                 "--cni-plugin-socket",
                 &shared.agent_socket().display().to_string(),
+                "--state-dir",
+                &shared.cluster.state_directory(node).display().to_string(),
             ]);
             ("agent", argv)
         }

@@ -1,8 +1,8 @@
 //! The agents: the very program, each in a host of its own, reached by its socket.
 
+use crate::PATIENCE;
 use crate::namespace::Namespace;
 use crate::network::Network;
-use crate::{AGENTS, PATIENCE};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -26,8 +26,8 @@ pub(crate) fn node(at: usize) -> String {
 }
 
 impl Agents {
-    /// Starts all, and waits until each can serve. Not all of them begin with the same member.
-    pub(crate) fn start(endpoints: &[String], network: &mut Network) -> Self {
+    /// Starts `count`, and waits until each can serve. Not all of them begin with the same member.
+    pub(crate) fn start(count: usize, endpoints: &[String], network: &mut Network) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let agent = |at: usize| {
             let mut endpoints = endpoints.to_vec();
@@ -36,10 +36,10 @@ impl Agents {
             let (host, _, _) = network.host();
             Agent { host, endpoints: endpoints.join(","), child: None }
         };
-        let agents = (0..AGENTS).map(agent).collect();
-        let sockets = (0..AGENTS).map(|at| folder.path().join(format!("{}.sock", node(at)))).collect();
+        let agents = (0..count).map(agent).collect();
+        let sockets = (0..count).map(|at| folder.path().join(format!("{}.sock", node(at)))).collect();
         let mut all = Self { agents, sockets, folder };
-        (0..AGENTS).for_each(|at| all.run(at));
+        (0..count).for_each(|at| all.run(at));
         let since = Instant::now();
         for socket in &all.sockets {
             while cni::agent::Agent::at(socket.clone()).status().is_err() {
@@ -69,6 +69,8 @@ impl Agents {
             .arg(&self.sockets[at])
             .arg("--cni-conf-dir")
             .arg(self.folder.path().join(format!("{}.d", node(at))))
+            .arg("--state-dir")
+            .arg(self.folder.path().join(format!("{}.state", node(at))))
             .env("DATASTORE_TYPE", "etcdv3")
             .env("ETCD_ENDPOINTS", &agent.endpoints)
             .env_remove("KUBECONFIG")

@@ -39,6 +39,25 @@ pub(crate) fn comes_to_rest(store: &Store<'_>, outcome: &Outcome) {
     }
 }
 
+/// Waits until exactly these handles hold something, those of the nodes' own addresses aside.
+///
+/// # Panics
+/// If it takes longer than anything may.
+pub(crate) fn only_these_hold(store: &Store<'_>, handles: &BTreeSet<String>) {
+    let since = Instant::now();
+    loop {
+        let contents = read(store);
+        let holders = contents.blocks.values().flat_map(allocations).map(|(_, handle)| handle.to_owned());
+        let holders: BTreeSet<String> =
+            holders.filter(|handle| !handle.starts_with("vxlan-tunnel-addr-")).collect();
+        if holders == *handles {
+            return;
+        }
+        assert!(since.elapsed() < PATIENCE, "{holders:?} hold addresses, and {handles:?} should");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 fn read(store: &Store<'_>) -> Contents {
     store.now(async |store| {
         let mut contents = Contents::default();

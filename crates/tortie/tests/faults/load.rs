@@ -47,7 +47,7 @@ pub(crate) struct Outcome {
 }
 
 /// The handle under which a container's addresses stand.
-fn handle(container: &str) -> String {
+pub(crate) fn handle(container: &str) -> String {
     format!("{NETWORK}.{container}")
 }
 
@@ -102,17 +102,32 @@ impl Ledger {
         }
     }
 
+    /// One DEL; false: it was told to try again.
+    pub(crate) fn try_del(&self, socket: &Path, container: &str) -> bool {
+        let request = DelRequest { attachment: attachment(container), legacy_handle: None };
+        match Agent::at(socket.to_owned()).del(&request) {
+            Ok(()) => true,
+            Err(error) => {
+                self.refused(&error, &format!("DEL of {container}"));
+                false
+            }
+        }
+    }
+
+    /// What was answered that must not be.
+    pub(crate) fn complaints(&self) -> String {
+        self.wrong.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
+    }
+
     /// DELs until one is answered with success. From the first on the address may be another's.
     pub(crate) fn del(&self, socket: &Path, container: &str, held: Option<IpAddr>) {
         if let Some(address) = held {
             self.given().remove(&address);
         }
-        let request = DelRequest { attachment: attachment(container), legacy_handle: None };
         let since = Instant::now();
-        while let Err(error) = Agent::at(socket.to_owned()).del(&request) {
-            self.refused(&error, &format!("DEL of {container}"));
+        while !self.try_del(socket, container) {
             if since.elapsed() > PATIENCE {
-                self.wrong(format!("no DEL of {container} was answered in {PATIENCE:?}: {}", error.msg));
+                self.wrong(format!("no DEL of {container} was answered in {PATIENCE:?}"));
                 return;
             }
             std::thread::sleep(PACE);
@@ -146,7 +161,7 @@ impl Load {
         self.stop.store(true, Ordering::Relaxed);
         let held = self.runtimes.into_iter().flat_map(|runtime| runtime.join().unwrap());
         let held = held.map(|(container, address)| (handle(&container), address)).collect();
-        let wrong = self.ledger.wrong.lock().unwrap_or_else(PoisonError::into_inner).join("\n");
+        let wrong = self.ledger.complaints();
         assert!(wrong.is_empty(), "{wrong}");
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (added, deleted) = (count(&self.ledger.added), count(&self.ledger.deleted));

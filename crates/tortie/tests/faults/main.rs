@@ -8,6 +8,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
 mod agents;
+mod away;
 mod judge;
 mod load;
 mod members;
@@ -108,7 +109,7 @@ fn run(name: &str, size: usize, faults: &[Fault], seconds: u64) {
         let mut members = Members::start(&etcd, size, &mut network);
         members.all_serve();
         members.set_up();
-        let mut agents = Agents::start(&members.endpoints(), &mut network);
+        let mut agents = Agents::start(AGENTS, &members.endpoints(), &mut network);
         let load = Load::start(agents.sockets());
         let mut report = Report::new(size);
         let begun = Instant::now();
