@@ -241,6 +241,7 @@ impl Datastore for Etcd {
                     limit: PAGE,
                     revision: at,
                     keys_only: false,
+                    ..RangeRequest::default()
                 };
                 let page = match self.range(request).await {
                     Ok(page) => page,

@@ -60,6 +60,7 @@ impl Etcd {
                 limit: PAGE,
                 revision: at,
                 keys_only: false,
+                ..RangeRequest::default()
             };
             let page = self.range(request).await.map_err(|failure: Failure| failure.reading(what()))?;
             if at == 0 {

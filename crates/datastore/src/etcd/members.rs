@@ -5,7 +5,9 @@
 //! was never sent from one whose answer was lost: only the first is safe to make again.
 
 use super::failure::{Failure, root_cause};
-use super::messages::{AUTHENTICATE, AuthenticateRequest, AuthenticateResponse};
+use super::messages::{
+    AUTHENTICATE, AuthenticateRequest, AuthenticateResponse, RANGE, RangeRequest, RangeResponse,
+};
 use super::settings::{Login, Settings, SettingsError};
 use http::uri::PathAndQuery;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,6 +20,10 @@ use tonic_prost::ProstCodec;
 
 /// How long making a connection to one member may take.
 const CONNECT: Duration = Duration::from_secs(1);
+
+/// How long a member that took a connection may take for a first answer, where there are others. One that stands still takes
+/// connections too: the system accepts them for it.
+const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
 
 /// A connection on which nothing moves is asked for a sign of life this often. etcd turns clients away that ask more
 /// often than every five seconds.
@@ -123,12 +129,16 @@ impl Members {
             let reason = match connected {
                 Ok(Ok(channel)) => {
                     let (ending, given_up) = watch::channel(false);
-                    let mut state = self.state();
-                    state.member = member;
-                    state.number += 1;
-                    let connection = Connection { channel, number: state.number, given_up };
-                    state.connection = Some((connection.clone(), ending));
-                    return Ok(connection);
+                    let number = self.state().number + 1;
+                    let connection = Connection { channel, number, given_up };
+                    if self.endpoints.len() == 1 || is_alive(&connection).await {
+                        let mut state = self.state();
+                        state.member = member;
+                        state.number = number;
+                        state.connection = Some((connection.clone(), ending));
+                        return Ok(connection);
+                    }
+                    format!("no sign of life within {} ms", SIGN_OF_LIFE.as_millis())
                 }
                 Ok(Err(error)) => root_cause(&error),
                 Err(_) => format!("no connection within {} ms", CONNECT.as_millis()),
@@ -273,10 +283,28 @@ impl Members {
     }
 }
 
+/// Whether a member answers at all, be it that it has no leader or wants a login.
+async fn is_alive(connection: &Connection) -> bool {
+    let look = RangeRequest {
+        key: b"/calico".to_vec(),
+        serializable: true,
+        keys_only: true,
+        ..RangeRequest::default()
+    };
+    let answer = send::<_, RangeResponse>(connection, RANGE, look, None);
+    match tokio::time::timeout(SIGN_OF_LIFE, answer).await {
+        Ok(Ok(_) | Err(Failure::Answered { .. })) => true,
+        Ok(Err(_)) | Err(_) => false,
+    }
+}
+
 /// A member's address with its time limits and, for `https`, its TLS.
 fn endpoint(text: &str, tls: &ClientTlsConfig) -> Result<Endpoint, SettingsError> {
     let bad = || SettingsError::Endpoint { endpoint: text.to_owned() };
     let uri: http::Uri = text.parse().map_err(|_| bad())?;
+    if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Err(SettingsError::Userinfo);
+    }
     let secure = match (uri.scheme_str(), uri.host()) {
         (Some("http"), Some(_)) => false,
         (Some("https"), Some(_)) => true,

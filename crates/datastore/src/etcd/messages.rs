@@ -41,6 +41,9 @@ pub(super) struct RangeRequest {
     /// 0: the newest.
     #[prost(int64, tag = "4")]
     pub(super) revision: i64,
+    /// Answered by the member itself, which may be behind. For signs of life only.
+    #[prost(bool, tag = "7")]
+    pub(super) serializable: bool,
     #[prost(bool, tag = "8")]
     pub(super) keys_only: bool,
 }

@@ -4,8 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long one call may take, unless set otherwise. Above an election of a new leader, which takes one or two seconds.
-pub const DEADLINE: Duration = Duration::from_secs(3);
+/// How long one call may take, unless set otherwise. About as long as the election of a new leader: what was on its way to the old
+/// one is never answered, and only when it is given up can it be looked for and made again.
+pub const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Operations in one transaction that an etcd takes unless its `--max-txn-ops` says otherwise.
 const OPERATIONS: usize = 128;
@@ -77,6 +78,9 @@ pub enum SettingsError {
         /// As given.
         endpoint: String,
     },
+    /// A user and perhaps a password where everybody would read them.
+    #[error("an etcd endpoint names a user: name it in ETCD_USERNAME and ETCD_PASSWORD instead")]
+    Userinfo,
     /// Looking servers up in DNS is not done.
     #[error("ETCD_DISCOVERY_SRV is not supported: name the servers in ETCD_ENDPOINTS")]
     Discovery,

@@ -155,7 +155,7 @@ impl Server {
         self.signal(Signal::CONT);
     }
 
-    /// Kills it, as a machine that loses power does.
+    /// Kills it, as `kill -9` does.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
