@@ -1,7 +1,7 @@
 //! Which datastore is meant: the configuration file if there is one, else the environment (calicoctl §1.4).
 
 use crate::failure::Failure;
-use datastore::backend::{Backend, Settings};
+use datastore::backend::{Backend, Settings, in_environment};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -80,13 +80,7 @@ fn from_file(file: &Path, text: &str) -> Result<Variables, Failure> {
 }
 
 fn from_environment() -> Variables {
-    let named = |name: &str| {
-        [format!("CALICO_{name}"), name.to_owned()]
-            .into_iter()
-            .filter_map(|name| std::env::var(name).ok())
-            .find(|value| !value.is_empty())
-    };
-    FIELDS.into_iter().filter_map(|(_, variable)| Some((variable, named(variable)?))).collect()
+    FIELDS.into_iter().filter_map(|(_, variable)| Some((variable, in_environment(variable)?))).collect()
 }
 
 #[cfg(test)]

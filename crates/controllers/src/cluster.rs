@@ -99,7 +99,8 @@ pub(crate) enum Action {
 }
 
 impl Action {
-    fn kind(&self) -> Kind {
+    /// Kind of the object that it changes.
+    pub(crate) fn kind(&self) -> Kind {
         match self {
             Self::Create(kind, _)
             | Self::Patch(kind, ..)

@@ -529,8 +529,20 @@ fn watched_cluster(view: &View, followed: &Followed) -> ipam::collect::Cluster {
     }
 }
 
+/// Whether nothing may be written. A pass takes long; what was seen before it is not enough.
+async fn is_locked(store: &Backend) -> bool {
+    match seen::get::<ClusterInformation, _>(store, &Key::ClusterInformation).await {
+        Ok(found) => found.is_some_and(|seen| !seen.value.datastore_ready),
+        Err(_) => true,
+    }
+}
+
 /// Carries a task out and says so. False if it is left to do.
 async fn perform(store: &Backend, task: &Task) -> bool {
+    if is_locked(store).await {
+        tracing::info!(%task, "left for later, the datastore is locked");
+        return false;
+    }
     match carry_out(store, &SystemClock, task).await {
         Ok(Outcome::Done { released }) => {
             match task {
@@ -660,6 +672,32 @@ mod tests {
         assert!(!is_ready_in(&view(CLUSTER_INFORMATION, json!({"spec": {"datastoreReady": false}}))));
         assert!(!is_ready_in(&View::default()));
         assert!(is_ready_in(&view(CLUSTER_INFORMATION, json!({"spec": {}}))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lock_that_comes_in_the_midst_of_a_pass_stops_what_is_left_of_it() {
+        let fake = crate::fake::Fake::new();
+        let store = Backend::Kubernetes(datastore::kubernetes::Kubernetes::with_client(fake.client()));
+        let owner = api::Owner::host("gone");
+        let cidr = "10.0.0.0/26".parse().unwrap();
+        let affinity = api::Affinity {
+            owner: owner.clone(),
+            cidr,
+            state: api::AffinityState::Confirmed,
+            deleted: false,
+        };
+        store.commit(&[], &[Write::Create(Record::Affinity(affinity))]).await.unwrap();
+        let information = "/apis/crd.projectcalico.org/v1/clusterinformations/default";
+        fake.put(information, json!({"spec": {"datastoreReady": false}}));
+        fake.requests();
+        let task = Task::GiveUpNode { owner: owner.clone() };
+        assert!(!perform(&store, &task).await);
+        let written: Vec<String> =
+            fake.requests().into_iter().filter(|line| !line.starts_with("GET ")).collect();
+        assert!(written.is_empty(), "{written:?}");
+        fake.put(information, json!({"spec": {"datastoreReady": true}}));
+        assert!(perform(&store, &task).await);
+        assert_eq!(store.get(&Key::Affinity(owner, cidr)).await.unwrap(), None);
     }
 
     #[test]

@@ -16,8 +16,9 @@ mod workloads;
 
 use crate::cluster::{Action, Cluster, Collection, View};
 use crate::object::{
-    AFFINITY, API_SERVER, CONFIG_MAP, DAEMON_SET, DEPLOYMENT, FELIX_CONFIGURATION, INSTALLATION, IP_POOL,
-    Kind, NAMESPACE, NODE, Name, POD, TIGERA_STATUS, covers, is_deleting, items, number, text,
+    AFFINITY, API_SERVER, CLUSTER_INFORMATION, CONFIG_MAP, DAEMON_SET, DEPLOYMENT, FELIX_CONFIGURATION,
+    INSTALLATION, IP_POOL, Kind, NAMESPACE, NODE, Name, POD, TIGERA_STATUS, covers, is_deleting, items,
+    number, text,
 };
 use api::{AffinityNaming, Cidr, Pool};
 use datastore::kubernetes::ConnectError;
@@ -36,12 +37,13 @@ const REST: Duration = Duration::from_secs(300);
 /// MTU of pods where the Installation names none: that of the nodes less the VXLAN header.
 const MTU: i64 = 1450;
 
-const WATCHED: [Collection; 14] = [
+const WATCHED: [Collection; 15] = [
     (INSTALLATION, ""),
     (API_SERVER, ""),
     (TIGERA_STATUS, ""),
     (IP_POOL, ""),
     (AFFINITY, ""),
+    (CLUSTER_INFORMATION, ""),
     (FELIX_CONFIGURATION, ""),
     (NODE, ""),
     (NAMESPACE, ""),
@@ -107,7 +109,17 @@ fn reconcile(view: &View, options: &Options, now: Timestamp) -> Vec<Action> {
         Some(api_server) => serve_api(&mut actions, view, api_server, installation.is_some(), now),
         None => actions.extend(withdraw(view, "apiserver")),
     }
+    if is_locked(view) {
+        // What is being moved stays as it is; the lock is watched, and without it this is asked for again.
+        actions.retain(|action| action.kind().api_version != IP_POOL.api_version);
+    }
     actions
+}
+
+/// Whether Calico's records are being migrated, so that none of them may change.
+fn is_locked(view: &View) -> bool {
+    let information = view.get(CLUSTER_INFORMATION, &Name::cluster("default"));
+    information.and_then(|object| object.pointer("/spec/datastoreReady")) == Some(&Value::Bool(false))
 }
 
 /// Carries out an Installation.

@@ -69,6 +69,14 @@ impl Settings {
         Self { kubeconfig, store: Store::Kubernetes { group: None, rate: None } }
     }
 
+    /// The settings that this process's environment makes: `CALICO_<NAME>`, else `<NAME>`, as Calico's programs read them.
+    ///
+    /// # Errors
+    /// As [`Settings::from_variables`].
+    pub fn from_environment() -> Result<Self, SettingsError> {
+        Self::from_variables(in_environment)
+    }
+
     /// The settings that Calico's variables make. `lookup` tells a variable; an empty one counts as not set.
     ///
     /// Read are `DATASTORE_TYPE` (unset: etcd where `ETCD_ENDPOINTS` is set, else Kubernetes), `KUBECONFIG`,
@@ -126,6 +134,12 @@ impl Settings {
             (Backend::Etcd(_), None) => Ok(None),
         }
     }
+}
+
+/// A variable of Calico's in this process's environment, with its prefix or without; empty ones count as not set.
+pub fn in_environment(name: &str) -> Option<String> {
+    let names = [format!("CALICO_{name}"), name.to_owned()];
+    names.into_iter().filter_map(|name| std::env::var(name).ok()).find(|value| !value.is_empty())
 }
 
 /// The limit of calls, where one is set.

@@ -343,7 +343,8 @@ impl Driver {
         self.admit(admitted, events);
     }
 
-    /// A DEL. While the datastore is known to be away and nothing else of its attachment is under way it is not tried first.
+    /// A DEL. While the datastore is known to be away, or was never seen, and nothing else of its attachment is under way, it is
+    /// not tried first.
     fn del(
         &mut self,
         attachment: Attachment,
@@ -355,7 +356,8 @@ impl Driver {
             About::Add(other) | About::Del(other, _) => *other == attachment,
             About::Node => false,
         });
-        if self.agent.view().is_lost() && !busy && self.releases.takes(&attachment) {
+        let away = self.agent.view().is_lost() || !self.agent.view().is_complete();
+        if away && !busy && self.releases.takes(&attachment) {
             let cluster = self.agent.view().cluster_guid().map(str::to_owned);
             let admitted = self.releases.del(&attachment, &surrender, cluster, sender);
             self.admit(admitted, events);

@@ -150,7 +150,7 @@ fn apiserver(part: arguments::Apiserver) -> anyhow::Result<()> {
 
 /// Which datastore is meant: by Calico's variables, with the kubeconfig that was named.
 fn settings(kubeconfig: Option<PathBuf>) -> anyhow::Result<Settings> {
-    let mut settings = Settings::from_variables(|name| std::env::var(name).ok())?;
+    let mut settings = Settings::from_environment()?;
     settings.kubeconfig = kubeconfig.or(settings.kubeconfig);
     Ok(settings)
 }

@@ -93,6 +93,10 @@ impl Agent {
     /// Takes the running claim as far as it goes without an answer from the store. `wanting` are the jobs that no block in
     /// hand can serve, oldest first.
     pub(super) fn drive_claim(&mut self, wanting: &[u64], now: Timestamp) {
+        if self.view.is_locked() {
+            // It goes on from where it is when the lock is lifted.
+            return;
+        }
         let Some(claim) = self.claim.clone().filter(|claim| claim.step == Step::Ready) else { return };
         let mut takers = Vec::new();
         for id in wanting {

@@ -140,20 +140,40 @@ impl Ledger {
 pub(crate) struct Load {
     pub(crate) ledger: Arc<Ledger>,
     stop: Arc<AtomicBool>,
+    /// Requests of each agent's runtimes that were answered with success.
+    served: Arc<[AtomicU64; AGENTS]>,
     runtimes: Vec<JoinHandle<BTreeMap<String, IpAddr>>>,
 }
 
 impl Load {
     pub(crate) fn start(sockets: &[PathBuf]) -> Self {
         let (ledger, stop) = (Arc::new(Ledger::default()), Arc::new(AtomicBool::new(false)));
+        let served: Arc<[AtomicU64; AGENTS]> = Arc::default();
         let runtimes = (0..AGENTS * RUNTIMES)
             .map(|number| {
                 let (ledger, stop) = (Arc::clone(&ledger), Arc::clone(&stop));
-                let socket = sockets[number % AGENTS].clone();
-                std::thread::spawn(move || runtime(number, &socket, &ledger, &stop))
+                let (socket, served) = (sockets[number % AGENTS].clone(), Arc::clone(&served));
+                std::thread::spawn(move || runtime(number, &socket, &ledger, &stop, &served[number % AGENTS]))
             })
             .collect();
-        Self { ledger, stop, runtimes }
+        Self { ledger, stop, served, runtimes }
+    }
+
+    /// How many requests of each agent's runtimes were answered with success so far.
+    pub(crate) fn served(&self) -> Vec<u64> {
+        self.served.iter().map(|count| count.load(Ordering::Relaxed)).collect()
+    }
+
+    /// Waits until every agent has answered more than `before` to its runtimes.
+    ///
+    /// # Panics
+    /// If one does not.
+    pub(crate) fn goes_on(&self, before: &[u64]) {
+        let since = Instant::now();
+        while self.served().iter().zip(before).any(|(now, before)| now <= before) {
+            assert!(since.elapsed() < PATIENCE, "the load stands: {:?}, before {before:?}", self.served());
+            std::thread::sleep(PACE);
+        }
     }
 
     /// Lets every runtime finish what it has begun.
@@ -170,7 +190,13 @@ impl Load {
 }
 
 /// One runtime: it attaches, asks again now and then, and detaches in no order. What it could not attach it detaches.
-fn runtime(number: usize, socket: &Path, ledger: &Ledger, stop: &AtomicBool) -> BTreeMap<String, IpAddr> {
+fn runtime(
+    number: usize,
+    socket: &Path,
+    ledger: &Ledger,
+    stop: &AtomicBool,
+    served: &AtomicU64,
+) -> BTreeMap<String, IpAddr> {
     let mut held: BTreeMap<String, IpAddr> = BTreeMap::new();
     let mut draw = number as u64 + 1;
     let mut roll = |sides: usize| {
@@ -190,6 +216,7 @@ fn runtime(number: usize, socket: &Path, ledger: &Ledger, stop: &AtomicBool) -> 
             }
             match address {
                 Some(address) => {
+                    served.fetch_add(1, Ordering::Relaxed);
                     held.insert(container, address);
                 }
                 None => ledger.del(socket, &container, None),
@@ -204,6 +231,7 @@ fn runtime(number: usize, socket: &Path, ledger: &Ledger, stop: &AtomicBool) -> 
             } else {
                 held.remove(&container);
                 ledger.del(socket, &container, Some(address));
+                served.fetch_add(1, Ordering::Relaxed);
             }
         }
     }

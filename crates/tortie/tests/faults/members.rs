@@ -105,7 +105,7 @@ impl Members {
         member.child = Some(member.host.run(|| command.spawn().unwrap()));
     }
 
-    /// Kills it, as a machine that loses power does.
+    /// Kills it, as `kill -9` does.
     pub(crate) fn kill(&mut self, at: usize) {
         if let Some(mut child) = self.members[at].child.take() {
             child.kill().unwrap();

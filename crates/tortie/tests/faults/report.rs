@@ -36,6 +36,11 @@ impl Report {
         self.resumed.entry(fault).or_default().push((all, first));
     }
 
+    /// How often a fault was made so far.
+    pub(crate) fn times(&self, fault: Fault) -> usize {
+        self.resumed.get(&fault).map_or(0, Vec::len)
+    }
+
     /// Prints the sum of it.
     pub(crate) fn finish(mut self, outcome: &Outcome) {
         let mut rows = Vec::new();

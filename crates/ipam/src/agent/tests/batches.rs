@@ -183,6 +183,36 @@ fn locked_datastore_is_not_written_until_it_is_unlocked() {
 }
 
 #[test]
+fn claim_that_the_lock_meets_halfway_goes_on_when_it_is_lifted() {
+    let store = store_named(AffinityNaming::PerNode);
+    let mut bench = bench_on(&store, "n1");
+    let (_, event) = bench.add_event("a");
+    let effects = bench.agent.step(bench.now, event);
+    let claim = effects.into_iter().find_map(|effect| match effect {
+        Effect::Commit { ticket, writes, .. } => Some((ticket, writes)),
+        _ => None,
+    });
+    let (ticket, writes) = claim.unwrap();
+    // Its affinity was written, and the rest met something.
+    claims::one_by_one(&store, &writes, 1);
+    let cluster = |ready| {
+        let cluster = ClusterInformation { datastore_ready: ready, ..ClusterInformation::default() };
+        put(&store, Record::ClusterInformation(cluster));
+    };
+    cluster(false);
+    bench.run(Vec::new());
+    let refused = CommitError::Conflict { key: writes[1].key(), written: 1 };
+    bench.run(vec![Event::Committed(ticket, Err(refused))]);
+    assert_eq!(bench.commits.len(), 0);
+    assert_eq!(bench.blocks().len(), 0);
+    cluster(true);
+    bench.run(Vec::new());
+    bench.address("b");
+    assert_eq!(bench.blocks().len(), 1);
+    bench.check();
+}
+
+#[test]
 fn block_that_contradicts_itself_is_left_alone_and_another_one_is_claimed() {
     let store = store();
     let mut bench = bench_on(&store, "n1");

@@ -20,7 +20,7 @@ fn cold_claim_survives_a_lost_answer() {
 }
 
 /// The single writes of a commit, in the order in which a store without transactions makes them.
-fn one_by_one(store: &Memory, writes: &[Write], how_many: usize) {
+pub(super) fn one_by_one(store: &Memory, writes: &[Write], how_many: usize) {
     let first = writes.iter().map(|write| match write {
         Write::Pass { passing, seen: None, .. } => Write::Create((**passing).clone()),
         Write::Pass { passing, seen: Some(version), .. } => {
