@@ -113,6 +113,15 @@ impl Server {
             }
             "" if path == "/" => return Ok(answer::json(200, &self.paths(registry))),
             "openapi" => return Ok(openapi_document(registry, path, request)),
+            "metrics" if path == "/metrics" => {
+                let text = self.metrics.render(&self.store);
+                return Ok(answer::bytes(200, "text/plain; version=0.0.4", text));
+            }
+            "backup" if path == "/backup" => {
+                let chunks = self.store.backup().into_chunks().map(Ok::<_, Infallible>);
+                let body = Body::from_stream(futures::stream::iter(chunks));
+                return Ok(answer::bytes(200, "application/octet-stream", body));
+            }
             _ => {}
         }
         let documents = registry.discovery.get_or_init(|| discovery::documents(registry));
@@ -140,7 +149,17 @@ impl Server {
             paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
         }
         paths.extend(
-            ["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned),
+            [
+                "/backup",
+                "/healthz",
+                "/livez",
+                "/metrics",
+                "/openapi/v2",
+                "/openapi/v3",
+                "/readyz",
+                "/version",
+            ]
+            .map(str::to_owned),
         );
         json!({"paths": paths})
     }
@@ -200,17 +219,18 @@ impl Server {
             query,
             user,
         };
-        if resource.style == Style::CreateOnly {
-            return match verb {
-                "create" if call.name.is_empty() => review::answer(self, call, request).await,
-                _ => Err(Status::method_not_allowed()),
-            };
-        }
-        if subresource.is_empty() {
-            self.object(call, verb, request).await
-        } else {
-            self.subresource(call, &subresource, request).await
-        }
+        let counted = Arc::clone(resource);
+        let answered = match (counted.style, verb) {
+            (Style::CreateOnly, "create") if call.name.is_empty() => {
+                review::answer(self, call, request).await
+            }
+            (Style::CreateOnly, _) => Err(Status::method_not_allowed()),
+            _ if subresource.is_empty() => self.object(call, verb, request).await,
+            _ => self.subresource(call, &subresource, request).await,
+        };
+        let code = answered.as_ref().map_or_else(|status| status.code, |answer| answer.status().as_u16());
+        self.metrics.count(verb, &counted.group, &counted.plural, code);
+        answered
     }
 
     /// Verbs on objects and collections.

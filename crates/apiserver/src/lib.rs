@@ -29,6 +29,7 @@ pub mod identity;
 pub mod jsonpath;
 pub mod kubelet_tunnel;
 mod lifecycle;
+mod metrics;
 pub mod names;
 pub mod negotiation;
 pub mod node_restriction;
@@ -57,3 +58,4 @@ mod watch;
 mod write;
 
 pub use server::{Options, ServeError, Server, run};
+pub use storage::{Backup, BackupError, RestoreError};

@@ -4,6 +4,7 @@ use crate::addresses::Addresses;
 use crate::error::Status;
 use crate::guard::Guard;
 use crate::identity::{self, PkiError, User};
+use crate::metrics::Metrics;
 use crate::node_restriction::NodeRestriction;
 use crate::objects;
 use crate::policy::{Policy, Roles};
@@ -75,6 +76,7 @@ pub struct Server {
     pub(crate) addresses: Addresses,
     pub(crate) turns: Turns,
     pub(crate) guards: Vec<Arc<dyn Guard>>,
+    pub(crate) metrics: Metrics,
     /// Kept until a role or binding changes.
     policy: RwLock<Option<Arc<Policy>>>,
     pub(crate) kubelet_socket_dir: PathBuf,
@@ -102,6 +104,7 @@ impl Server {
                 .into_iter()
                 .chain(options.guards.iter().cloned())
                 .collect(),
+            metrics: Metrics::default(),
             policy: RwLock::default(),
             kubelet_socket_dir: options.kubelet_socket_dir.clone(),
             version: options.server_version.clone(),

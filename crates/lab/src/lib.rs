@@ -18,6 +18,7 @@ pub mod kubelet;
 pub mod pki;
 pub mod private_file;
 pub mod records_guard;
+pub mod standalone;
 pub mod supervisor;
 pub mod table;
 pub mod topology;

@@ -12,7 +12,7 @@ use rcgen::{
 const AUTHORITY_DAYS: i64 = 3650;
 
 /// How long the others are valid, in days.
-const LEAF_DAYS: i64 = 365;
+pub(crate) const LEAF_DAYS: i64 = 365;
 
 /// A component that speaks to the API server: name of its kubeconfig, user and group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,15 +57,11 @@ pub fn create(cluster: &Cluster) -> Result<()> {
     let pki = cluster.directory.join("pki");
     private_file::create_directory(&pki)?;
     private_file::create_directory(&cluster.directory.join("kubeconfig"))?;
-    let key = KeyPair::generate().context("making the authority's key")?;
-    let mut params = named("kubernetes", None, AUTHORITY_DAYS)?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages =
-        vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let authority = params.self_signed(&key).context("signing the authority's certificate")?.pem();
+    let (authority, key) = self::authority()?;
     private_file::write(&pki.join("ca.crt"), authority.as_bytes())?;
-    private_file::write(&pki.join("ca.key"), key.serialize_pem().as_bytes())?;
-    let issuer = Issuer::new(params, key);
+    private_file::write(&pki.join("ca.key"), key.as_bytes())?;
+    let key = KeyPair::from_pem(&key).context("reading the authority's key")?;
+    let issuer = Issuer::from_ca_cert_pem(&authority, key).context("reading the authority's certificate")?;
 
     let mut params = named("kube-apiserver", None, LEAF_DAYS)?;
     for name in server_names(cluster) {
@@ -94,6 +90,17 @@ pub fn create(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// A new authority: its certificate and key.
+pub(crate) fn authority() -> Result<(String, String)> {
+    let key = KeyPair::generate().context("making the authority's key")?;
+    let mut params = named("kubernetes", None, AUTHORITY_DAYS)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages =
+        vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let certificate = params.self_signed(&key).context("signing the authority's certificate")?.pem();
+    Ok((certificate, key.serialize_pem()))
+}
+
 /// The names and addresses that the API server answers for.
 fn server_names(cluster: &Cluster) -> Vec<String> {
     let mut names: Vec<String> = [
@@ -114,7 +121,7 @@ fn server_names(cluster: &Cluster) -> Vec<String> {
     names
 }
 
-fn named(user: &str, group: Option<&str>, days: i64) -> Result<CertificateParams> {
+pub(crate) fn named(user: &str, group: Option<&str>, days: i64) -> Result<CertificateParams> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     if let Some(group) = group {
@@ -134,7 +141,7 @@ fn named(user: &str, group: Option<&str>, days: i64) -> Result<CertificateParams
     Ok(params)
 }
 
-fn issue(params: CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<(String, String)> {
+pub(crate) fn issue(params: CertificateParams, issuer: &Issuer<'_, KeyPair>) -> Result<(String, String)> {
     let key = KeyPair::generate().context("making a key")?;
     let certificate = params.signed_by(&key, issuer).context("signing a certificate")?;
     Ok((certificate.pem(), key.serialize_pem()))

@@ -19,6 +19,7 @@
 //! # }).unwrap();
 //! ```
 
+mod backup;
 mod commit;
 mod event;
 mod file;
@@ -28,6 +29,7 @@ mod state;
 mod store;
 mod watch;
 
+pub use backup::{AHEAD, Backup, BackupError, RestoreError};
 pub use commit::{Check, Commit, CommitError, Write};
 pub use event::{Entry, Event};
 pub use file::OpenError;

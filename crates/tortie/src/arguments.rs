@@ -116,16 +116,65 @@ fn owner(text: &str) -> Result<(u32, u32), String> {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  tortie apiserver --data /var/lib/tortie &\n  \
+                  export KUBECONFIG=/var/lib/tortie/admin.kubeconfig\n  \
+                  tortie apiserver backup --data /var/lib/tortie --to backup\n  \
+                  tortie apiserver restore --data /var/lib/tortie-2 --from backup"
+)]
 pub(crate) struct Apiserver {
+    #[command(subcommand)]
+    pub(crate) task: Option<ApiserverTask>,
+    #[command(flatten)]
+    pub(crate) serving: Serving,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ApiserverTask {
+    /// Print the administrator's kubeconfig of a server. It holds a key.
+    Kubeconfig {
+        /// The server's folder.
+        #[arg(long)]
+        data: PathBuf,
+    },
+    /// Write all that a running server holds, at one revision, to a file.
+    Backup {
+        /// The server's folder.
+        #[arg(long)]
+        data: PathBuf,
+        /// The file; it must not exist.
+        #[arg(long)]
+        to: PathBuf,
+    },
+    /// Make the folder of a new server from a backup.
+    Restore {
+        /// The new server's folder; it must hold no server.
+        #[arg(long)]
+        data: PathBuf,
+        /// The backup.
+        #[arg(long)]
+        from: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serving {
+    /// Folder of a server by itself: data, certificates and admin.kubeconfig; made if missing.
+    #[arg(long, required_unless_present = "data_file", conflicts_with_all = ["data_file", "pki_dir"])]
+    pub(crate) data: Option<PathBuf>,
+    /// Further names and addresses that the server is known by.
+    #[arg(long = "name", requires = "data")]
+    pub(crate) names: Vec<String>,
     /// The durable file; made if missing.
-    #[arg(long)]
-    pub(crate) data_file: PathBuf,
+    #[arg(long, requires = "pki_dir")]
+    pub(crate) data_file: Option<PathBuf>,
     /// Folder with ca.crt, apiserver.crt and apiserver.key.
-    #[arg(long)]
-    pub(crate) pki_dir: PathBuf,
+    #[arg(long, requires = "data_file")]
+    pub(crate) pki_dir: Option<PathBuf>,
     /// Folder with a unix socket NODE.sock for each kubelet.
     #[arg(long)]
-    pub(crate) kubelet_sockets: PathBuf,
+    pub(crate) kubelet_sockets: Option<PathBuf>,
     /// Addresses of services.
     #[arg(long, default_value = "10.96.0.0/16")]
     pub(crate) service_cidr: String,

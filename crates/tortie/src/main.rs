@@ -1,6 +1,7 @@
 //! The one binary. Called as `containerlab`, `clab`, `kind`, `calicoctl` or `kubectl-calico` it is that command;
 //! called as `tortie` it is the lab's own parts and the tools around them.
 
+mod apiserver;
 mod arguments;
 mod inherited;
 
@@ -56,7 +57,7 @@ fn run(part: Part) -> anyhow::Result<()> {
         }
         Part::Lab(Lab::Env) => lab::env::print(),
         Part::Lab(Lab::Shell) => lab::env::shell(),
-        Part::Apiserver(part) => apiserver(part),
+        Part::Apiserver(part) => apiserver::run(part),
         Part::Node(part) => serve(async {
             let listen = part.listen.map_or(node::Listen::Inherited, node::Listen::Path);
             let options = node::Options {
@@ -123,29 +124,6 @@ fn copy(part: &arguments::Copy) -> anyhow::Result<()> {
         .block_on(calicoctl::copy::run(&part.from, &part.to, options, told))
         .map_err(anyhow::Error::msg)?;
     Ok(std::io::stdout().write_all(report.as_bytes())?)
-}
-
-fn apiserver(part: arguments::Apiserver) -> anyhow::Result<()> {
-    let mut listeners = inherited::tcp()?;
-    if listeners.is_empty() {
-        let listener = std::net::TcpListener::bind(part.listen)
-            .with_context(|| format!("listening on {}", part.listen))?;
-        listener.set_nonblocking(true)?;
-        listeners.push(listener);
-    }
-    serve(async {
-        let options = apiserver::Options {
-            data_file: part.data_file,
-            pki_dir: part.pki_dir,
-            listeners,
-            kubelet_socket_dir: part.kubelet_sockets,
-            service_cidr: part.service_cidr,
-            server_version: part.server_version,
-            advertise: part.advertise,
-            guards: vec![std::sync::Arc::new(lab::records_guard::RecordsGuard)],
-        };
-        Ok(apiserver::run(options).await?)
-    })
 }
 
 /// Which datastore is meant: by Calico's variables, with the kubeconfig that was named.
