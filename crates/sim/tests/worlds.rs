@@ -103,19 +103,19 @@ fn the_collector_meets_assignments_and_releases() {
     // The address of `x` was never promised to anybody: its ADD died, and nobody repeats it.
     holds_everywhere(&owned(&["x"]), &[], &[Collect, Assign("a", "y")], 2, [15, 250]);
     holds_everywhere(&owned(&["x"]), &["x"], &[Collect, Release("x")], 2, [12, 60]);
-    holds_everywhere(&cluster(ONE), &[], &[Collect, Assign("a", "y")], 2, [7, 300]);
+    holds_everywhere(&cluster(ONE), &[], &[Collect, Assign("a", "y")], 2, [7, 230]);
 }
 
 #[test]
 fn the_collector_meets_those_who_use_what_crashes_left() {
     let claim = left(&[affinity("a", AffinityState::Pending), handle("y")]);
-    holds_everywhere(&claim, &[], &[Collect, Assign("a", "y")], 2, [12, 400]);
-    holds_everywhere(&claim, &[], &[Collect, Assign("b", "y")], 1, [10, 600]);
+    holds_everywhere(&claim, &[], &[Collect, Assign("a", "y")], 2, [12, 310]);
+    holds_everywhere(&claim, &[], &[Collect, Assign("b", "y")], 1, [10, 450]);
     let empty = Record::Block(block("a", &[]));
     let going = left(&[affinity("a", AffinityState::PendingDeletion), empty]);
-    holds_everywhere(&going, &[], &[Collect, Assign("a", "y")], 2, [50, 900]);
+    holds_everywhere(&going, &[], &[Collect, Assign("a", "y")], 2, [50, 650]);
     let unowned = left(&[Record::Block(Block { affinity: None, ..block("a", &[]) })]);
-    holds_everywhere(&unowned, &[], &[Collect, Assign("a", "y")], 2, [30, 700]);
+    holds_everywhere(&unowned, &[], &[Collect, Assign("a", "y")], 2, [30, 500]);
 }
 
 #[test]
@@ -152,12 +152,12 @@ fn lost_answers_give_nothing_away_twice() {
     let up = GiveUp("a", cidr(ONE));
     for (records, promised, operations, least) in [
         (cluster(ONE), &[][..], [Assign("a", "x"), Assign("b", "y")], [20, 80]),
-        (owned(&["x"]), &["x"], [Assign("a", "y"), Release("x")], [12, 30]),
-        (owned(&["x"]), &["x"], [Release("x"), Release("x")], [15, 150]),
-        (owned(&["x"]), &["x"], [up, Release("x")], [10, 25]),
-        (owned(&["x"]), &["x"], [up, Assign("a", "y")], [30, 100]),
-        (owned(&[]), &[], [up, Assign("b", "y")], [60, 250]),
-        (owned(&["x"]), &["x"], [Collect, Release("x")], [25, 100]),
+        (owned(&["x"]), &["x"], [Assign("a", "y"), Release("x")], [12, 24]),
+        (owned(&["x"]), &["x"], [Release("x"), Release("x")], [15, 110]),
+        (owned(&["x"]), &["x"], [up, Release("x")], [10, 18]),
+        (owned(&["x"]), &["x"], [up, Assign("a", "y")], [30, 75]),
+        (owned(&[]), &[], [up, Assign("b", "y")], [60, 180]),
+        (owned(&["x"]), &["x"], [Collect, Release("x")], [25, 70]),
     ] {
         for (store, least) in [StoreKind::Etcd, StoreKind::Kubernetes].into_iter().zip(least) {
             let world = world(store, records.clone(), promised, &operations);
