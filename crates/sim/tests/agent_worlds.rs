@@ -98,7 +98,7 @@ fn an_agent_assigns_while_somebody_releases() {
 
 #[test]
 fn an_agent_releases_while_somebody_borrows() {
-    holds_everywhere(&owned(&["x"]), &["x"], &[dels(A, &["x"]), Assign("b", "y")], 500);
+    holds_everywhere(&owned(&["x"]), &["x"], &[dels(A, &["x"]), Assign("b", "y")], 330);
 }
 
 /// On a store without transactions each once wrote the block anew for every commit of the other's that it had refused, which
@@ -106,14 +106,14 @@ fn an_agent_releases_while_somebody_borrows() {
 #[test]
 fn an_agent_borrows_from_another_that_is_at_work() {
     let batch = Serve(Asked { adds: &["y"], dels: &["x"], ..A });
-    holds_everywhere(&owned(&["x"]), &["x"], &[batch, adds(B, &["z"])], 1_200);
+    holds_everywhere(&owned(&["x"]), &["x"], &[batch, adds(B, &["z"])], 1_000);
 }
 
 #[test]
 fn an_agents_block_is_given_up() {
     let up = GiveUp("a", cidr(ONE));
-    holds_everywhere(&owned(&["x"]), &["x"], &[up, adds(A, &["y"])], 400);
-    holds_everywhere(&owned(&["x"]), &["x"], &[up, dels(A, &["x"])], 500);
+    holds_everywhere(&owned(&["x"]), &["x"], &[up, adds(A, &["y"])], 330);
+    holds_everywhere(&owned(&["x"]), &["x"], &[up, dels(A, &["x"])], 350);
 }
 
 #[test]
