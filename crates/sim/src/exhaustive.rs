@@ -107,8 +107,9 @@ impl World for SmallWorld {
         db.take_applied(&mut applied);
         for (attachment, handle) in self.promised.iter().enumerate() {
             for (address, sequence) in held(&db, handle) {
-                let promise =
-                    Promise { attachment: PROMISED + attachment, handle: (*handle).to_owned(), sequence };
+                let block = Judge::promised(&db, address, handle).ok();
+                let attachment = PROMISED + attachment;
+                let promise = Promise { attachment, handle: (*handle).to_owned(), block, sequence };
                 wrong.extend(promises.give(address, promise));
             }
         }
@@ -304,10 +305,11 @@ impl Execution {
         };
         for (place, (handle, taken)) in told.into_iter().enumerate() {
             for (address, sequence) in taken.unwrap_or_default() {
-                wrong.extend(Judge::promised(&db, address, handle));
+                let found = Judge::promised(&db, address, handle);
+                let block = found.as_ref().ok().copied();
                 let attachment = number + place * ACTORS;
-                let promise = Promise { attachment, handle: handle.to_owned(), sequence };
-                wrong.extend(self.promises.give(address, promise));
+                let promise = Promise { attachment, handle: handle.to_owned(), block, sequence };
+                wrong.extend(found.err().into_iter().chain(self.promises.give(address, promise)));
             }
         }
         self.wrong.extend(wrong);

@@ -191,7 +191,8 @@ impl Judge {
         }
         self.counts.insert(cidr, counts);
         self.transitions(cidr, before, after, step, promises, wrong);
-        for (address, promise) in promises.between(cidr.network(), cidr.last()) {
+        // Without atomic commits a block that is about to be taken back may lie across: the promise is kept by its own.
+        for (address, promise) in promises.of_block(cidr) {
             let kept = after.zip(cidr.ordinal(*address)).is_some_and(|(block, Ordinal(ordinal))| {
                 holder(block, ordinal) == Some(promise.handle.as_str())
             });
@@ -260,11 +261,21 @@ impl Judge {
             if kept(before) && after.is_some() && !kept(after) {
                 wrong.push(format!("2: {address} is kept by its host and was freed or handed out"));
             }
-            if let Some(was) = was {
+            // Answered once more, in a new life: the same holder under a later stamp.
+            let renewed = was.zip(is).is_some_and(|(was, is)| {
+                let attributes = |block: Option<&Block>| attribute(block?, ordinal).cloned();
+                was.handle == is.handle && was.stamp < is.stamp && attributes(before) == attributes(after)
+            });
+            if let Some(was) = was.filter(|_| !renewed) {
                 if after.is_none() {
                     self.deleted.insert((address, was.stamp), (was.handle.to_owned(), step.task));
                 }
                 wrong.extend(self.freed(address, was, step, promises));
+                if after.is_none() && self.wrote(address, was, step) {
+                    // A block that was made and undone: what it stamped was never told to anybody, and one made anew by
+                    // another clock may stamp the same.
+                    self.issued.remove(&(address, was.stamp));
+                }
             }
             if let Some(is) = is {
                 wrong.extend(self.taken(address, is, before, step));
@@ -280,9 +291,14 @@ impl Judge {
         }
     }
 
+    /// Whether the present task itself made this allocation.
+    fn wrote(&self, address: IpAddr, held: Held<'_>, step: Step<'_>) -> bool {
+        self.issued.get(&(address, held.stamp)).is_some_and(|task| *task == step.task && *task != 0)
+    }
+
     /// Invariant 6: whoever frees an allocation named it.
     fn freed(&self, address: IpAddr, was: Held<'_>, step: Step<'_>, promises: &Promises) -> Option<String> {
-        if self.issued.get(&(address, was.stamp)).is_some_and(|task| *task == step.task && *task != 0) {
+        if self.wrote(address, was, step) {
             // It takes back what it wrote itself.
             return None;
         }
@@ -348,7 +364,7 @@ impl Judge {
         self.overlapping.retain(|(one, other)| exists(*one) && exists(*other));
         let counts = |cidr: Cidr| {
             db.kind().is_atomic()
-                || promises.between(cidr.network(), cidr.last()).next().is_some()
+                || promises.of_block(cidr).next().is_some()
                 || db.all(Kind::Affinity).any(|stored| {
                     matches!(&stored.record, Record::Affinity(affinity)
                         if affinity.cidr == cidr && affinity.state == AffinityState::Confirmed)
@@ -366,16 +382,19 @@ impl Judge {
         &self.overlapping
     }
 
-    /// Invariant 9, asked once more when a reply is given: the promise stands in the store.
-    pub fn promised(db: &Db, address: IpAddr, handle: &str) -> Option<String> {
+    /// Invariant 9, asked once more when a reply is given: the block in which the promise stands in the store.
+    ///
+    /// # Errors
+    /// What is wrong, if there is none.
+    pub fn promised(db: &Db, address: IpAddr, handle: &str) -> Result<Cidr, String> {
         let full = if IpVersion::of(address) == IpVersion::V4 { 32 } else { 128 };
         let of_block = db.all(Kind::Block).filter_map(|stored| block_of(stored)).find_map(|block| {
             let Ordinal(ordinal) = block.cidr.ordinal(address)?;
             (holder(block, ordinal) == Some(handle)).then_some(block.cidr)
         });
-        of_block
-            .is_none()
-            .then(|| format!("9: {handle} was promised {address}/{full}, which the store does not know"))
+        of_block.ok_or_else(|| {
+            format!("9: {handle} was promised {address}/{full}, which the store does not know")
+        })
     }
 }
 

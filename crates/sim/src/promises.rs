@@ -3,6 +3,7 @@
 //! This is the simulator's own truth. It knows nothing of blocks and handles but what the replies said, and every
 //! invariant about owners is judged against it.
 
+use api::Cidr;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -13,6 +14,8 @@ pub struct Promise {
     pub attachment: usize,
     /// Handle that holds it.
     pub handle: String,
+    /// Block that it was given of; `None`: none that the store knew.
+    pub block: Option<Cidr>,
     /// Stamp of the allocation.
     pub sequence: u64,
 }
@@ -44,9 +47,10 @@ impl Promises {
         self.by_address.get(&address)
     }
 
-    /// The promises of addresses between two, both included.
-    pub fn between(&self, first: IpAddr, last: IpAddr) -> impl Iterator<Item = (&IpAddr, &Promise)> {
-        self.by_address.range(first..=last)
+    /// The promises of addresses of this block, whatever other block lies across it.
+    pub fn of_block(&self, block: Cidr) -> impl Iterator<Item = (&IpAddr, &Promise)> {
+        let among = self.by_address.range(block.network()..=block.last());
+        among.filter(move |(_, promise)| promise.block == Some(block))
     }
 
     /// Addresses of one attachment.
@@ -73,9 +77,17 @@ mod tests {
     fn an_address_is_promised_to_one_attachment_until_it_is_taken_back() {
         let mut promises = Promises::default();
         let address: IpAddr = "10.0.0.1".parse().unwrap();
-        let to = |attachment| Promise { attachment, handle: format!("h{attachment}"), sequence: 1 };
+        let block: Cidr = "10.0.0.0/30".parse().unwrap();
+        let to = |attachment| Promise {
+            attachment,
+            handle: format!("h{attachment}"),
+            block: Some(block),
+            sequence: 1,
+        };
         assert_eq!(promises.give(address, to(1)), None);
         assert_eq!(promises.give(address, to(1)), None);
+        assert_eq!(promises.of_block(block).count(), 1);
+        assert_eq!(promises.of_block("10.0.0.0/29".parse().unwrap()).count(), 0);
         assert!(promises.give(address, to(2)).is_some_and(|wrong| wrong.starts_with("1:")));
         promises.take_back(2);
         assert_eq!(promises.give(address, to(3)), None);

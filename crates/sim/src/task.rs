@@ -49,7 +49,7 @@ pub enum Purpose {
     Del {
         /// Number of the attachment.
         attachment: usize,
-        /// No ADD of it was under way when it was sent.
+        /// No ADD of it was under way when it was sent, and none was sent since.
         alone: bool,
     },
     /// An effect of a node's agent.

@@ -16,6 +16,20 @@ fn seeds_that_found_something_find_nothing_any_more() {
         (5334, "a block was taken back, and its affinity's confirmation arrived afterwards"),
         (6195, "a queue of releases and an agent met at one handle whose block was still to arrive"),
         (7356, "a repeated ADD was answered from a read that was under way before it came"),
+        (
+            146_358,
+            "a repeated ADD was answered, and the collector freed its address by a verdict from before",
+        ),
+        (322_239, "a delete of an affinity was undone each time that the block's owner wrote the block"),
+        (1_024_667, "a repeated ADD was answered, and the DEL of an agent that had ended freed its address"),
+        (1_072_303, "a block that was undone and the next one had the same stamps"),
+        (
+            1_154_474,
+            "a repeated ADD was answered, and the collector freed its address by a verdict from before",
+        ),
+        (1_454_820, "a DEL was judged by what an ADD after it was given"),
+        (1_803_753, "the answer to an old read of a handle hid what a DEL was to free"),
+        (1_810_203, "a block across another was judged although it was about to be taken back"),
     ];
     for (seed, found) in kept {
         assert_eq!(run(seed, false).broken, Vec::<String>::new(), "seed {seed}, which once found: {found}");

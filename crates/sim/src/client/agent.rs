@@ -321,6 +321,7 @@ impl World {
                         let change = match change.event() {
                             datastore::Event::Put(stored) => Change::Put(stored),
                             datastore::Event::Deleted(key, at) => Change::Deleted(key, at),
+                            datastore::Event::Unreadable(key, at) => Change::Unreadable(key, at),
                             datastore::Event::Progress(at) => Change::Progress(at),
                         };
                         feed.last = Some(change.clone());
@@ -399,6 +400,7 @@ fn heard(events: &[Event]) -> String {
             format!("{} @{}", stored.record.key(), stored.version.revision.0)
         }
         Event::Changed(_, Change::Deleted(key, at)) => format!("{key} gone @{}", at.0),
+        Event::Changed(_, Change::Unreadable(key, at)) => format!("{key} unreadable @{}", at.0),
         Event::Changed(kind, Change::Reset(listing)) => format!("all {kind} @{}", listing.revision.0),
         _ => "something".to_owned(),
     });

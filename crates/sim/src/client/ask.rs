@@ -78,6 +78,12 @@ impl World {
             attachment.phase = Phase::Adding;
         }
         attachment.adds += 1;
+        for task in &mut self.tasks {
+            if let Purpose::Del { attachment, alone } = &mut task.purpose {
+                *alone &= *attachment != index;
+            }
+        }
+        let attachment = &self.attachments[index];
         let mut epoch = attachment.epoch;
         let attachment = attachment.clone();
         let name = self.nodes[node].name.clone();
