@@ -134,6 +134,10 @@ impl Followed {
                 self.nodes.remove(&name);
             }
             Change::Deleted(key, _) => forget(Arc::make_mut(&mut self.records), &key),
+            // A node is there, and so is a lock, whatever else their records say by now.
+            Change::Unreadable(Key::Node(_) | Key::ClusterInformation, _) => {}
+            // What cannot be understood is not judged; a task that depends on it reads it, and fails.
+            Change::Unreadable(key, _) => forget(Arc::make_mut(&mut self.records), &key),
             Change::Progress(_) => {
                 self.synced.insert(kind);
             }

@@ -3,7 +3,7 @@
 //! ```text
 //!           ┌────────────────── Expired ──────────────────┐
 //!           ▼                                             │
-//!   list ── Reset ──► watch ── Put, Deleted, Progress ──► end or failure
+//!   list ── Reset ──► watch ── Put, Deleted, Unreadable, Progress ──► end or failure
 //!    ▲ │ failure        ▲                                 │
 //!    └─┘ Lost, wait     └────── Lost, wait ───────────────┘
 //! ```
@@ -27,6 +27,8 @@ pub enum Change {
     Put(Stored),
     /// Deleted at this revision.
     Deleted(Key, Revision),
+    /// Changed at this revision into what cannot be understood; it is there.
+    Unreadable(Key, Revision),
     /// Complete up to this revision. Also the sign that a store is back after [`Change::Lost`] without a `Reset`.
     Progress(Revision),
     /// The store does not answer: what is known grows old until `Progress` or `Reset`. Tries go on.
@@ -101,6 +103,7 @@ impl<D: Datastore> Follower<D> {
                                 (Change::Put(stored), at)
                             }
                             Event::Deleted(key, at) => (Change::Deleted(key, at), at),
+                            Event::Unreadable(key, at) => (Change::Unreadable(key, at), at),
                             Event::Progress(at) => (Change::Progress(at), at),
                         };
                         self.phase = Phase::Follow(stream, at.max(from));

@@ -578,9 +578,8 @@ impl Kubernetes {
     /// The event of an object that was created or changed.
     fn put(&self, scope: &Scope, object: &Value) -> Option<Event> {
         let Some(stored) = self.record(scope.kind(), object) else {
-            // An object that turned unreadable is no longer what was known of it.
             let at = object::version(object).ok()?.revision;
-            return Some(Event::Deleted(object::key_of(scope.kind(), object)?, at));
+            return Some(Event::Unreadable(object::key_of(scope.kind(), object)?, at));
         };
         let key = stored.record.key();
         let at = stored.version.revision;

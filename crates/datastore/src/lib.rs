@@ -299,6 +299,9 @@ pub enum Event {
     Put(Stored),
     /// Deleted at this revision (a peer's delete in two phases is reported at its first).
     Deleted(Key, Revision),
+    /// It was changed at this revision and cannot be understood any more: as [`Listing::unreadable`], it is not to be taken for
+    /// absent.
+    Unreadable(Key, Revision),
     /// Nothing else up to this revision.
     Progress(Revision),
 }

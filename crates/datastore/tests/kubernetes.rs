@@ -293,6 +293,23 @@ async fn object_that_makes_no_sense_is_left_out_of_a_list_and_told_by_a_get() {
 }
 
 #[tokio::test]
+async fn object_that_turns_into_nonsense_is_told_by_a_watch_as_there() {
+    let fake = Fake::new();
+    let path = "/apis/crd.projectcalico.org/v1/ippools/pool";
+    fake.put(path, json!({"spec": {"cidr": "10.0.0.0/16"}}));
+    let store = driver(&fake);
+    let scope = Scope::All(Kind::Pool);
+    let from = store.list(&scope).await.unwrap().revision;
+    let mut watch = store.watch(&scope, from).await.unwrap();
+    fake.put(path, json!({"spec": {"cidr": "nonsense"}}));
+    let event = watch.next().await.unwrap().unwrap();
+    assert!(
+        matches!(&event, datastore::Event::Unreadable(Key::Pool(name), at) if name == "pool" && *at > from),
+        "{event:?}"
+    );
+}
+
+#[tokio::test]
 async fn taken_over_affinity_leaves_the_watch_of_its_old_owner() {
     let fake = Fake::new();
     fake.put(NAMING, json!({"data": {"affinityNaming": "per-block"}}));

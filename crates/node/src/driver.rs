@@ -277,7 +277,7 @@ impl Driver {
             Change::Deleted(datastore::Key::Node(name), _) => {
                 self.nodes.remove(name);
             }
-            Change::Deleted(..) | Change::Progress(_) | Change::Lost(_) => {}
+            Change::Deleted(..) | Change::Unreadable(..) | Change::Progress(_) | Change::Lost(_) => {}
         }
     }
 

@@ -298,7 +298,7 @@ pub async fn watch_is_complete_and_in_order<D: Datastore>(store: &D) -> Result<(
         };
         let (key, revision) = match &event {
             Event::Put(stored) => (stored.record.key(), stored.version.revision),
-            Event::Deleted(key, revision) => (key.clone(), *revision),
+            Event::Deleted(key, revision) | Event::Unreadable(key, revision) => (key.clone(), *revision),
             Event::Progress(revision) => {
                 expect(*revision >= at, "progress that does not go back", (at, revision))?;
                 continue;

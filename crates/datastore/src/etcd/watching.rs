@@ -209,10 +209,9 @@ impl Etcd {
         match self.note(&key, record) {
             Ok(stored) if !stored.record.is_deleted() => Some(Event::Put(stored)),
             Ok(_) => Some(Event::Deleted(key, at)),
-            // A record that turned unreadable is no longer what was known of it.
             Err(reason) => {
                 tracing::warn!(%key, reason, "skipped record");
-                Some(Event::Deleted(key, at))
+                Some(Event::Unreadable(key, at))
             }
         }
     }

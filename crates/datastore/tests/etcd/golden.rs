@@ -6,6 +6,7 @@ use base64::prelude::BASE64_STANDARD;
 use datastore::copy::{Options, copy};
 use datastore::etcd::{Etcd, Settings};
 use datastore::{Datastore, Kind, Record, Scope, Write};
+use futures::StreamExt;
 use serde_json::json;
 use std::path::Path;
 
@@ -122,4 +123,19 @@ async fn foreign_nonsense_beside_the_records_is_passed_over() {
     assert_eq!(store.list(&Scope::All(Kind::Affinity)).await.unwrap().items.len(), 1);
     let key = datastore::Key::Block("10.0.0.0/26".parse().unwrap());
     assert!(matches!(store.get(&key).await, Err(datastore::ReadError::Malformed { .. })));
+    // So a watch tells it, not as deleted.
+    let mut watch = store.watch(&Scope::All(Kind::Block), blocks.revision).await.unwrap();
+    put(&server, "/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-26", "{").await;
+    loop {
+        match watch.next().await.unwrap().unwrap() {
+            datastore::Event::Progress(_) => {}
+            event => {
+                assert!(
+                    matches!(&event, datastore::Event::Unreadable(found, _) if found == &key),
+                    "{event:?}"
+                );
+                break;
+            }
+        }
+    }
 }
