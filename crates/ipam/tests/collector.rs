@@ -191,6 +191,58 @@ fn an_affinity_is_dropped_only_in_the_state_that_was_judged() {
     assert_eq!(revision(&store, Key::Affinity(owner.clone(), cidr())), None);
 }
 
+/// A store in which somebody else writes the block before every commit.
+struct Busy(Memory);
+
+impl datastore::Datastore for Busy {
+    fn capabilities(&self) -> datastore::Capabilities {
+        self.0.capabilities()
+    }
+
+    async fn get(&self, key: &Key) -> Result<Option<datastore::Stored>, datastore::ReadError> {
+        self.0.get(key).await
+    }
+
+    async fn list(&self, scope: &datastore::Scope) -> Result<datastore::Listing, datastore::ReadError> {
+        self.0.list(scope).await
+    }
+
+    async fn commit(
+        &self,
+        checks: &[datastore::Check],
+        writes: &[Write],
+    ) -> Result<Vec<Version>, datastore::CommitError> {
+        let seen = seen::block(&self.0, cidr()).await.unwrap().unwrap();
+        let mut block = seen.value;
+        block::advance(&mut block);
+        self.0.commit(&[], &[Write::Update(Record::Block(block), seen.version)]).await.unwrap();
+        self.0.commit(checks, writes).await
+    }
+
+    async fn watch(
+        &self,
+        scope: &datastore::Scope,
+        from: Revision,
+    ) -> Result<
+        futures::stream::BoxStream<'static, Result<datastore::Event, datastore::ReadError>>,
+        datastore::ReadError,
+    > {
+        self.0.watch(scope, from).await
+    }
+}
+
+#[test]
+fn an_affinity_beside_another_owners_busy_block_is_dropped_all_the_same() {
+    for state in [AffinityState::Pending, AffinityState::Confirmed, AffinityState::PendingDeletion] {
+        let store = Memory::new();
+        create(&store, Record::Block(block::new_block(cidr(), &Owner::host("b"), CLOCK.0)));
+        let revision = create(&store, affinity("a", state));
+        let drop = Task::DropAffinity { owner: Owner::host("a"), block: cidr(), revision };
+        assert_eq!(block_on(carry_out(&Busy(store.clone()), &CLOCK, &drop)), Ok(done()), "{state:?}");
+        assert_eq!(self::revision(&store, Key::Affinity(Owner::host("a"), cidr())), None);
+    }
+}
+
 #[test]
 fn a_handle_is_lowered_to_what_the_blocks_say_and_deleted_when_that_is_nothing() {
     let (store, held) = store();

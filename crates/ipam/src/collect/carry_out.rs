@@ -50,8 +50,8 @@ impl Outcome {
 /// Carries a task out.
 ///
 /// Datastore calls, where nobody interferes: release: 1 read, 1 read per handle, 1 commit, and 2 reads if the block became empty;
-/// giving up: those of [`affinity::release_affinity`], per block; tidying: 1 read, 1 commit; affinity and handle: 1 read, 1
-/// per block named, 1 commit. Each conflict repeats them, at most five times.
+/// giving up: those of [`affinity::release_affinity`], per block; tidying: 1 read, 1 commit; affinity: 3 reads, 2 commits; handle:
+/// 1 read, 1 per block named, 1 commit. Each conflict repeats them, at most five times.
 ///
 /// # Errors
 /// [`StoreError`]. The task may be repeated.
@@ -196,6 +196,12 @@ async fn tidy<D: Datastore>(
     })
 }
 
+/// Deletes an affinity that has stood still since it was judged, if its block is not its owner's.
+///
+/// It is marked first and the block read after that: whoever claims the block in between writes the affinity too, which makes
+/// the delete fail. So the delete depends on nothing but the affinity. If it depended on the block, whatever anybody wrote there
+/// would make a store without transactions take it back, and the affinity would stay beside another owner's block for as
+/// long as that is in use.
 async fn drop_affinity<D: Datastore>(
     store: &D,
     owner: &Owner,
@@ -207,18 +213,34 @@ async fn drop_affinity<D: Datastore>(
     else {
         return Ok(Outcome::Moot);
     };
-    let check = match seen::block(store, cidr).await? {
-        Some(block) if block.value.affinity.as_ref() == Some(owner) => return Ok(Outcome::Moot),
-        Some(block) => Check::Unchanged(Key::Block(cidr), block.version.revision),
-        None => Check::Absent(Key::Block(cidr)),
-    };
-    let going = Affinity { state: AffinityState::PendingDeletion, ..found.value };
-    let write = Write::Delete(Record::Affinity(going), found.version);
-    match store.commit(&[check], &[write]).await {
+    let later = || Ok(Outcome::later(format_args!("others write the affinity of {owner} for {cidr}")));
+    let is_owners =
+        |block: Option<Seen<Block>>| block.is_some_and(|block| block.value.affinity.as_ref() == Some(owner));
+    let mut going = found;
+    if going.value.state != AffinityState::PendingDeletion {
+        if is_owners(seen::block(store, cidr).await?) {
+            return Ok(Outcome::Moot);
+        }
+        let mark = plan::affinity_write(&going, AffinityState::PendingDeletion);
+        let version = match store.commit(&[], std::slice::from_ref(&mark)).await {
+            Ok(versions) => versions.into_iter().next(),
+            Err(error) => {
+                refused(error)?;
+                None
+            }
+        };
+        let Some(version) = version else { return later() };
+        going.value.state = AffinityState::PendingDeletion;
+        going.version = version;
+    }
+    if is_owners(seen::block(store, cidr).await?) {
+        return Ok(Outcome::Moot);
+    }
+    match store.commit(&[], &[Write::Delete(Record::Affinity(going.value), going.version)]).await {
         Ok(_) => Ok(Outcome::DONE),
         Err(error) => {
             refused(error)?;
-            Ok(Outcome::later(format_args!("others write the affinity of {owner} for {cidr}")))
+            later()
         }
     }
 }
