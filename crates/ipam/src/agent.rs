@@ -22,7 +22,7 @@
 //! | ADD, a block in hand has room | 1 commit | handle and block: 2 writes |
 //! | ADD, cold | 1 commit | affinity, handle, block, the pool read again, affinity: 4 writes, 1 read |
 //! | 32 ADDs waiting | 1 commit | 32 handles side by side, 1 block |
-//! | ADD again | 1 read of the block; after a restart 1 of the handle beside it | the same |
+//! | ADD again | 1 commit, of the block; after a restart 1 read of the handle before it | the same |
 //! | ADD from a block of another node | 1 read, 1 commit | 1 read, 2 writes |
 //! | ADD that takes an empty block from another node | 2 reads at once, 2 commits, then as cold | affinity, block, affinity: 3 writes, then as cold |
 //! | DEL of what this process wrote | 1 commit | block, handle: 2 writes |
@@ -214,7 +214,9 @@ enum Known {
     Here(Seen<Handle>),
     /// A write of it may or may not have happened.
     Unsure,
-    Reading,
+    /// It is being read: only the answer to this says how it is. What was asked for earlier may be older than what was
+    /// written or read since.
+    Reading(Ticket),
 }
 
 /// The agent's state.

@@ -141,7 +141,8 @@ pub enum AssignError {
 /// to be made, where the own blocks' place is taken by the list of all blocks. On a Kubernetes API the commit is 2 requests
 /// one after another (handle, block), with a new block 4 trips (affinity and handle, block, pool, affinity). Own blocks
 /// that are all full: 1 trip more, of the list. Each further block taken from: 1 commit. More than 24 own blocks are read 24
-/// at a time. Taking an empty block from its owner: 5 trips more. A handle at its cap: 1 read per block of it.
+/// at a time. Taking an empty block from its owner: 5 trips more. A handle at its cap: 1 read and 1
+/// commit per block of it, which renews what is answered.
 ///
 /// # Errors
 /// See [`AssignError`]; the account comes with it.
@@ -289,7 +290,8 @@ impl<D: Datastore> Run<'_, D> {
     /// after all.
     async fn answer_at_cap(&mut self) -> Result<(), Stop> {
         let (limit, wanted, missing) = (self.limit(), self.request.want.count, self.missing().count);
-        match limit.answer(self.store, self.hand, wanted, missing).await? {
+        let (store, clock) = (self.store, self.clock);
+        match limit.answer(store, clock, self.hand, &mut self.explain, (wanted, missing)).await? {
             AtCap::Room => return Ok(()),
             AtCap::Holds(held) => self.held = held,
             AtCap::Short(held) => {

@@ -9,8 +9,10 @@ use crate::explain::{BlockOutcome, Explain, Explained};
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::plan::{self, AddressRequest, Handles, PlanRefusal};
 use crate::pools::{Considered, Verdict};
+use crate::renewal;
 use crate::seen::{self, HandleInHand, Seen};
 use crate::take::{OnBlock, commit_on};
+use crate::vacancy;
 use api::{Block, Cidr, IpVersion, IpamConfig, Pool};
 use datastore::Datastore;
 use std::net::IpAddr;
@@ -65,7 +67,7 @@ pub enum AssignAddressError {
 
 /// Assigns one particular address. Selectors, reservations and the block limit do not apply.
 ///
-/// An address that the same handle holds already is answered with success.
+/// An address that the same handle holds already is renewed and answered with success.
 ///
 /// Datastore calls, as trips where commits are atomic: 3, of 3 reads (pools, configuration, handle), 1 read of the block,
 /// and 1 commit; where the block does not exist 1 more, of the list of all blocks. On a Kubernetes API the commit is 2
@@ -203,8 +205,8 @@ impl<D: Datastore> Run<'_, D> {
         block: Seen<Block>,
     ) -> Result<Look, AssignAddressError> {
         let cidr = block.value.cidr;
-        if let Some(taken) = held_already(&block.value, self.request) {
-            return Ok(Look::Taken(taken));
+        if is_held_already(&block.value, self.request) {
+            return self.renewed(block).await;
         }
         let only_owner = config.strict_affinity.then_some(&self.request.owner);
         let request = self.request;
@@ -222,6 +224,15 @@ impl<D: Datastore> Run<'_, D> {
         }
     }
 
+    /// Answers the address that the handle holds already, in a new life (see [`renewal`]).
+    async fn renewed(&mut self, block: Seen<Block>) -> Result<Look, AssignAddressError> {
+        let Some(id) = self.request.handle.as_deref() else { return Ok(Look::Again) };
+        let (hand, here) = (&mut self.hand, [self.request.address]);
+        let explain = &mut self.explain;
+        let renewed = renewal::renew_in(self.store, self.clock, block, &here, id, hand, explain).await?;
+        Ok(renewed.and_then(|taken| taken.into_iter().next()).map_or(Look::Again, Look::Taken))
+    }
+
     /// An address that is taken may have been taken for this handle meanwhile.
     async fn refused(&mut self, cidr: Cidr, refusal: TakeError) -> Result<Look, AssignAddressError> {
         self.explain.tried(
@@ -233,8 +244,8 @@ impl<D: Datastore> Run<'_, D> {
         );
         if matches!(refusal, TakeError::AlreadyAssigned { .. }) {
             let again = seen::block(self.store, cidr).await.map_err(StoreError::from)?;
-            if let Some(taken) = again.and_then(|seen| held_already(&seen.value, self.request)) {
-                return Ok(Look::Taken(taken));
+            if let Some(block) = again.filter(|seen| is_held_already(&seen.value, self.request)) {
+                return self.renewed(block).await;
             }
         }
         Err(refusal.into())
@@ -252,10 +263,10 @@ impl<D: Datastore> Run<'_, D> {
         let id = handle.id.clone();
         let blocks = seen::blocks_of(self.store, &cidrs).await.map_err(StoreError::from)?;
         let mut held: u64 = 0;
-        for block in blocks.iter().flatten() {
+        for block in blocks.into_iter().flatten() {
             held += u64::from(block::count_of(&block.value, &id));
-            if let Some(taken) = held_already(&block.value, self.request) {
-                return Ok(Look::Taken(taken));
+            if is_held_already(&block.value, self.request) {
+                return self.renewed(block).await;
             }
         }
         if held >= counted || held >= refusal.held {
@@ -275,8 +286,13 @@ impl<D: Datastore> Run<'_, D> {
         // Listed after the pool was read, so that only a changed pool, which the claim notices, has other blocks.
         let all = seen::all_blocks(self.store).await.map_err(StoreError::from)?;
         let others = || all.blocks.iter().map(|seen| seen.value.cidr);
-        if let Some(around) = others().find(|other| other.contains(address)) {
-            return Ok(Some(Look::Other(around)));
+        if let Some(around) = all.blocks.iter().find(|seen| seen.value.cidr.contains(address)) {
+            let (other, now) = (around.value.cidr, self.clock.now());
+            let ours = around.value.affinity.as_ref() == Some(&self.request.owner);
+            if ours || vacancy::is_lendable(&around.value, cidr.prefix(), now) {
+                return Ok(Some(Look::Other(other)));
+            }
+            return Err(AssignAddressError::Overlap { address, block: cidr, other });
         }
         let in_the_way = others().chain(all.unreadable.iter().copied());
         if let Some(other) = in_the_way.into_iter().find(|other| other.overlaps(cidr)) {
@@ -305,18 +321,9 @@ impl<D: Datastore> Run<'_, D> {
     }
 }
 
-/// The allocation of the requested address, if the requesting handle has it.
-fn held_already(block: &Block, request: &AddressRequest) -> Option<Taken> {
-    let wanted = block::sanitized(request.handle.as_deref()?);
-    let held = block::attribute_of(block, request.address).filter(|held| held.released_at.is_none())?;
-    if held.handle_id.as_deref().map(block::sanitized) != Some(wanted) {
-        return None;
-    }
-    let ordinal = block.cidr.ordinal(request.address)?;
-    Some(Taken {
-        block: block.cidr,
-        ordinal,
-        address: request.address,
-        sequence: block::stamp(block, ordinal),
-    })
+/// Whether the requesting handle has the requested address.
+fn is_held_already(block: &Block, request: &AddressRequest) -> bool {
+    let held = block::attribute_of(block, request.address).filter(|held| held.released_at.is_none());
+    let holder = held.and_then(|held| held.handle_id.as_deref()).map(block::sanitized);
+    holder.is_some() && holder == request.handle.as_deref().map(block::sanitized)
 }

@@ -3,8 +3,11 @@
 //! The cap is what makes a virtual machine keep its one address: its pods ask by one handle with a cap of 1.
 
 use crate::block;
+use crate::clock::Clock;
+use crate::explain::Explain;
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::query::addresses_in;
+use crate::renewal;
 use crate::seen::{self, HandleInHand};
 use api::{Block, Cidr, Handle, IpVersion};
 use datastore::Datastore;
@@ -112,21 +115,24 @@ impl Limit {
         cap > 0 && counted.saturating_add(missing) > cap
     }
 
-    /// Looks what the handle holds, to answer with it a request for `wanted` addresses of which `missing` are missing.
+    /// Looks what the handle holds, to answer with it a request for `wanted` addresses of which `missing` are missing. What is
+    /// answered is renewed (see [`renewal`]).
     ///
     /// Who holds fewer than are wanted looks again while somebody else may be taking for the same handle: while the handle
     /// counts more than its blocks hold.
     ///
-    /// Datastore calls: 1 read per block of the handle, 24 at a time; each further look as much and 1 read of the handle.
+    /// Datastore calls: 1 read per block of the handle, 24 at a time, and 1 commit per block of the answer; each further look as
+    /// much and 1 read of the handle.
     ///
     /// # Errors
     /// [`StoreError`].
     pub(crate) async fn answer<D: Datastore>(
         self,
         store: &D,
+        clock: &dyn Clock,
         hand: &mut HandleInHand,
-        wanted: usize,
-        missing: usize,
+        explain: &mut Explain,
+        (wanted, missing): (usize, usize),
     ) -> Result<AtCap, StoreError> {
         let version = self.version;
         let mut held = Vec::new();
@@ -137,9 +143,14 @@ impl Limit {
                 handle.blocks.keys().copied().filter(|cidr| cidr.version() == version).collect();
             let counted = counted(handle, version, None);
             let id = handle.id.clone();
-            held = addresses_in(&seen::blocks_of(store, &cidrs).await?, &id);
+            let blocks = seen::blocks_of(store, &cidrs).await?;
+            held = addresses_in(&blocks, &id);
             if let Some(answer) = instead(&held, version, wanted) {
-                return Ok(AtCap::Holds(answer));
+                let addresses: Vec<IpAddr> = answer.iter().map(|held| held.network()).collect();
+                if renewal::renew_all(store, clock, blocks, &addresses, hand, explain).await? {
+                    return Ok(AtCap::Holds(answer));
+                }
+                continue;
             }
             if u64::try_from(held.len()).is_ok_and(|held| held >= counted) {
                 break;

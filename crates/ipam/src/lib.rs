@@ -30,6 +30,7 @@ pub mod pools;
 pub mod query;
 pub mod release;
 pub mod release_queue;
+pub mod renewal;
 pub mod reservations;
 pub mod seen;
 mod setting;

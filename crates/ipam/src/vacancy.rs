@@ -126,6 +126,17 @@ pub(crate) fn is_crossed(cidr: Cidr, all: &AllBlocks) -> bool {
     others.chain(all.unreadable.iter().copied()).any(|other| other.overlaps(cidr))
 }
 
+/// Whether addresses of another owner's block may be used: one of another size than its pool has now must have stood for
+/// [`MIN_RECLAIM_AGE`].
+///
+/// On a store without transactions a claim that began before its pool was made anew with another block size puts its block
+/// there for a moment, until it has looked at the pool once more and takes it back. Another owner's block may be made across it
+/// just then. Whoever took an address from it would keep it from being taken back.
+pub(crate) fn is_lendable(block: &Block, block_size: u8, now: Timestamp) -> bool {
+    let is_old = |claimed| now.duration_since(claimed) >= MIN_RECLAIM_AGE;
+    block.cidr.prefix() == block_size || block.affinity.is_none() || block.claim_time.is_none_or(is_old)
+}
+
 /// Takes an empty block as listed from its owner, or removes it where it has none (quirk Q22). False: it is in use after all.
 ///
 /// Datastore calls: those of [`affinity::release_affinity`]; 1 commit where it has no owner; 1 read more if an answer was lost.
@@ -199,6 +210,16 @@ mod tests {
             found.first.map(|vacant| vacant.cidr.to_string()),
             found.reclaimable.iter().map(|(_, seen)| seen.value.cidr.to_string()).collect(),
         )
+    }
+
+    #[test]
+    fn a_block_of_an_earlier_size_is_lent_only_when_it_has_stood_for_a_minute() {
+        let block = block_of("10.0.0.0/30", "other", 1_000).value;
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert!(is_lendable(&block, 30, at(1_000)));
+        assert!(!is_lendable(&block, 29, at(1_059)));
+        assert!(is_lendable(&block, 29, at(1_060)));
+        assert!(is_lendable(&Block { affinity: None, claim_time: None, ..block }, 29, at(1_000)));
     }
 
     #[test]

@@ -188,12 +188,12 @@ async fn thirty_two_waiting_requests_are_their_handles_and_one_write_of_the_bloc
 }
 
 #[tokio::test]
-async fn restarted_agent_reads_the_handle_once_before_it_releases() {
+async fn restarted_agent_reads_the_handle_once_before_it_renews_or_releases() {
     let (fake, store) = lab();
     Node::start(&fake, &store).await.ask(vec![add("first")]).await;
     let mut after = Node::start(&fake, &store).await;
     let again = after.ask(vec![add("first")]).await;
-    assert_eq!(kinds(&again), ["GET ipamhandles", "GET ipamblocks"]);
+    assert_eq!(kinds(&again), ["GET ipamhandles", "PUT ipamblocks"]);
     let mut last = Node::start(&fake, &store).await;
     let release = last.ask(vec![del("first")]).await;
     assert_eq!(kinds(&release), ["GET ipamhandles", "PUT ipamblocks", "DELETE ipamhandles"]);

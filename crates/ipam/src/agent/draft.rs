@@ -4,6 +4,7 @@ use crate::block::{self, Release, Take, TakeError, Taken};
 use crate::host_reserved::{self, HostReserved};
 use crate::mistake::{Mistake, made};
 use crate::plan::handle_write;
+use crate::renewal;
 use crate::reservations::ReservationSet;
 use crate::seen::Seen;
 use api::{Block, Cidr, Handle, Ordinal, Owner};
@@ -127,6 +128,22 @@ impl Draft {
         let taken = block::assign(&mut self.block, address, Some(taker.handle), taker.attributes, None)?;
         self.took(taker, vec![taken]);
         Ok(())
+    }
+
+    /// Answers addresses that the handle holds already, in a new life, and says how many.
+    pub(super) fn renew(&mut self, taker: Taker<'_>, addresses: &[IpAddr]) -> usize {
+        let renew = |address: &IpAddr| renewal::renew(&mut self.block, *address, taker.handle);
+        let renewed: Vec<Taken> = addresses.iter().filter_map(renew).collect();
+        let count = renewed.len();
+        if count > 0 {
+            if renewal::counts_too_little(taker.known, &self.block, taker.handle) {
+                self.gaining.entry(taker.handle.to_owned()).or_insert_with(|| taker.known.cloned());
+            }
+            self.changed = true;
+            self.requests.insert(taker.job);
+            self.taken.extend(renewed.into_iter().map(|taken| (taker.job, Some(taken))));
+        }
+        count
     }
 
     fn took(&mut self, taker: Taker<'_>, taken: Vec<Taken>) {

@@ -1,110 +1,117 @@
-//! What a handle holds already: the answer to a repeated ADD, once the store has said that it still stands.
+//! What a handle holds already: the answer to a repeated ADD, once a write of its block has said that it still stands.
 
+use super::draft::{Draft, Taker};
 use super::job::{Demand, Flight, Job, TRY_AGAIN};
 use super::place::{Access, Next, Round, refusal};
 use super::{Agent, Known};
-use crate::block::{self, Taken};
+use crate::block;
 use crate::plan::handle_write;
 use api::{Block, Cidr, IpVersion, Ordinal};
+use jiff::Timestamp;
 use std::net::IpAddr;
 
-/// What is known of an address for a job's next family.
-pub(super) enum Held {
-    /// This one, and the store agrees.
-    This(Taken),
-    /// None.
-    Nothing,
-    /// Something has to be read or written first.
-    Later(Next),
-}
-
 impl Agent {
-    /// Looks for an address of `version` that the job's handle holds and that is not part of its answer yet.
+    /// Looks for an address of `version` that the job's handle holds and that is not part of its answer yet, and renews it.
+    /// `None`: there is none.
     pub(super) fn find_held(
         &mut self,
         id: u64,
         job: &mut Job,
         demand: &Demand,
         version: IpVersion,
-        round: &Round,
-    ) -> Held {
+        round: &mut Round,
+        now: Timestamp,
+    ) -> Option<Next> {
         let own = self.view.held_by(&job.handle).find_map(|seen| fitting(&seen.value, job, demand, version));
-        if let Some(found) = own {
-            return match self.confirm_held(id, job, &found, round) {
-                Some(next) => Held::Later(next),
-                None => Held::This(found),
-            };
+        if let Some((cidr, found)) = own {
+            return Some(self.renew(id, job, demand, cidr, &found, round, now));
         }
         let counted: Vec<Cidr> = match self.handles.get(&job.handle) {
             Some(Known::Unsure) => {
                 self.read_handle(&job.handle);
-                return Held::Later(Next::Read);
+                return Some(Next::Read);
             }
-            Some(Known::Reading) => return Held::Later(Next::Read),
+            Some(Known::Reading(_)) => return Some(Next::Read),
             Some(Known::Here(seen)) => seen.value.blocks.keys().copied().collect(),
-            Some(Known::Absent) | None => return Held::Nothing,
+            Some(Known::Absent) | None => return None,
         };
         for cidr in counted.into_iter().filter(|cidr| cidr.version() == version) {
             if job.visited.contains(&cidr) {
                 continue;
             }
             match self.access(cidr) {
-                Access::Busy(_) => return Held::Later(Next::Wait),
-                Access::Reading => return Held::Later(Next::Read),
+                Access::Busy(_) => return Some(Next::Wait),
+                Access::Reading => return Some(Next::Read),
                 Access::Gone | Access::Faulty(_) => {}
                 // Own blocks were looked through above.
                 Access::Ready if self.view.owns(cidr) => {}
                 Access::Ready => {
                     let found =
                         self.view.whole(cidr).and_then(|seen| fitting(&seen.value, job, demand, version));
-                    if let Some(found) = found {
-                        return match self.confirm_held(id, job, &found, round) {
-                            Some(next) => Held::Later(next),
-                            None => Held::This(found),
-                        };
+                    if let Some((cidr, found)) = found {
+                        return Some(self.renew(id, job, demand, cidr, &found, round, now));
                     }
                 }
             }
             job.visited.insert(cidr);
         }
-        Held::Nothing
+        None
     }
 
-    /// Makes sure that an address found in a block may be answered. `Some`: not yet.
-    fn confirm_held(&mut self, id: u64, job: &Job, found: &Taken, round: &Round) -> Option<Next> {
+    /// Answers addresses found in a block by a write of the block that renews them: only that says that they still are held,
+    /// and keeps out what was decided about them before (see [`crate::renewal`]).
+    #[expect(clippy::too_many_arguments, reason = "who asks, what for, and where it is")]
+    fn renew(
+        &mut self,
+        id: u64,
+        job: &mut Job,
+        demand: &Demand,
+        cidr: Cidr,
+        found: &[IpAddr],
+        round: &mut Round,
+        now: Timestamp,
+    ) -> Next {
         if self.view.is_lost() {
-            return Some(refusal(
+            return refusal(
                 TRY_AGAIN,
                 "the datastore cannot be reached, so the address that is held cannot be confirmed; try again",
-            ));
+            );
         }
-        match self.access(found.block) {
-            Access::Busy(_) | Access::Gone | Access::Faulty(_) => return Some(Next::Wait),
-            Access::Reading => return Some(Next::Read),
+        match self.access(cidr) {
+            Access::Busy(_) | Access::Gone | Access::Faulty(_) => return Next::Wait,
+            Access::Reading => return Next::Read,
             Access::Ready => {}
         }
-        // What was seen by watch may have been taken away since: the store is asked once. Both reads go out together.
-        if matches!(self.handles.get(&job.handle), None | Some(Known::Unsure)) {
-            self.read_handle(&job.handle);
-        }
-        if !job.looked.contains(&found.block) {
-            self.read_block(found.block);
-            return Some(Next::Read);
-        }
-        if self.view.owns(found.block) && !self.view.is_in_hand(found.block) {
-            if self.lost_races.contains(&found.block) {
-                let (code, message) = self.unconfirmable(found.block);
-                return Some(refusal(code, message));
+        if self.view.owns(cidr) && !self.view.is_in_hand(cidr) {
+            if self.lost_races.contains(&cidr) {
+                let (code, message) = self.unconfirmable(cidr);
+                return refusal(code, message);
             }
-            self.start_claim(found.block);
-            return Some(Next::Wait);
+            self.start_claim(cidr);
+            return Next::Wait;
         }
+        // The handle is to count it: where the block was written and its handle was not, or it was collected, both are.
         match self.handles.get(&job.handle) {
-            Some(Known::Here(seen)) if seen.value.blocks.contains_key(&found.block) => None,
-            Some(Known::Reading | Known::Unsure) | None => Some(Next::Read),
-            // The block was written and its handle was not, or it was collected: write it now.
-            Some(Known::Here(_) | Known::Absent) => Some(self.write_handle(id, job, found.block, round)),
+            Some(Known::Here(_) | Known::Absent) => {}
+            Some(Known::Reading(_)) => return Next::Read,
+            Some(Known::Unsure) | None => {
+                self.read_handle(&job.handle);
+                return Next::Read;
+            }
         }
+        let cooldown = self.view.config().ip_cooldown_seconds;
+        let Some(seen) = self.view.whole(cidr) else { return Next::Wait };
+        let draft = round.drafts.entry(cidr).or_insert_with(|| Draft::of(seen, cooldown, now));
+        let known = self.known(&job.handle);
+        let taker = Taker { job: id, handle: &job.handle, known, attributes: &demand.attributes };
+        if draft.is_full() || draft.renew(taker, found) == 0 {
+            return Next::Wait;
+        }
+        // What stood before anything was written for this request stays, whatever becomes of it.
+        if !job.tainted {
+            job.spare.extend(found);
+        }
+        Next::Fly
     }
 
     /// Sets the handle's count for a block from the block in hand.
@@ -141,7 +148,7 @@ impl Agent {
                     self.read_handle(&job.handle);
                     return Some(Next::Read);
                 }
-                Some(Known::Reading) => return Some(Next::Read),
+                Some(Known::Reading(_)) => return Some(Next::Read),
                 Some(Known::Here(seen)) if seen.value.blocks.contains_key(&cidr) => {}
                 Some(Known::Here(_) | Known::Absent) => match self.access(cidr) {
                     Access::Busy(_) => return Some(Next::Wait),
@@ -209,20 +216,17 @@ pub(super) fn held<'a>(
         .map(|(ordinal, _)| ordinal)
 }
 
-/// An address of `block` that answers the job's next wish.
-fn fitting(found: &Block, job: &Job, demand: &Demand, version: IpVersion) -> Option<Taken> {
+/// The addresses of `block` that answer what the job wants next of this family; `None`: there is none.
+fn fitting(found: &Block, job: &Job, demand: &Demand, version: IpVersion) -> Option<(Cidr, Vec<IpAddr>)> {
     if found.cidr.version() != version {
         return None;
     }
-    let answered = |address: IpAddr| job.got.iter().any(|taken| taken.address == address);
-    held(found, &job.handle, job.interface()).find_map(|ordinal| {
-        let address = found.cidr.address(ordinal)?;
-        let wished = demand.requested.is_none_or(|requested| requested == address);
-        (wished && !answered(address)).then(|| Taken {
-            block: found.cidr,
-            ordinal,
-            address,
-            sequence: block::stamp(found, ordinal),
-        })
-    })
+    let wanted = job.left.iter().take_while(|left| **left == version).count();
+    let fits = |address: &IpAddr| {
+        let answered = job.got.iter().any(|taken| taken.address == *address);
+        !answered && demand.requested.is_none_or(|requested| requested == *address)
+    };
+    let held = held(found, &job.handle, job.interface()).filter_map(|ordinal| found.cidr.address(ordinal));
+    let fitting: Vec<IpAddr> = held.filter(fits).take(wanted).collect();
+    (!fitting.is_empty()).then_some((found.cidr, fitting))
 }

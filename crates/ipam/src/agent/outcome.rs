@@ -147,7 +147,7 @@ impl Agent {
             job.stage = Stage::Waiting;
             match taken {
                 Some(taken) => {
-                    if let Some((cidr, outcome)) = outcome {
+                    if let Some((cidr, outcome)) = outcome.filter(|_| !job.spare.contains(&taken.address)) {
                         job.tried(cidr, outcome);
                     }
                     job.left.pop_front();
@@ -222,7 +222,9 @@ impl Agent {
                 job.stage = Stage::Waiting;
                 job.since = since;
                 job.attempts += 1;
-                job.tainted |= tainted && taken.is_some();
+                // What was renewed is held as before, whatever became of that.
+                let new = taken.as_ref().is_some_and(|taken| !job.spare.contains(&taken.address));
+                job.tainted |= tainted && new;
                 job.conflicts.push(key.to_string());
                 job.account.conflict(key);
                 if let Some(cidr) = &flight.cidr {
@@ -240,6 +242,9 @@ impl Agent {
             self.silent = 0;
         }
         match self.errands.remove(&ticket) {
+            Some(Errand::Handle(handle)) if !self.is_awaited(&handle, ticket) => {
+                self.wake(|job| job.handle == handle);
+            }
             Some(Errand::Handle(handle)) => match result {
                 Ok(found) => {
                     let known = found.and_then(Seen::from_stored).map_or(Known::Absent, Known::Here);
@@ -316,6 +321,11 @@ impl Agent {
             self.fail(id, TRY_AGAIN, reason.to_owned());
         }
         self.wake(|_| true);
+    }
+
+    /// Whether nothing was learnt of a handle since this read of it was sent.
+    fn is_awaited(&self, handle: &str, ticket: Ticket) -> bool {
+        matches!(self.handles.get(handle), Some(Known::Reading(awaited)) if *awaited == ticket)
     }
 
     fn fail_waiting(&mut self, reason: &str) {

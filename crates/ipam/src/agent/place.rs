@@ -1,7 +1,6 @@
 //! Planning: which waiting job goes into which block, and what has to be read or claimed for the others.
 
 use super::draft::{Draft, Drawn};
-use super::held::Held;
 use super::job::{Demand, Errand, Flight, Job, Lane, NOT_SERVED, Reply, Stage, TRY_AGAIN, Task};
 use super::{ATTEMPTS, Agent, Effect, Known, Note};
 use crate::block;
@@ -244,8 +243,8 @@ impl Agent {
     }
 
     pub(super) fn read_handle(&mut self, handle: &str) {
-        self.handles.insert(handle.to_owned(), Known::Reading);
         let ticket = self.ticket(Errand::Handle(handle.to_owned()));
+        self.handles.insert(handle.to_owned(), Known::Reading(ticket));
         self.effects.push(Effect::Read { ticket, key: Key::Handle(handle.to_owned()) });
     }
 
@@ -280,19 +279,9 @@ impl Agent {
         if let Some(next) = self.settle_pledges(id, job, round) {
             return next;
         }
-        while let Some(version) = job.left.front().copied() {
-            match self.find_held(id, job, demand, version, round) {
-                Held::This(taken) => {
-                    job.left.pop_front();
-                    // What stood before anything was written for this request stays, whatever becomes of it.
-                    if !job.tainted {
-                        job.spare.insert(taken.address);
-                    }
-                    job.got.push(taken);
-                    continue;
-                }
-                Held::Later(next) => return next,
-                Held::Nothing => {}
+        if let Some(version) = job.left.front().copied() {
+            if let Some(next) = self.find_held(id, job, demand, version, round, now) {
+                return next;
             }
             if let Some(held) = self.at_cap(job, demand, version) {
                 return refusal(
@@ -373,7 +362,7 @@ impl Agent {
         self.handles.retain(|handle, known| {
             busy.contains(handle.as_str())
                 || match known {
-                    Known::Reading => true,
+                    Known::Reading(_) => true,
                     Known::Here(seen) => {
                         let lent = |cidr: &Cidr| !view.owns(*cidr) && view.index().contains_key(cidr);
                         view.held_by(handle).next().is_some() || seen.value.blocks.keys().any(lent)

@@ -7,6 +7,7 @@ use super::place::{Access, Next, Round, in_pools};
 use crate::assign::block_limit;
 use crate::explain::{BlockOutcome, Shortage};
 use crate::pools::Selection;
+use crate::vacancy;
 use api::attachment::ErrorReply;
 use api::{Cidr, IpVersion, Use};
 use jiff::Timestamp;
@@ -127,6 +128,11 @@ impl Agent {
                 }
                 Access::Ready => {
                     let Some(seen) = self.view.whole(cidr) else { continue };
+                    let size = self.view.pools().find(|pool| pool.cidr.contains_cidr(cidr));
+                    let size = size.map_or(cidr.prefix(), |pool| pool.block_size);
+                    if !self.view.owns(cidr) && !vacancy::is_lendable(&seen.value, size, now) {
+                        continue;
+                    }
                     let cooling = || seen.value.attributes.iter().any(|held| held.released_at.is_some());
                     if seen.value.unallocated.is_empty() && !round.drafts.contains_key(&cidr) && !cooling() {
                         continue;

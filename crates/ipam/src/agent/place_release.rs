@@ -40,7 +40,7 @@ impl Agent {
                 self.read_handle(&job.handle.clone());
                 return Next::Read;
             }
-            Some(Known::Reading) => return Next::Read,
+            Some(Known::Reading(_)) => return Next::Read,
             Some(Known::Absent | Known::Here(_)) => {}
         }
         let own: Vec<Cidr> = self

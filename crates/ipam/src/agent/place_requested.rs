@@ -2,8 +2,9 @@
 
 use super::Agent;
 use super::draft::{Draft, Taker};
-use super::job::{BAD_REQUEST, Demand, Job, NOT_SERVED};
+use super::job::{BAD_REQUEST, Demand, Job, NOT_SERVED, TRY_AGAIN};
 use super::place::{Access, Next, Round, faulty, refusal};
+use crate::vacancy;
 use api::Cidr;
 use jiff::Timestamp;
 use std::net::IpAddr;
@@ -79,6 +80,14 @@ impl Agent {
             Access::Ready => {}
         }
         let Some(seen) = self.view.whole(cidr) else { return Next::Wait };
+        if !self.view.owns(cidr) && !vacancy::is_lendable(&seen.value, sized.prefix(), now) {
+            return refusal(
+                TRY_AGAIN,
+                format!(
+                    "block {cidr} is of an earlier block size and was made just now; try again in a minute"
+                ),
+            );
+        }
         let draft =
             round.drafts.entry(cidr).or_insert_with(|| Draft::of(seen, config.ip_cooldown_seconds, now));
         let taker = Taker {

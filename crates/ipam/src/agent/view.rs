@@ -274,6 +274,15 @@ impl View {
                 self.forget(&key, at);
                 self.advance(kind, at);
             }
+            Change::Unreadable(key, at) => {
+                match key {
+                    // Nothing is to be put in its place, nor across it.
+                    Key::Block(cidr) => self.unreadable(cidr, at, "it cannot be understood"),
+                    // What it says is not known any more.
+                    key => self.forget(&key, at),
+                }
+                self.advance(kind, at);
+            }
         }
         self.lost.remove(&kind);
     }

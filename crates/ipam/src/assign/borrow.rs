@@ -8,6 +8,7 @@ use crate::mistake::{Mistake, made};
 use crate::seen::Seen;
 use crate::setting::{Setting, World};
 use crate::shortage::{relief, shortage};
+use crate::vacancy;
 use api::{Block, Cidr};
 use datastore::Datastore;
 use std::collections::BTreeMap;
@@ -37,6 +38,9 @@ impl<D: Datastore> Run<'_, D> {
                 let Some(seen) = by_cidr.remove(&cidr) else { continue };
                 let mut collected = seen.value.clone();
                 block::collect(&mut collected, seconds, now);
+                if !vacancy::is_lendable(&collected, pool.value.block_size, now) {
+                    continue;
+                }
                 if block::free_count(&collected, &world.reserved) > 0 {
                     self.take_from_block(world, seen, BlockOutcome::Borrowed).await?;
                 }

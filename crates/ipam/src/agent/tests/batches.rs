@@ -52,19 +52,62 @@ fn thirty_two_cold_requests_are_two_claims_with_their_addresses_in_them() {
 }
 
 #[test]
-fn add_again_answers_the_same_address_and_writes_nothing() {
+fn add_again_answers_the_same_address_in_a_new_life_by_one_write_of_its_block() {
     let mut bench = bench_on(&store(), "n1");
-    let first = bench.address("a");
+    let Reply::Added(first) = bench.add("a") else { panic!() };
     let block = bench.blocks()[0].cidr;
     let written = bench.commits.len();
-    assert_eq!(bench.address("a"), first);
-    assert_eq!(bench.commits.len(), written);
-    assert_eq!(bench.reads, [Key::Block(block)]);
+    let Reply::Added(again) = bench.add("a") else { panic!() };
+    assert_eq!(again[0].address, first[0].address);
+    assert!(again[0].sequence > first[0].sequence);
+    let keys = |writes: &Vec<Write>| writes.iter().map(Write::key).collect::<Vec<_>>();
+    assert_eq!(bench.commits[written..].iter().map(keys).collect::<Vec<_>>(), [[Key::Block(block)]]);
+    assert_eq!(bench.reads, []);
+    bench.check();
     // So does a new agent, which knows nothing but the store.
     let mut after = bench_on(&bench.store.clone(), "n1");
+    let Reply::Added(once_more) = after.add("a") else { panic!() };
+    assert_eq!(once_more[0].address, first[0].address);
+    assert!(once_more[0].sequence > again[0].sequence);
+    assert_eq!(after.commits.iter().map(keys).collect::<Vec<_>>(), [[Key::Block(block)]]);
+    assert_eq!(after.reads, [Key::Handle("net.a".to_owned())]);
+    after.check();
+}
+
+#[test]
+fn what_was_decided_before_an_add_again_does_not_free_its_address() {
+    let mut bench = bench_on(&store(), "n1");
+    let Reply::Added(first) = bench.add("a") else { panic!() };
+    // A collector has read the block and decided, and does it only after the ADD.
+    let judged = crate::block::Release {
+        address: first[0].address,
+        handle: Some("net.a".to_owned()),
+        sequence: Some(first[0].sequence),
+    };
+    assert_eq!(bench.address("a"), first[0].address);
+    let clock = crate::clock::FixedClock(bench.now);
+    let late = block_on(crate::release::release_addresses(&bench.store, &clock, &[judged])).unwrap();
+    assert_eq!((late.released.len(), late.failed.len()), (0, 1));
+    bench.check();
+}
+
+#[test]
+fn late_write_of_an_agent_that_ended_does_not_free_what_its_successor_answers() {
+    let mut bench = bench_on(&store(), "n1");
+    let first = bench.address("a");
+    let (_, del) = bench.del_event("a");
+    let effects = bench.agent.step(bench.now, del);
+    let late = effects.into_iter().find_map(|effect| match effect {
+        Effect::Commit { checks, writes, .. } => Some((checks, writes)),
+        _ => None,
+    });
+    let (checks, writes) = late.unwrap();
+    // The agent ends before its commit arrives; nobody tells the next one.
+    let mut after = bench_on(&bench.store.clone(), "n1");
     assert_eq!(after.address("a"), first);
-    assert!(after.commits.is_empty());
-    assert_eq!(after.reads, [Key::Handle("net.a".to_owned()), Key::Block(block)]);
+    let arrives = block_on(after.store.commit(&checks, &writes));
+    assert!(matches!(arrives, Err(CommitError::Conflict { .. })), "{arrives:?}");
+    after.check();
 }
 
 #[test]
@@ -329,9 +372,8 @@ fn address_that_was_taken_away_meanwhile_is_not_answered_again() {
 fn address_that_is_held_is_not_answered_while_the_store_is_away() {
     let mut bench = bench_on(&store(), "n1");
     bench.address("a");
-    bench.mute = true;
+    bench.faults.push_back(Some(Fault::Unavailable));
     assert_eq!(refusal(bench.add("a")).code, TRY_AGAIN);
-    bench.mute = false;
     let gone = ReadError::Unavailable { what: "blocks".to_owned(), reason: "gone".to_owned() };
     bench.run(vec![Event::Changed(Kind::Block, Change::Lost(gone))]);
     assert_eq!(refusal(bench.add("a")).code, TRY_AGAIN);

@@ -208,6 +208,22 @@ fn claim_goes_by_reads_that_are_younger_than_what_the_watch_told_meanwhile() {
     assert!(!bench.agent.view.index().contains_key(&cidr));
 }
 
+#[test]
+fn block_that_turns_unreadable_under_the_watch_is_not_claimed_across() {
+    let store = store();
+    let cidr: Cidr = "10.0.0.0/27".parse().unwrap();
+    put(&store, Record::Block(block::new_block(cidr, &Owner::host("n2"), Timestamp::UNIX_EPOCH)));
+    let mut bench = bench_on(&store, "n1");
+    bench.blind = true;
+    let gone = Change::Unreadable(Key::Block(cidr), Revision(1_000));
+    bench.run(vec![Event::Changed(Kind::Block, gone)]);
+    for number in 0..32 {
+        let address = bench.address(&format!("pod{number}"));
+        assert!(!cidr.contains(address), "{address} of what nobody understands");
+    }
+    assert!(matches!(bench.add("more"), Reply::Failed(_)));
+}
+
 /// A claim of `cidr` that a node died in: its affinity pending, its block there with nothing in it.
 fn begun(store: &Memory, cidr: &str, now: Timestamp) {
     let (owner, cidr) = (Owner::host("n1"), cidr.parse().unwrap());

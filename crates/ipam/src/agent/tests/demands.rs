@@ -99,7 +99,10 @@ fn several_addresses_are_one_commit_and_one_write_of_the_handle() {
     assert_eq!(bench.commits.len(), 1);
     assert_eq!(bench.commits[0].len(), 3, "affinity, handle, block");
     let Reply::Added(again) = ask(&mut bench, demand) else { panic!() };
-    assert_eq!(again, taken);
+    let addresses =
+        |taken: &[crate::block::Taken]| taken.iter().map(|taken| taken.address).collect::<Vec<_>>();
+    assert_eq!(addresses(&again), addresses(&taken));
+    assert_eq!(bench.commits.len(), 2, "all of them renewed by one write");
     bench.check();
     // More than a block has are of several.
     let Reply::Added(many) = ask(&mut bench, Demand::new("i", vec![IpVersion::V4; 20], of_interface("eth0")))
@@ -130,7 +133,7 @@ fn capped_handle_is_answered_what_it_holds_whichever_interface_asks() {
     };
     let Reply::Added(first) = ask(&mut bench, capped("eth0")) else { panic!() };
     let Reply::Added(second) = ask(&mut bench, capped("eth1")) else { panic!() };
-    assert_eq!(first, second);
+    assert_eq!(first[0].address, second[0].address);
     // Another node, by the handle's record alone.
     let mut other = bench_on(&bench.store.clone(), "n2");
     let Reply::Added(third) = ask(&mut other, capped("eth0")) else { panic!() };

@@ -37,29 +37,31 @@ fn del_of_an_add_that_may_still_happen_keeps_it_from_happening() {
 }
 
 #[test]
-fn read_that_was_under_way_before_an_add_came_does_not_prove_what_it_holds() {
+fn answer_to_an_older_read_of_a_handle_does_not_hide_what_was_written_since() {
     let mut bench = bench_on(&store(), "n1");
-    bench.address("a");
-    let block_reads = |effects: &[Effect]| -> Vec<(Ticket, Key)> {
-        let read = |effect: &Effect| match effect {
-            Effect::Read { ticket, key: key @ Key::Block(_) } => Some((*ticket, key.clone())),
+    bench.address("warm");
+    let read = |effects: &[Effect]| {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Read { ticket, key: Key::Handle(_) } => Some(*ticket),
             _ => None,
-        };
-        effects.iter().filter_map(read).collect()
+        })
     };
-    let (first, event) = bench.add_event("a");
-    let effects = bench.agent.step(bench.now, event);
-    let [(ticket, key)] = block_reads(&effects)[..].to_vec().try_into().unwrap();
-    let found = block_on(bench.store.get(&key)).unwrap();
-    // Here another process may free the address.
-    let (second, event) = bench.add_event("a");
-    assert!(block_reads(&bench.agent.step(bench.now, event)).is_empty());
-    let effects = bench.agent.step(bench.now, Event::Read(ticket, Ok(found)));
-    let answered = |id: u64| {
-        effects.iter().any(|effect| matches!(effect, Effect::Reply { request, .. } if request.0 == id))
-    };
-    assert!(answered(first) && !answered(second));
-    assert_eq!(block_reads(&effects).len(), 1);
+    // A DEL asks for the handle, and is told to try again before the answer comes.
+    let (id, del) = bench.del_event("a");
+    let ticket = read(&bench.agent.step(bench.now, del)).unwrap();
+    bench.now = bench.agent.next_deadline().unwrap();
+    bench.run(vec![Event::Tick]);
+    assert_eq!(refusal(bench.replies[&id].clone()).code, TRY_AGAIN);
+    bench.address("a");
+    // The block loses its owner: only the handle still leads to the address.
+    let stored = block_on(bench.store.get(&Key::Block(bench.blocks()[0].cidr))).unwrap().unwrap();
+    let Record::Block(mut found) = stored.record else { panic!() };
+    (found.affinity, found.claim_time) = (None, None);
+    block::advance(&mut found);
+    put(&bench.store, Record::Block(found));
+    bench.run(vec![Event::Read(ticket, Ok(None))]);
+    assert_eq!(bench.del("a"), Reply::Deleted);
+    assert!(bench.blocks().iter().all(|found| block::count_of(found, "net.a") == 0));
 }
 
 #[test]
@@ -124,6 +126,8 @@ fn what_a_failed_add_left_goes_back_before_the_add_that_came_after_it_is_answere
 fn one_read_without_answer_fails_nobody() {
     let mut bench = bench_on(&store(), "n1");
     let address = bench.address("a");
+    // One that knows nothing but the store reads the handle.
+    let mut bench = bench_on(&bench.store.clone(), "n1");
     let (again, event) = bench.add_event("a");
     let effects = bench.agent.step(bench.now, event);
     let Some(Effect::Read { ticket, key }) = effects.last().cloned() else { panic!("{effects:?}") };
