@@ -7,6 +7,7 @@ use crate::block;
 use crate::clock::Clock;
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::query;
+use crate::renewal;
 use crate::seen;
 use api::{Attribute, Block, Cidr, Ordinal};
 use datastore::{CommitError, Datastore, Record, Write};
@@ -137,6 +138,13 @@ pub enum SetOwnerError {
     },
 }
 
+impl OwnerUpdate {
+    /// Whether somebody has the address from now on, or will have it.
+    fn names_somebody(&self) -> bool {
+        matches!(self.active, Change::Set(_)) || matches!(self.alternate, Change::Set(_))
+    }
+}
+
 fn changed(before: &BTreeMap<String, String>, change: &Change) -> BTreeMap<String, String> {
     match change {
         Change::Keep => before.clone(),
@@ -231,7 +239,8 @@ pub enum SetOwnerAttributesError {
 /// Changes the owners of one address that `handle` holds, if the preconditions of `update` hold. Its pool may be disabled or
 /// gone: a machine that runs must be able to move and to end.
 ///
-/// An update that changes nothing writes the block all the same, so that whoever reads it next sees a new revision.
+/// An update that changes nothing writes the block all the same, so that whoever reads it next sees a new revision. One that
+/// names an owner renews the address: a collector that has judged by the earlier owners does not free it (see [`renewal`]).
 ///
 /// Datastore calls: 2 reads at once (pools, configuration), 1 read (block) and 1 commit; a list of blocks more where the block is not of its
 /// pool's size; 1 read and 1 commit more after each conflict or lost answer.
@@ -257,9 +266,9 @@ pub async fn set_owner_attributes<D: Datastore>(
     let cidr: Cidr = found.value.cidr;
     let mut lost: Option<(Attribute, u64)> = None;
     for _ in 0..ATTEMPTS {
-        let stamp = cidr.ordinal(address).map_or(0, |ordinal| block::stamp(&found.value, ordinal));
+        let stamp_of = |block: &Block| cidr.ordinal(address).map_or(0, |at| block::stamp(block, at));
         if let Some((wanted, incarnation)) = &lost
-            && *incarnation == stamp
+            && *incarnation == stamp_of(&found.value)
             && block::attribute_of(&found.value, address) == Some(wanted)
         {
             return Ok(());
@@ -267,7 +276,11 @@ pub async fn set_owner_attributes<D: Datastore>(
         let mut changed = found.value.clone();
         block::collect(&mut changed, cooldown, clock.now());
         set_owner(&mut changed, address, handle, update)?;
+        if update.names_somebody() {
+            renewal::renew(&mut changed, address, handle);
+        }
         let after = block::attribute_of(&changed, address).cloned();
+        let stamp = stamp_of(&changed);
         block::advance(&mut changed);
         match store.commit(&[], &[Write::Update(Record::Block(changed), found.version)]).await {
             Ok(_) => return Ok(()),

@@ -9,13 +9,15 @@ use datastore::memory::Memory;
 use datastore::{Datastore, Key, Record, Write};
 use futures::executor::block_on;
 use ipam::assign::{AssignRequest, assign};
-use ipam::block;
+use ipam::assign_address::assign_address;
+use ipam::block::{self, Release};
 use ipam::clock::FixedClock;
 use ipam::owner_attributes::{
     Change, Expected, OwnerUpdate, PodName, SetOwnerAttributesError, SetOwnerError, set_owner_attributes,
 };
-use ipam::plan::Want;
+use ipam::plan::{AddressRequest, Want};
 use ipam::query::{Holder, holder_of};
+use ipam::release::release_addresses;
 use ipam::seen::{self, Seen};
 use ipam::vm::{self, VmError};
 use jiff::Timestamp;
@@ -272,6 +274,43 @@ fn calls_are_within_those_of_the_documentation() {
             }
             let calls = counting.calls();
             assert!(calls.are_within(Calls { gets, lists, commits, trips }), "{what}: {calls:?}");
+        }
+    });
+}
+
+/// What a collector has judged about an address: it is freed only while this is so.
+async fn judged(store: &Memory, address: IpAddr) -> Release {
+    let block = seen::blocks(store).await.unwrap().remove(0).value;
+    let sequence = block.cidr.ordinal(address).map(|ordinal| block::stamp(&block, ordinal));
+    Release { address, handle: Some(MACHINE.to_owned()), sequence }
+}
+
+#[test]
+fn an_address_that_is_answered_or_handed_over_is_not_freed_by_what_was_judged_before() {
+    block_on(async {
+        let (store, held) = machine(1).await;
+        for way in ["handed over", "answered at the cap", "asked for by name"] {
+            let judged = judged(&store, held[0]).await;
+            match way {
+                "handed over" => {
+                    set_owner_attributes(&store, &CLOCK, held[0], MACHINE, &hand_over()).await.unwrap();
+                }
+                "answered at the cap" => {
+                    let want =
+                        Want { count: 1, handle: Some(MACHINE.to_owned()), attributes: attributes("b") };
+                    let request = AssignRequest::new(Owner::host("a"), IpVersion::V4, Use::Workload, want);
+                    let request = AssignRequest { max_per_handle: 1, ..request };
+                    let answer = assign(&store, &CLOCK, &request).await.unwrap();
+                    assert_eq!((answer.taken.len(), answer.held.len()), (0, 1));
+                }
+                _ => {
+                    let request = AddressRequest::new(Owner::host("a"), held[0], Some(MACHINE));
+                    let answer = assign_address(&store, &CLOCK, &request).await.unwrap();
+                    assert_eq!(answer.taken[0].address, held[0]);
+                }
+            }
+            let late = release_addresses(&store, &CLOCK, &[judged]).await.unwrap();
+            assert_eq!((late.released.len(), late.failed.len()), (0, 1), "{way}");
         }
     });
 }

@@ -262,10 +262,8 @@ impl Judge {
                 wrong.push(format!("2: {address} is kept by its host and was freed or handed out"));
             }
             // Answered once more, in a new life: the same holder under a later stamp.
-            let renewed = was.zip(is).is_some_and(|(was, is)| {
-                let attributes = |block: Option<&Block>| attribute(block?, ordinal).cloned();
-                was.handle == is.handle && was.stamp < is.stamp && attributes(before) == attributes(after)
-            });
+            let renewed =
+                was.zip(is).is_some_and(|(was, is)| was.handle == is.handle && was.stamp < is.stamp);
             if let Some(was) = was.filter(|_| !renewed) {
                 if after.is_none() {
                     self.deleted.insert((address, was.stamp), (was.handle.to_owned(), step.task));
