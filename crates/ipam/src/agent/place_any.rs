@@ -129,7 +129,7 @@ impl Agent {
                 Access::Ready => {
                     let Some(seen) = self.view.whole(cidr) else { continue };
                     let size = self.view.pools().find(|pool| pool.cidr.contains_cidr(cidr));
-                    let size = size.map_or(cidr.prefix(), |pool| pool.block_size);
+                    let size = size.map_or_else(|| cidr.prefix(), |pool| pool.block_size);
                     if !self.view.owns(cidr) && !vacancy::is_lendable(&seen.value, size, now) {
                         continue;
                     }
