@@ -278,6 +278,8 @@ impl View {
                 match key {
                     // Nothing is to be put in its place, nor across it.
                     Key::Block(cidr) => self.unreadable(cidr, at, "it cannot be understood"),
+                    // The node is there, and so is a lock, whatever else their records say by now.
+                    Key::Node(_) | Key::ClusterInformation => {}
                     // What it says is not known any more.
                     key => self.forget(&key, at),
                 }
