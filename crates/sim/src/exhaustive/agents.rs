@@ -65,6 +65,7 @@ impl Watch {
                     let change = match change.event() {
                         Heard::Put(stored) => Change::Put(stored),
                         Heard::Deleted(key, at) => Change::Deleted(key, at),
+                        Heard::Unreadable(key, at) => Change::Unreadable(key, at),
                         Heard::Progress(at) => Change::Progress(at),
                     };
                     events.push(Event::Changed(scope.kind(), change));
