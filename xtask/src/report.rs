@@ -49,8 +49,23 @@ impl Figure {
         Ok(Self { name: name.to_owned(), value, unit: unit.to_owned(), target, spread: (*first, *last) })
     }
 
-    /// Whether it is what it should be; `None` where nothing was promised.
+    /// A figure that was promised and could not be measured here.
+    pub(crate) fn missing(name: &str, target: Target) -> Self {
+        let nothing = f64::NAN;
+        Self {
+            name: format!("{name}: not measured"),
+            value: nothing,
+            unit: String::new(),
+            target,
+            spread: (nothing, nothing),
+        }
+    }
+
+    /// Whether it is what it should be; `None` where nothing was promised or measured.
     fn met(&self) -> Option<bool> {
+        if self.value.is_nan() {
+            return None;
+        }
         match self.target {
             Target::AtMost(most) => Some(self.value <= most),
             Target::AtLeast(least) => Some(self.value >= least),

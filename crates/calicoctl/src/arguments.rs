@@ -57,7 +57,11 @@ pub(crate) enum DatastoreCommand {
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub(crate) enum Migrate {
     /// Print everything that is in etcd, to be imported into Kubernetes; the datastore must be locked
-    Export,
+    Export {
+        /// Take nodes without a reference to a node of Kubernetes too: that has the same name there.
+        #[arg(long)]
+        keep_node_names: bool,
+    },
     /// Write what was exported from etcd into Kubernetes, and leave it locked; run again, it goes on where it stopped
     Import {
         /// The export; - for stdin.

@@ -21,7 +21,7 @@ use ipam::seen;
 /// Runs the command.
 pub(crate) async fn run(store: &Backend, command: &Migrate) -> Result<String, Failure> {
     match command {
-        Migrate::Export => export::run(store).await,
+        Migrate::Export { keep_node_names } => export::run(store, *keep_node_names).await,
         Migrate::Import { filename } => import::run(store, filename).await,
         Migrate::Lock => set(store, false).await,
         Migrate::Unlock => set(store, true).await,

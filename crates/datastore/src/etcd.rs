@@ -87,13 +87,16 @@ impl Etcd {
             // A member that does not answer must leave time for the others.
             let others = self.members.are_several() && tries < READ_TRIES;
             let patience = if others { left / 2 } else { left };
-            match self.members.call(messages::RANGE, request.clone(), patience).await {
-                Err(failure) if failure.is_of_the_member() && tries < READ_TRIES => {
-                    tracing::debug!(?failure, "reading again");
-                    tokio::time::sleep_until(until.min(tokio::time::Instant::now() + PAUSE)).await;
-                }
+            let failure = match self.members.call(messages::RANGE, request.clone(), patience).await {
+                Err(failure) if failure.is_of_the_member() && tries < READ_TRIES => failure,
                 result => return result,
+            };
+            tokio::time::sleep_until(until.min(tokio::time::Instant::now() + PAUSE)).await;
+            // Without time a call would only give up a connection that may be good again.
+            if tokio::time::Instant::now() >= until {
+                return Err(failure);
             }
+            tracing::debug!(?failure, "reading again");
             tries += 1;
         }
     }

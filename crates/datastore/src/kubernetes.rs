@@ -273,10 +273,11 @@ impl Kubernetes {
 
     /// One call, once.
     async fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
-        self.call_within(self.deadline, method, path, body).await
+        self.admitted().await;
+        self.send_within(self.deadline, method, path, body).await
     }
 
-    async fn call_within(
+    async fn send_within(
         &self,
         limit: Duration,
         method: &str,
@@ -291,7 +292,6 @@ impl Kubernetes {
             .header(http::header::ACCEPT, "application/json")
             .body(body.map(Value::to_string).unwrap_or_default().into_bytes())
             .map_err(|error| Failure::Unreadable(error.to_string()))?;
-        self.admitted().await;
         match tokio::time::timeout(limit, self.client.request::<Value>(request)).await {
             Ok(result) => result.map_err(Failure::from_client),
             Err(_) => Err(Failure::deadline(limit)),
@@ -303,8 +303,9 @@ impl Kubernetes {
     async fn read(&self, method: &str, path: &str) -> Result<Value, Failure> {
         let (mut left, mut wait) = (self.deadline, Duration::from_millis(20));
         for _ in 1..READ_TRIES {
+            self.admitted().await;
             let begun = tokio::time::Instant::now();
-            match self.call_within(left, method, path, None).await {
+            match self.send_within(left, method, path, None).await {
                 Err(failure) if failure.is_passing() => {
                     tracing::debug!(path, ?failure, "reading again");
                     tokio::time::sleep(wait).await;
@@ -317,7 +318,8 @@ impl Kubernetes {
                 result => return result,
             }
         }
-        self.call_within(left, method, path, None).await
+        self.admitted().await;
+        self.send_within(left, method, path, None).await
     }
 
     /// Reads a path that hangs on the group that the records are in.

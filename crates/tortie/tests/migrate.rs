@@ -171,10 +171,15 @@ async fn moves(target: &Kubernetes, kubeconfig: &Path) {
     assert_eq!(succeeded(&calicoctl(&from, "datastore migrate lock", "")), "Datastore locked.\n");
     let stranger = refused(&calicoctl(&from, "datastore migrate export", ""));
     assert!(stranger.contains("in-etcd") && stranger.contains("orchRefs"), "{stranger}");
+    let kept = succeeded(&calicoctl(&from, "datastore migrate export --keep-node-names", ""));
+    assert!(kept.contains("/calico/ipam/v2/host/in-etcd/"), "{kept}");
     let place = "/calico/resources/v3/projectcalico.org/";
     let node = json!({"kind": "Node", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "in-etcd"},
         "spec": {"orchRefs": [{"orchestrator": "k8s", "nodeName": "worker"}], "ipv4VXLANTunnelAddr": "10.0.0.64"}});
     put(&server, &format!("{place}nodes/in-etcd"), &node.to_string()).await;
+    let pool = json!({"kind": "IPPool", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "p4", "labels": {"team": "a"}},
+        "spec": Pool::with_defaults("p4", "10.0.0.0/16".parse().unwrap()).spec_v1()});
+    put(&server, &format!("{place}ippools/p4"), &pool.to_string()).await;
     put(&server, &format!("{place}futures/x"), r#"{"kind":"Future","metadata":{"name":"x"}}"#).await;
     let exported = calicoctl(&from, "datastore migrate export", "");
     let told = String::from_utf8_lossy(&exported.stderr).into_owned();
@@ -192,14 +197,19 @@ async fn moves(target: &Kubernetes, kubeconfig: &Path) {
     refused(&calicoctl(&to, import, half));
     let peer = format!("kind: BGPPeer\nmetadata:\n  name: a\n---\n{text}");
     assert!(refused(&calicoctl(&to, import, &peer)).contains("1 BGPPeer"));
-    let nothing = text.replacen("\"blocks\": [", "\"blocks\": [], \"others\": [", 1);
+    let without = text.replacen("\"blocks\": [", "\"blocks\": [], \"others\": [", 1);
+    assert!(refused(&calicoctl(&to, import, &without)).contains("others"));
     server::create(target, "/api/v1/nodes", json!({"metadata": {"name": "worker"}}).to_string()).await;
     assert_eq!(target.get(&Key::ClusterInformation).await, Ok(None));
 
-    // Cut short after a part, it is finished by the next.
-    succeeded(&calicoctl(&to, import, &nothing));
     let done = succeeded(&calicoctl(&to, import, &text));
     assert!(done.starts_with("Datastore information successfully imported."), "{done}");
+    // As if it had been cut short, some of it is missing: the next finishes it.
+    for key in [records("worker")[3].key(), records("worker")[9].key()] {
+        let stored = target.get(&key).await.unwrap().unwrap();
+        target.commit(&[], &[Write::Delete(stored.record, stored.version)]).await.unwrap();
+    }
+    succeeded(&calicoctl(&to, import, &text));
     assert_eq!(everything(target).await, {
         let mut wanted = records("worker");
         wanted.sort_by_key(|record| {
@@ -210,6 +220,9 @@ async fn moves(target: &Kubernetes, kubeconfig: &Path) {
         wanted
     });
     assert_eq!(is_ready(target).await, Some(false), "it stays locked");
+    let get = http::Request::get("/apis/crd.projectcalico.org/v1/ippools/p4").body(Vec::new()).unwrap();
+    let pool: Value = target.client().request(get).await.unwrap();
+    assert_eq!(pool["metadata"]["labels"]["team"], "a", "what others wrote on it comes along");
     let worker = target.get(&Key::Node("worker".to_owned())).await.unwrap().unwrap();
     let Record::Node(worker) = worker.record else { panic!("{worker:?}") };
     assert_eq!(worker.annotations["projectcalico.org/IPv4VXLANTunnelAddr"], "10.0.0.64");

@@ -1,7 +1,7 @@
 //! Assignments over real datastores beside the stores by themselves: what `crates/sim/benches/datastore` measures, judged.
 
 use super::built;
-use crate::report::{self, Target};
+use crate::report::{self, Figure, Target};
 use anyhow::Result;
 use std::path::Path;
 
@@ -31,6 +31,13 @@ const TARGETS: &[(&str, Target)] = &[
 /// When the bench does not build or fails.
 pub(crate) fn run(root: &Path, stores: &[String]) -> Result<()> {
     let bench = built::build(root, "datastore")?;
-    let figures = built::figures(&bench, stores, TARGETS)?;
+    let mut figures = built::figures(&bench, stores, TARGETS)?;
+    let missing: Vec<Figure> = TARGETS
+        .iter()
+        .filter(|(_, target)| !matches!(target, Target::None))
+        .filter(|(start, _)| !figures.iter().any(|figure| figure.name.starts_with(start)))
+        .map(|(start, target)| Figure::missing(start, *target))
+        .collect();
+    figures.extend(missing);
     report::publish(root, "datastore", &report::machine(), &figures)
 }

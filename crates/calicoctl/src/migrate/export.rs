@@ -7,7 +7,7 @@ use crate::output;
 use api::ClusterInformation;
 use datastore::backend::Backend;
 use datastore::etcd::Etcd;
-use datastore::{Datastore, Key, Kind, Record, Scope};
+use datastore::{Datastore, Key, Record};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -38,17 +38,19 @@ const HAD_ALREADY: [&str; 3] = ["workloadendpoints", "profiles", "clusterinforma
 /// Begin of the names of policies that are made from those of Kubernetes.
 const FROM_KUBERNETES: &str = "knp.";
 
+/// Where blocks stand: what cannot be read there may hold addresses.
+const BLOCKS: &str = "/calico/ipam/v2/assignment/";
+
 /// Runs the command. What is there and not exported is told on stderr.
-pub(super) async fn run(store: &Backend) -> Result<String, Failure> {
+pub(super) async fn run(store: &Backend, keep_node_names: bool) -> Result<String, Failure> {
     let Backend::Etcd(etcd) = store else {
         return Err(Failure::new(
             "invalid datastore type: kubernetes to export from for datastore migration. Datastore type must be etcdv3",
         ));
     };
-    let (contents, left) = contents(etcd).await?;
+    let (contents, left) = contents(etcd, keep_node_names).await?;
     let text =
         contents.text().map_err(|error| Failure::new(format!("no export can be made of it: {error}")))?;
-    // Whoever let writers go on while it was read cannot tell which state was exported.
     locked(etcd).await?;
     for (plural, count) in left {
         output::note(&format!(
@@ -75,11 +77,27 @@ fn not_locked() -> Failure {
     )
 }
 
-/// What is to be exported, and how many there are of each kind that is not.
-async fn contents(etcd: &Etcd) -> Result<(Contents, BTreeMap<String, usize>), Failure> {
+/// What is to be exported, as it was at one moment, and how many there are of each kind that is not.
+async fn contents(
+    etcd: &Etcd,
+    keep_node_names: bool,
+) -> Result<(Contents, BTreeMap<String, usize>), Failure> {
     let cluster = locked(etcd).await?;
+    let snapshot = etcd.snapshot().await?.ok_or_else(|| {
+        Failure::new(
+            "addresses were assigned or released while they were exported, though the datastore is locked: stop what writes and export again",
+        )
+    })?;
+    if let Some(key) = snapshot.strangers.iter().find(|key| key.starts_with(BLOCKS)) {
+        return Err(Failure::new(format!(
+            "{key} is no block as Calico names them, and what it holds would be lost: mend or delete it"
+        )));
+    }
     let (mut by_kind, mut left): (BTreeMap<&str, Vec<Value>>, BTreeMap<String, usize>) = Default::default();
-    for (plural, value) in etcd.resources().await? {
+    if !snapshot.strangers.is_empty() {
+        left.insert("keys of IPAM".to_owned(), snapshot.strangers.len());
+    }
+    for (plural, value) in snapshot.resources {
         match EXPORTED.iter().find(|known| **known == plural) {
             Some(known) if !is_from_kubernetes(known, &value) => {
                 by_kind.entry(known).or_default().push(value)
@@ -89,22 +107,14 @@ async fn contents(etcd: &Etcd) -> Result<(Contents, BTreeMap<String, usize>), Fa
             None => *left.entry(plural).or_default() += 1,
         }
     }
-    let names = Names::of(by_kind.get("nodes").into_iter().flatten()).map_err(Failure::new)?;
+    let nodes = by_kind.get("nodes").into_iter().flatten();
+    let names = Names::of(nodes, keep_node_names).map_err(Failure::new)?;
     let resources = EXPORTED
         .iter()
         .flat_map(|plural| by_kind.remove(plural).unwrap_or_default())
         .map(|value| names.resource(value))
         .collect();
-    let mut records = Vec::new();
-    for kind in [Kind::Affinity, Kind::Block, Kind::Handle, Kind::Config] {
-        let listing = etcd.list(&Scope::All(kind)).await?;
-        if let Some(key) = listing.unreadable.first() {
-            return Err(Failure::new(format!(
-                "{key} cannot be understood and would be lost: calicoctl ipam check tells more; mend or delete it"
-            )));
-        }
-        records.extend(listing.items.into_iter().map(|stored| names.record(stored.record)));
-    }
+    let records = snapshot.records.into_iter().map(|record| names.record(record)).collect();
     Ok((Contents { resources, cluster, records }, left))
 }
 

@@ -1,5 +1,7 @@
 //! The file that carries a cluster from etcd to Kubernetes (calicoctl §11): resources as YAML, the cluster's information as
 //! JSON, the records of IPAM as JSON, with a line `===` after the first and the second.
+//!
+//! The YAML that is written here is JSON, which every reader of YAML takes the same way.
 
 use api::ClusterInformation;
 use datastore::etcd::entry;
@@ -36,8 +38,7 @@ impl Contents {
         for items in self.resources.chunk_by(|one, next| one["kind"] == next["kind"]) {
             let kind = items[0]["kind"].as_str().unwrap_or_default();
             let list = json!({"apiVersion": "projectcalico.org/v3", "kind": format!("{kind}List"), "metadata": {}, "items": items});
-            text += &serde_saphyr::to_string(&list).map_err(|error| error.to_string())?;
-            text += "---\n";
+            text += &format!("{list:#}\n---\n");
         }
         let cluster: Value = json!({"apiVersion": "projectcalico.org/v3", "kind": "ClusterInformation", "metadata": {"name": api::wire::SINGLETON},
                 "spec": self.cluster.spec_v1()});
@@ -96,7 +97,7 @@ fn resources_of(text: &str) -> Result<Vec<Value>, String> {
         if document.trim().is_empty() {
             continue;
         }
-        let value: Value = serde_saphyr::from_str(&document)
+        let value = document_of(&document)
             .map_err(|error| format!("a document of the first part is no YAML: {error}"))?;
         match value.get("items").and_then(Value::as_array) {
             Some(items) => {
@@ -116,20 +117,62 @@ fn resources_of(text: &str) -> Result<Vec<Value>, String> {
     Ok(all)
 }
 
+/// JSON, or YAML of any size that the file has.
+fn document_of(text: &str) -> Result<Value, String> {
+    if let Ok(value) = serde_json::from_str(text) {
+        return Ok(value);
+    }
+    // Whoever imports trusts the file with a cluster: it is not kept small here.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_nodes: usize::MAX,
+            max_events: usize::MAX,
+            max_total_scalar_bytes: usize::MAX,
+        },
+    };
+    serde_saphyr::from_str_with_options(text, options).map_err(|error| error.to_string())
+}
+
+/// The records. Every part must be there, be it empty: what is left out may hold addresses in use.
 fn records_of(entries: &Value) -> Result<Vec<Record>, String> {
+    let parts = entries.as_object().ok_or("the third part is no object of the records of IPAM")?;
+    if let Some(stranger) = parts.keys().find(|part| ENTRIES.iter().all(|(_, name)| name != part)) {
+        return Err(format!("the third part has {stranger:?}, which no export has"));
+    }
     let mut records = Vec::new();
     for (kind, name) in ENTRIES {
-        let items = match &entries[name] {
-            Value::Null => Vec::new(),
-            Value::Array(items) => items.clone(),
-            item => vec![item.clone()],
+        let items = match parts.get(name) {
+            // A cluster that never set its configuration has none.
+            None if kind == Kind::Config => Vec::new(),
+            None => {
+                return Err(format!(
+                    "the third part has no {name}: addresses in use would be given out again"
+                ));
+            }
+            Some(Value::Null) => Vec::new(),
+            Some(Value::Array(items)) => items.clone(),
+            Some(item) if kind == Kind::Config => vec![item.clone()],
+            Some(_) => return Err(format!("{name} of the third part is no list")),
         };
         for item in items {
             let key = item["Key"].as_str().ok_or_else(|| format!("an item of {name} has no Key"))?;
             records.push(entry::record(kind, key, &item["Value"])?);
         }
     }
+    fit_together(&records)?;
     Ok(records)
+}
+
+/// Refuses records that count on blocks of which the file has none at all. Single ones that do are what a collector mends.
+fn fit_together(records: &[Record]) -> Result<(), String> {
+    let blocks = records.iter().filter(|record| matches!(record, Record::Block(_))).count();
+    let counting = records.iter().filter(|record| matches!(record, Record::Handle(_))).count();
+    if blocks == 0 && counting > 0 {
+        return Err(format!(
+            "the file has {counting} handles and none of the blocks that they have addresses in: export again"
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -143,12 +186,13 @@ mod tests {
         Contents {
             resources: vec![
                 json!({"kind": "IPPool", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "a"}, "spec": {"cidr": "10.0.0.0/16"}}),
-                json!({"kind": "IPPool", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "===", "annotations": {"a": "===\n---\n"}}, "spec": {}}),
+                json!({"kind": "IPPool", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "b", "annotations": {"a": "=== ---"}}, "spec": {}}),
                 json!({"kind": "Node", "apiVersion": "projectcalico.org/v3", "metadata": {"name": "n"}, "spec": {}}),
             ],
             cluster: ClusterInformation { cluster_guid: "guid".to_owned(), ..ClusterInformation::default() },
             records: vec![
                 Record::Affinity(Affinity { owner, cidr, state: AffinityState::Confirmed, deleted: false }),
+                Record::Block(ipam::block::new_block(cidr, &Owner::host("n"), jiff::Timestamp::UNIX_EPOCH)),
                 Record::Handle(Handle {
                     id: "net.C".to_owned(),
                     blocks: BTreeMap::from([(cidr, 1)]),
@@ -164,6 +208,15 @@ mod tests {
         let text = contents().text().unwrap();
         assert_eq!(Contents::parse(&text), Ok(contents()), "{text}");
         assert_eq!(Contents::parse(&text.replace('\n', "\r\n")), Ok(contents()));
+        // As Calico's own command writes it.
+        let (resources, rest) = text.split_once("===\n").unwrap();
+        let yaml: Vec<String> = resources
+            .split("---\n")
+            .filter(|document| !document.is_empty())
+            .map(|document| serde_json::from_str::<Value>(document).unwrap())
+            .map(|document| serde_saphyr::to_string(&document).unwrap())
+            .collect();
+        assert_eq!(Contents::parse(&format!("{}---\n===\n{rest}", yaml.join("---\n"))), Ok(contents()));
         assert!(text.contains("\"Key\": \"/calico/ipam/v2/host/n/ipv4/block/10.0.0.0-26\""), "{text}");
         let empty = Contents::default();
         assert_eq!(Contents::parse(&empty.text().unwrap()), Ok(empty));
@@ -178,7 +231,20 @@ mod tests {
         assert!(Contents::parse(cut).unwrap_err().contains("third part"));
         let strange = text.replace("/calico/ipam/v2/handle/", "/calico/ipam/v2/hand/");
         assert!(Contents::parse(&strange).unwrap_err().contains("/calico/ipam/v2/hand/net.C"));
-        let nonsense = text.replacen("kind: IPPoolList", "kind: [", 1);
+        let nonsense = text.replacen("\"IPPoolList\"", "[", 1);
         assert!(Contents::parse(&nonsense).unwrap_err().contains("first part"));
+        for (part, said) in
+            [("blocks", "\"block\""), ("handles", "\"others\""), ("block_affinities", "\"x\"")]
+        {
+            let without = text.replacen(&format!("\"{part}\""), said, 1);
+            assert!(Contents::parse(&without).unwrap_err().contains("third part has"), "{part}");
+        }
+        let mut all: Value = serde_json::from_str(text.rsplit("===").next().unwrap()).unwrap();
+        all["blocks"] = json!([]);
+        let head = text.rsplit_once("===").unwrap().0;
+        assert!(Contents::parse(&format!("{head}===\n{all}")).unwrap_err().contains("1 handles"));
+        all.as_object_mut().unwrap().remove("blocks");
+        assert!(Contents::parse(&format!("{head}===\n{all}")).unwrap_err().contains("no blocks"));
+        assert!(Contents::parse(&format!("{head}===\nnull")).is_err());
     }
 }

@@ -13,7 +13,7 @@ use datastore::copy::{CopyError, Options, copy};
 use datastore::etcd::entry;
 use datastore::kubernetes::Kubernetes;
 use datastore::memory::Memory;
-use datastore::{Datastore, Key, Kind, Record, Scope, Write};
+use datastore::{CommitError, Datastore, Key, Kind, Record, Scope, Write};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
@@ -23,6 +23,9 @@ const DONE: &str = "Datastore information successfully imported. Please refer to
 
 /// Names in the way that a message says; it counts the others.
 const SHOWN: usize = 5;
+
+/// How often the annotations of a node are written anew where somebody else was quicker.
+const NODE_TRIES: u32 = 10;
 
 /// Annotations of a node that are Calico's.
 const ANNOTATIONS: &str = "projectcalico.org/";
@@ -38,9 +41,9 @@ pub(super) async fn run(store: &Backend, file: &Path) -> Result<String, Failure>
         .map_err(|error| Failure::new(format!("error reading migration file {}: {error}", file.display())))?;
     let contents =
         Contents::parse(&text).map_err(|error| Failure::new(format!("{}: {error}", file.display())))?;
-    let records = records(contents).map_err(Failure::new)?;
+    let import = Import::of(contents).map_err(Failure::new)?;
     definitions::install(target).await?;
-    import(target, records).await
+    import.make(target).await
 }
 
 fn read(file: &Path) -> std::io::Result<String> {
@@ -53,55 +56,132 @@ fn read(file: &Path) -> std::io::Result<String> {
     Ok(text)
 }
 
-/// All records of the file, the cluster's information locked.
-fn records(contents: Contents) -> Result<Vec<Record>, String> {
-    let Contents { resources, mut cluster, records: mut all } = contents;
-    cluster.datastore_ready = false;
-    all.push(Record::ClusterInformation(cluster));
-    let mut strangers: BTreeMap<String, usize> = BTreeMap::new();
-    for resource in resources {
-        let text = |pointer: &str| resource.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let name = text("/metadata/name").to_owned();
-        match text("/kind") {
-            "IPPool" => all.push(entry::resource(&Key::Pool(name), &resource)?),
-            "IPReservation" => all.push(entry::resource(&Key::Reservation(name), &resource)?),
-            "Node" => all.push(entry::resource(&Key::Node(name), &resource)?),
-            kind => *strangers.entry(kind.to_owned()).or_default() += 1,
+/// What is to be written.
+#[derive(Debug)]
+struct Import {
+    /// Everything, the cluster's information locked.
+    records: Vec<Record>,
+    /// Pools and reservations as they stand in the file: more than their records.
+    resources: Vec<(Key, Value)>,
+}
+
+/// What a node's annotations in Kubernetes say of its record in etcd; the rest of its spec has no place there that is ours to know.
+const CARRIED: [&str; 5] = ["addresses", "orchRefs", "ipv4VXLANTunnelAddr", "ipv6VXLANTunnelAddr", "bgp"];
+
+/// As [`CARRIED`], of `bgp`.
+const CARRIED_OF_BGP: [&str; 3] = ["ipv4Address", "ipv6Address", "ipv4IPIPTunnelAddr"];
+
+impl Import {
+    /// Reads the file's contents.
+    fn of(contents: Contents) -> Result<Self, String> {
+        let Contents { resources, mut cluster, mut records } = contents;
+        cluster.datastore_ready = false;
+        records.push(Record::ClusterInformation(cluster));
+        let mut whole = Vec::new();
+        let (mut strangers, mut left): (BTreeMap<String, usize>, BTreeMap<String, usize>) =
+            Default::default();
+        for resource in resources {
+            let text = |pointer: &str| resource.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+            let name = text("/metadata/name").to_owned();
+            let key = match text("/kind") {
+                "IPPool" if !text("/metadata/deletionTimestamp").is_empty() => {
+                    return Err(format!("pool {name} is being deleted: let that end, and export again"));
+                }
+                "IPPool" => Key::Pool(name),
+                "IPReservation" => Key::Reservation(name),
+                "Node" => {
+                    for field in left_of(&resource["spec"], "", &CARRIED).chain(left_of(
+                        &resource["spec"]["bgp"],
+                        "bgp.",
+                        &CARRIED_OF_BGP,
+                    )) {
+                        *left.entry(field).or_default() += 1;
+                    }
+                    records.push(entry::resource(&Key::Node(name), &resource)?);
+                    continue;
+                }
+                kind => {
+                    *strangers.entry(kind.to_owned()).or_default() += 1;
+                    continue;
+                }
+            };
+            records.push(entry::resource(&key, &resource)?);
+            whole.push((key, resource));
         }
+        if !strangers.is_empty() {
+            let kinds: Vec<String> =
+                strangers.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+            return Err(format!(
+                "the file has resources that are not about addresses and that this command cannot write: {}. Nothing was written. \
+                 Take their documents out of the first part, import, and apply them with Calico's own calicoctl before you unlock",
+                kinds.join(", ")
+            ));
+        }
+        let mut keys = BTreeSet::new();
+        if let Some(twice) = records.iter().map(Record::key).find(|key| !keys.insert(key.clone())) {
+            return Err(format!("{twice} is in the file twice: export again"));
+        }
+        for (field, count) in left {
+            output::note(&format!(
+                "spec.{field} of {count} nodes is not carried over: calico/node sets it there, or you do"
+            ));
+        }
+        Ok(Self { records, resources: whole })
     }
-    if !strangers.is_empty() {
-        let kinds: Vec<String> = strangers.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-        return Err(format!(
-            "the file has resources that are not about addresses and that this command cannot write: {}. Nothing was written. \
-             Take their documents out of the first part, import, and apply them with Calico's own calicoctl before you unlock",
-            kinds.join(", ")
-        ));
-    }
-    let mut keys = BTreeSet::new();
-    match all.iter().map(Record::key).find(|key| !keys.insert(key.clone())) {
-        Some(twice) => Err(format!("{twice} is in the file twice: export again")),
-        None => Ok(all),
+
+    async fn make(self, target: &Kubernetes) -> Result<String, Failure> {
+        let Self { records, resources } = self;
+        alone(target, &records).await?;
+        let of_kind = |wanted: &dyn Fn(Kind) -> bool| {
+            records.iter().filter(|record| wanted(record.key().kind())).cloned().collect::<Vec<Record>>()
+        };
+        // The cluster's nodes are Kubernetes'; what Calico keeps on them is added afterwards.
+        let source = holding(of_kind(&|kind| kind != Kind::Node)).await?;
+        let dry = Options { dry_run: true, unlocked: false };
+        copy(&source, target, dry, |_| {}).await.map_err(|error| untouched(&error))?;
+        // The lock before all else: a pool that is there would be used.
+        let lock = holding(of_kind(&|kind| kind == Kind::ClusterInformation)).await?;
+        copy(&lock, target, Options::default(), |_| {}).await.map_err(|error| stopped(&error))?;
+        for (key, resource) in &resources {
+            let made = target.create_as_it_stands(key, resource).await;
+            made.map_err(|error| stopped(&CopyError::Write(error)))?;
+        }
+        copy(&source, target, Options::default(), |_| {}).await.map_err(|error| stopped(&error))?;
+        for record in of_kind(&|kind| kind == Kind::Node) {
+            if let Record::Node(node) = record {
+                annotate(target, node).await?;
+            }
+        }
+        // A definition of another release may not keep what it does not know.
+        let kept = copy(&source, target, dry, |_| {}).await.map_err(|error| {
+            Failure::new(format!(
+                "what was written does not read back as it was: {error}. Update the custom resource definitions, delete what was imported, and import again; the datastore is locked"
+            ))
+        })?;
+        if kept.kinds.values().any(|count| count.copied > 0) {
+            return Err(Failure::new(
+                "some of what was written is gone again: somebody writes there though the datastore is locked. Stop it, and run the same command again",
+            ));
+        }
+        Ok(DONE.to_owned())
     }
 }
 
-async fn import(target: &Kubernetes, records: Vec<Record>) -> Result<String, Failure> {
-    alone(target, &records).await?;
-    let nodes: Vec<api::Node> = records
-        .iter()
-        .filter_map(|record| if let Record::Node(node) = record { Some(node.clone()) } else { None })
-        .collect();
-    let source = Memory::new();
-    // The cluster's nodes are Kubernetes'; what Calico keeps on them is added afterwards.
-    let writes: Vec<Write> =
-        records.into_iter().filter(|record| record.key().kind() != Kind::Node).map(Write::Create).collect();
-    source.commit(&[], &writes).await?;
-    let dry = Options { dry_run: true, unlocked: false };
-    copy(&source, target, dry, |_| {}).await.map_err(|error| untouched(&error))?;
-    copy(&source, target, Options::default(), |_| {}).await.map_err(|error| stopped(&error))?;
-    for node in nodes {
-        annotate(target, node).await?;
-    }
-    Ok(DONE.to_owned())
+/// Fields of `of` that are none of `carried`.
+fn left_of<'a>(of: &'a Value, before: &'a str, carried: &'a [&str]) -> impl Iterator<Item = String> + 'a {
+    let fields = of.as_object().into_iter().flatten();
+    fields
+        .map(|(field, _)| field)
+        .filter(|field| !carried.contains(&field.as_str()))
+        .map(move |field| format!("{before}{field}"))
+}
+
+/// A store that holds these.
+async fn holding(records: Vec<Record>) -> Result<Memory, Failure> {
+    let store = Memory::new();
+    let writes: Vec<Write> = records.into_iter().map(Write::Create).collect();
+    store.commit(&[], &writes).await?;
+    Ok(store)
 }
 
 /// Whether the datastore has nothing that is not in the file: addresses that are in use there may be the same.
@@ -139,23 +219,32 @@ fn stopped(error: &CopyError) -> Failure {
 /// Gives a node of the cluster what Calico kept on it: its addresses and those of its tunnels. What it has stays.
 async fn annotate(target: &Kubernetes, node: api::Node) -> Result<(), Failure> {
     let key = Key::Node(node.name.clone());
-    let found = target.get(&key).await?;
-    let Some((Record::Node(mut there), version)) = found.map(|stored| (stored.record, stored.version)) else {
-        output::note(&format!(
-            "node {} is not in the cluster: what it held stays until the node comes or is cleaned up",
-            node.name
-        ));
-        return Ok(());
-    };
-    let before = there.annotations.len();
-    for (name, value) in node.annotations.into_iter().filter(|(name, _)| name.starts_with(ANNOTATIONS)) {
-        there.annotations.entry(name).or_insert(value);
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let found = target.get(&key).await?;
+        let Some((Record::Node(mut there), version)) = found.map(|stored| (stored.record, stored.version))
+        else {
+            output::note(&format!(
+                "node {} is not in the cluster: what it held stays until the node comes or is cleaned up",
+                node.name
+            ));
+            return Ok(());
+        };
+        let before = there.annotations.len();
+        for (name, value) in node.annotations.iter().filter(|(name, _)| name.starts_with(ANNOTATIONS)) {
+            there.annotations.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+        if there.annotations.len() == before {
+            return Ok(());
+        }
+        match target.commit(&[], &[Write::Update(Record::Node(there), version)]).await {
+            Ok(_) => return Ok(()),
+            // Kubelets write their nodes all the time.
+            Err(CommitError::Conflict { .. }) if tries < NODE_TRIES => {}
+            Err(error) => return Err(stopped(&CopyError::Write(error))),
+        }
     }
-    if there.annotations.len() > before {
-        let again = |error| stopped(&CopyError::Write(error));
-        target.commit(&[], &[Write::Update(Record::Node(there), version)]).await.map_err(again)?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -172,7 +261,8 @@ mod tests {
         let mut contents = Contents::default();
         contents.cluster.datastore_ready = true;
         contents.resources = vec![resource("IPPool", "p"), resource("Node", "n")];
-        let records = records(contents).unwrap();
+        let Import { records, resources } = Import::of(contents).unwrap();
+        assert_eq!(resources.len(), 1);
         let locked = |record: &Record| matches!(record, Record::ClusterInformation(cluster) if !cluster.datastore_ready);
         assert!(records.iter().any(locked));
         assert_eq!(records.len(), 3);
@@ -180,10 +270,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_written_refuses_the_whole_file() {
-        let of = |resources| records(Contents { resources, ..Contents::default() }).unwrap_err();
+        let of = |resources| Import::of(Contents { resources, ..Contents::default() }).unwrap_err();
         let peers = of(vec![resource("IPPool", "p"), resource("BGPPeer", "a"), resource("BGPPeer", "b")]);
         assert!(peers.contains("2 BGPPeer") && peers.contains("Nothing was written"), "{peers}");
         let twice = of(vec![resource("IPPool", "p"), resource("IPPool", "p")]);
         assert!(twice.contains("pool p is in the file twice"), "{twice}");
+        let mut leaving = resource("IPPool", "p");
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-08-01T10:15:30Z");
+        assert!(of(vec![leaving]).contains("pool p is being deleted"));
     }
 }

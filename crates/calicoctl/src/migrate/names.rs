@@ -23,11 +23,11 @@ const OF_A_NODE: &str = "node.";
 pub(super) struct Names(BTreeMap<String, String>);
 
 impl Names {
-    /// As the nodes' references to their orchestrator say.
+    /// As the nodes' references to their orchestrator say. A node without one keeps its name, if that is allowed.
     ///
     /// # Errors
     /// One sentence that names the nodes without such a reference.
-    pub(super) fn of<'a>(nodes: impl Iterator<Item = &'a Value>) -> Result<Self, String> {
+    pub(super) fn of<'a>(nodes: impl Iterator<Item = &'a Value>, keep: bool) -> Result<Self, String> {
         let (mut names, mut without) = (BTreeMap::new(), Vec::new());
         for node in nodes {
             let name = node.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
@@ -39,6 +39,7 @@ impl Names {
                 .and_then(|reference| reference["nodeName"].as_str());
             match known {
                 Some(known) => drop(names.insert(name.to_owned(), known.to_owned())),
+                None if keep => drop(names.insert(name.to_owned(), name.to_owned())),
                 None => without.push(name),
             }
         }
@@ -46,7 +47,7 @@ impl Names {
             return Ok(Self(names));
         }
         Err(format!(
-            "no reference to a node of Kubernetes (spec.orchRefs with orchestrator k8s) in node {}: run calico/node there once with its datastore etcdv3, or delete the node",
+            "no reference to a node of Kubernetes (spec.orchRefs with orchestrator k8s) in node {}: where it has the same name in Kubernetes, say --keep-node-names; otherwise let calico/node of the cluster write the reference",
             without.join(", ")
         ))
     }
@@ -127,7 +128,7 @@ mod tests {
     #[test]
     fn everything_that_names_a_node_names_the_node_of_kubernetes() {
         let nodes = [node("old", Some("new")), node("same", Some("same"))];
-        let names = Names::of(nodes.iter()).unwrap();
+        let names = Names::of(nodes.iter(), false).unwrap();
         assert_eq!(names.resource(nodes[0].clone())["metadata"]["name"], "new");
         let config = json!({"kind": "FelixConfiguration", "metadata": {"name": "node.old"}});
         assert_eq!(names.resource(config)["metadata"]["name"], "node.new");
@@ -175,6 +176,9 @@ mod tests {
     #[test]
     fn nodes_that_kubernetes_does_not_know_are_named() {
         let nodes = [node("a", Some("a")), node("b", None), node("c", None)];
-        assert!(Names::of(nodes.iter()).unwrap_err().contains("in node b, c:"));
+        let refused = Names::of(nodes.iter(), false).unwrap_err();
+        assert!(refused.contains("in node b, c:") && refused.contains("--keep-node-names"), "{refused}");
+        let kept = Names::of(nodes.iter(), true).unwrap();
+        assert_eq!(kept.resource(nodes[1].clone()), nodes[1]);
     }
 }

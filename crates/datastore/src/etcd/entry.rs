@@ -42,44 +42,88 @@ pub fn resource(key: &Key, text: &Value) -> Result<Record, String> {
     value::read(key, &found).record.map(|stored| stored.record).map_err(|why| format!("{key}: {why}"))
 }
 
+/// Everything of Calico's in etcd at one revision.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Resources of `projectcalico.org/v3` as they stand there, of whatever kind, each with its plural, in key order.
+    pub resources: Vec<(String, Value)>,
+    /// Affinities, blocks, handles and the configuration, in key order of each kind.
+    pub records: Vec<Record>,
+    /// Keys of IPAM that are no records: nobody reads them as such.
+    pub strangers: Vec<String>,
+}
+
+/// Kinds of record that are entries of IPAM.
+const ENTRIES: [Kind; 4] = [Kind::Affinity, Kind::Block, Kind::Handle, Kind::Config];
+
 impl Etcd {
-    /// Every resource of `projectcalico.org/v3` as it stands there, by its plural and in key order, of whatever kind.
+    /// Reads everything at one revision. `None` if an entry of IPAM was written while that went on.
     ///
-    /// Datastore calls: 1 per 1,000 resources.
+    /// Datastore calls: 1 per 1,000 keys, and those of IPAM's entries once more.
     ///
     /// # Errors
-    /// See [`ReadError`]. A value that is no JSON is [`ReadError::Malformed`].
-    pub async fn resources(&self) -> Result<Vec<(String, Value)>, ReadError> {
-        let what = || "resources".to_owned();
-        let (mut from, end) = (path::RESOURCES.as_bytes().to_vec(), path::after(path::RESOURCES));
-        let (mut found, mut at) = (Vec::new(), 0);
+    /// See [`ReadError`]. A value that cannot be understood is [`ReadError::Malformed`].
+    pub async fn snapshot(&self) -> Result<Option<Snapshot>, ReadError> {
+        let mut snapshot = Snapshot::default();
+        let (resources, at) = self.under(path::RESOURCES, 0, false).await?;
+        for one in &resources {
+            let key = String::from_utf8_lossy(&one.key).into_owned();
+            let plural = key.strip_prefix(path::RESOURCES).and_then(|rest| rest.split('/').next());
+            let value = serde_json::from_slice(&one.value).map_err(|error| ReadError::Malformed {
+                what: key.clone(),
+                reason: format!("it is not JSON ({error})"),
+            })?;
+            snapshot.resources.push((plural.unwrap_or_default().to_owned(), value));
+        }
+        let (entries, _) = self.under(path::IPAM, at, false).await?;
+        for one in &entries {
+            match ENTRIES.into_iter().find_map(|kind| value::read_any(kind, one)) {
+                Some((key, found)) => {
+                    let stored = found.record;
+                    let stored =
+                        stored.map_err(|reason| ReadError::Malformed { what: key.to_string(), reason })?;
+                    if !stored.record.is_deleted() {
+                        snapshot.records.push(stored.record);
+                    }
+                }
+                None => snapshot.strangers.push(String::from_utf8_lossy(&one.key).into_owned()),
+            }
+        }
+        let (now, _) = self.under(path::IPAM, 0, true).await?;
+        let unchanged = now.len() == entries.len() && now.iter().all(|one| one.mod_revision <= at);
+        Ok(unchanged.then_some(snapshot))
+    }
+
+    /// What stands under `root` at the revision `at`, or now if that is 0; and that revision.
+    async fn under(
+        &self,
+        root: &str,
+        mut at: i64,
+        keys_only: bool,
+    ) -> Result<(Vec<KeyValue>, i64), ReadError> {
+        let (mut from, end) = (root.as_bytes().to_vec(), path::after(root));
+        let mut found = Vec::new();
         loop {
             let request = RangeRequest {
                 key: from,
                 range_end: end.clone().into_bytes(),
                 limit: PAGE,
                 revision: at,
-                keys_only: false,
+                keys_only,
                 ..RangeRequest::default()
             };
-            let page = self.range(request).await.map_err(|failure: Failure| failure.reading(what()))?;
+            let page =
+                self.range(request).await.map_err(|failure: Failure| failure.reading(root.to_owned()))?;
             if at == 0 {
                 at = page.header.map_or(0, |header| header.revision);
             }
-            for one in &page.kvs {
-                let key = String::from_utf8_lossy(&one.key).into_owned();
-                let plural = key.strip_prefix(path::RESOURCES).and_then(|rest| rest.split('/').next());
-                let malformed = |reason: String| ReadError::Malformed { what: key.clone(), reason };
-                let value = serde_json::from_slice(&one.value)
-                    .map_err(|error| malformed(format!("it is not JSON ({error})")))?;
-                found.push((plural.unwrap_or_default().to_owned(), value));
-            }
-            match page.kvs.last() {
+            found.extend(page.kvs);
+            match found.last() {
                 Some(last) if page.more => {
                     from = last.key.clone();
                     from.push(0);
                 }
-                _ => return Ok(found),
+                _ => return Ok((found, at)),
             }
         }
     }

@@ -6,6 +6,8 @@ use api::{Cidr, IpVersion, Owner, OwnerKind};
 
 /// What all whole resources stand under.
 pub(super) const RESOURCES: &str = "/calico/resources/v3/projectcalico.org/";
+/// What the entries of IPAM stand under.
+pub(super) const IPAM: &str = "/calico/ipam/v2/";
 const POOLS: &str = "/calico/resources/v3/projectcalico.org/ippools/";
 const RESERVATIONS: &str = "/calico/resources/v3/projectcalico.org/ipreservations/";
 const NODES: &str = "/calico/resources/v3/projectcalico.org/nodes/";

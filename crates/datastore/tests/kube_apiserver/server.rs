@@ -187,7 +187,7 @@ impl KubeApiserver {
         self.signal(Signal::CONT);
     }
 
-    /// Kills it, as a machine that loses power does. Its etcd goes on.
+    /// Kills it as `kill -9` does. Its etcd goes on.
     pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();

@@ -12,6 +12,7 @@ use ipam::agent::{Agent, Demand, Effect, Event, Reply, RequestId, Surrender};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -70,7 +71,10 @@ impl NodeAgent {
 }
 
 /// Starts an agent for each node over its store, and waits until all have read everything.
-pub(crate) async fn start<D: Datastore + Clone + 'static>(nodes: &[(String, D)]) -> Vec<NodeAgent> {
+pub(crate) async fn start<D: Datastore + Clone + 'static>(
+    nodes: &[(String, D)],
+    over: &Arc<AtomicBool>,
+) -> Vec<NodeAgent> {
     let (mut doors, mut ready) = (Vec::new(), Vec::new());
     for (node, store) in nodes {
         let (inputs, received) = mpsc::unbounded_channel();
@@ -88,10 +92,12 @@ pub(crate) async fn start<D: Datastore + Clone + 'static>(nodes: &[(String, D)])
                 for (node, store) in nodes {
                     let own = Scope::AffinitiesOf(api::Owner::host(node));
                     let to = BTreeMap::from([(node.clone(), all[node].clone())]);
-                    tokio::spawn(feed(store.clone(), own, to));
+                    tokio::spawn(feed(store.clone(), own, to, Arc::clone(over)));
                 }
             }
-            scope @ Scope::All(_) => drop(tokio::spawn(feed(first.clone(), scope, all.clone()))),
+            scope @ Scope::All(_) => {
+                tokio::spawn(feed(first.clone(), scope, all.clone(), Arc::clone(over)));
+            }
         }
     }
     for mut completed in ready {
@@ -100,17 +106,19 @@ pub(crate) async fn start<D: Datastore + Clone + 'static>(nodes: &[(String, D)])
     doors
 }
 
-/// Hands on what happens in `scope`, until the store is gone.
+/// Hands on what happens in `scope`, until the store is gone, which it may once the figures are there.
 async fn feed<D: Datastore + 'static>(
     store: D,
     scope: Scope,
     to: BTreeMap<String, mpsc::UnboundedSender<Input>>,
+    over: Arc<AtomicBool>,
 ) {
     let kind = scope.kind();
     let mut changes = follow(store, scope);
     while let Some(change) = changes.next().await {
         let owner = match &change {
-            Change::Lost(_) => return,
+            Change::Lost(_) if over.load(Ordering::SeqCst) => return,
+            Change::Lost(error) => panic!("agents would go on with what they know: {error}"),
             Change::Put(Stored { record: Record::Block(block), .. }) => {
                 block.affinity.as_ref().map(|owner| owner.name.as_str())
             }

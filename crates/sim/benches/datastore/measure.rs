@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use sim::peer::{Calico, Wanted};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Clients at once.
@@ -24,7 +24,7 @@ pub(crate) const NODES: usize = 16;
 const ROUNDS: usize = 9;
 
 /// Writes of each client in a round; a block has room for them beside the address that keeps it.
-const EACH: u32 = 40;
+pub(crate) const EACH: u32 = 40;
 
 /// Assignments by Calico's calls of each client in a round.
 const EACH_OF_CALICO: u32 = 8;
@@ -80,21 +80,28 @@ fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     sorted[at].as_secs_f64() * 1000.0
 }
 
+/// The rate of a round, and how long each of its operations took.
+type Measured = (f64, Vec<Duration>);
+
 /// Writes of one client each, all clients at once.
-async fn raw(clients: &mut [Raw], each: u32) -> f64 {
+async fn raw(clients: &mut [Raw], each: u32) -> Measured {
     let begin = Instant::now();
-    let count = clients.len();
-    join_all(clients.iter_mut().map(|client| async move {
+    let took = join_all(clients.iter_mut().map(|client| async move {
+        let mut took = Vec::new();
         for _ in 0..each {
+            let since = Instant::now();
             client.write().await;
+            took.push(since.elapsed());
         }
+        took
     }))
-    .await;
-    per_second(count * each as usize, begin.elapsed())
+    .await
+    .concat();
+    (per_second(took.len(), begin.elapsed()), took)
 }
 
 /// ADDs one after another by `callers` callers, each of the agent at its place; answers the rate and how long each took.
-async fn adds(callers: &[&NodeAgent], each: u32) -> (f64, Vec<Duration>) {
+async fn adds(callers: &[&NodeAgent], each: u32) -> Measured {
     let begin = Instant::now();
     let working = (0_u32..).zip(callers).map(|(caller, agent)| {
         let agent = (*agent).clone();
@@ -130,20 +137,25 @@ async fn batch(agent: &NodeAgent) -> f64 {
 }
 
 /// Assignments by Calico's calls.
-async fn calico<D: Datastore>(peers: &[(String, D)], each: u32) -> f64 {
+async fn calico<D: Datastore>(peers: &[(String, D)], each: u32) -> Measured {
     let handle = |node: &str, number: u32| format!("{}-{node}", fleet::pod(node, number).0);
     let begin = Instant::now();
-    join_all(peers.iter().map(|(node, store)| async move {
+    let took = join_all(peers.iter().map(|(node, store)| async move {
         let calico = Calico { store, clock: &Now };
+        let mut took = Vec::new();
         for number in 0..each {
             let mut wanted = Wanted::one(node, IpVersion::V4, &handle(node, number));
             wanted.attributes = fleet::pod(node, number).1;
+            let since = Instant::now();
             let answer = calico.auto_assign(&wanted).await;
+            took.push(since.elapsed());
             assert_eq!(answer.addresses.len(), 1, "{answer:?}");
         }
+        took
     }))
-    .await;
-    let rate = per_second(peers.len() * each as usize, begin.elapsed());
+    .await
+    .concat();
+    let rate = per_second(took.len(), begin.elapsed());
     join_all(peers.iter().map(|(node, store)| async move {
         let calico = Calico { store, clock: &Now };
         for number in 0..each {
@@ -151,36 +163,47 @@ async fn calico<D: Datastore>(peers: &[(String, D)], each: u32) -> f64 {
         }
     }))
     .await;
-    rate
+    (rate, took)
 }
 
 /// Measures one store.
 pub(crate) async fn figures<D: Datastore + Clone + 'static>(mut place: Place<D>) {
     let name = place.name;
-    let fleet = fleet::start(&place.agents).await;
+    let over = Arc::new(AtomicBool::new(false));
+    let fleet = fleet::start(&place.agents, &over).await;
     // Everybody claims a block and keeps it.
-    let kept = u32::MAX;
-    join_all(fleet.iter().map(|agent| agent.add(kept))).await;
+    join_all(fleet.iter().map(|agent| agent.add(u32::MAX))).await;
     calico(&place.peers, 1).await;
     raw(&mut place.raw, 5).await;
     let mut figures = Figures::default();
-    let mut latencies: BTreeMap<usize, Vec<Duration>> = BTreeMap::new();
-    for _ in 0..ROUNDS {
+    let mut latencies: BTreeMap<(usize, &str), Vec<Duration>> = BTreeMap::new();
+    for round in 0..ROUNDS {
         for clients in CLIENTS {
-            let word = if clients == 1 { "client" } else { "clients" };
-            let raw = raw(&mut place.raw[..clients], EACH).await;
             let callers: Vec<&NodeAgent> = fleet.iter().take(clients).collect();
-            let (rate, took) = adds(&callers, EACH).await;
-            dels(&callers, EACH).await;
-            latencies.entry(clients).or_default().extend(took);
-            let theirs = calico(&place.peers[..clients], EACH_OF_CALICO).await;
-            figures.note(format!("{name}: {}, {clients} {word}", place.raw_name), "/s", raw);
-            figures.note(format!("{name}: ADD, {clients} {word}"), "/s", rate);
-            figures.note(format!("{name}: ADD by raw, {clients} {word}"), "x", rate / raw);
-            figures.note(format!("{name}: Calico's calls, {clients} {word}"), "/s", theirs);
-            figures.note(format!("{name}: ADD by Calico's, {clients} {word}"), "x", rate / theirs);
+            let mut rates = [0.0; 3];
+            // Each is the first in its turn, so that none always has what another leaves behind.
+            for which in (0..3).map(|step| (round + step) % 3) {
+                let (rate, took) = match which {
+                    0 => raw(&mut place.raw[..clients], EACH).await,
+                    1 => {
+                        let measured = adds(&callers, EACH).await;
+                        dels(&callers, EACH).await;
+                        measured
+                    }
+                    _ => calico(&place.peers[..clients], EACH_OF_CALICO).await,
+                };
+                rates[which] = rate;
+                latencies.entry((clients, [place.raw_name, "ADD", CALICO][which])).or_default().extend(took);
+            }
+            let [alone, ours, theirs] = rates;
+            let by = clients_words(clients);
+            figures.note(format!("{name}: {}, {by}", place.raw_name), "/s", alone);
+            figures.note(format!("{name}: ADD, {by}"), "/s", ours);
+            figures.note(format!("{name}: ADD by raw, {by}"), "x", ours / alone);
+            figures.note(format!("{name}: {CALICO}, {by}"), "/s", theirs);
+            figures.note(format!("{name}: ADD by Calico's, {by}"), "x", ours / theirs);
         }
-        let alone = raw(&mut place.raw[..1], EACH).await;
+        let (alone, _) = raw(&mut place.raw[..1], EACH).await;
         let together = batch(&fleet[0]).await;
         figures.note(format!("{name}: ADD, batches of {BATCH}"), "/s", together);
         figures.note(format!("{name}: batches of {BATCH} by raw"), "x", together / alone);
@@ -192,18 +215,31 @@ pub(crate) async fn figures<D: Datastore + Clone + 'static>(mut place: Place<D>)
     for (name, unit, values) in &figures.0 {
         say(name, unit, values);
     }
-    for (clients, mut took) in latencies {
+    for ((clients, what), mut took) in latencies {
         took.sort_unstable();
-        let word = if clients == 1 { "client" } else { "clients" };
-        say(&format!("{name}: ADD p50, {clients} {word}"), "ms", &[percentile(&took, 50)]);
-        say(&format!("{name}: ADD p99, {clients} {word}"), "ms", &[percentile(&took, 99)]);
+        let by = clients_words(clients);
+        say(&format!("{name}: {what} p50, {by}"), "ms", &[percentile(&took, 50)]);
+        say(&format!("{name}: {what} p99, {by}"), "ms", &[percentile(&took, 99)]);
     }
-    calls(name, &place.counted, &place.calls).await;
+    calls(name, &place.counted, &place.calls, &over).await;
+    over.store(true, Ordering::SeqCst);
+}
+
+/// What the yardstick is called.
+const CALICO: &str = "Calico's calls";
+
+fn clients_words(clients: usize) -> String {
+    format!("{clients} {}", if clients == 1 { "client" } else { "clients" })
 }
 
 /// Calls of one warm ADD and DEL, ours and Calico's.
-async fn calls<D: Datastore + Clone + 'static>(name: &str, counted: &[(String, D); 2], calls: &AtomicU64) {
-    let agents = fleet::start(&counted[..1]).await;
+async fn calls<D: Datastore + Clone + 'static>(
+    name: &str,
+    counted: &[(String, D); 2],
+    calls: &AtomicU64,
+    over: &Arc<AtomicBool>,
+) {
+    let agents = fleet::start(&counted[..1], over).await;
     let agent = &agents[0];
     agent.add(0).await;
     let peer = &counted[1..];
