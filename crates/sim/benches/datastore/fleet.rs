@@ -21,7 +21,7 @@ const INTAKE: usize = 512;
 
 #[expect(clippy::large_enum_variant, reason = "most are events, and each is read once")]
 enum Input {
-    Event(Event),
+    Event(Box<Event>),
     Ask(Box<dyn FnOnce(RequestId) -> Event + Send>, oneshot::Sender<Reply>),
 }
 
@@ -126,7 +126,7 @@ async fn feed<D: Datastore + 'static>(
         };
         let of = |node: &String| owner.is_none_or(|owner| owner == node);
         for (_, agent) in to.iter().filter(|(node, _)| of(node)) {
-            let _ = agent.send(Input::Event(Event::Changed(kind, change.clone())));
+            let _ = agent.send(Input::Event(Box::new(Event::Changed(kind, change.clone()))));
         }
     }
 }
@@ -148,11 +148,11 @@ async fn drive<D: Datastore + Clone + 'static>(
         tokio::select! {
             count = inputs.recv_many(&mut taken, INTAKE) => if count == 0 { return },
             () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() => {
-                taken.push(Input::Event(Event::Tick));
+                taken.push(Input::Event(Box::new(Event::Tick)));
             }
         }
         let events = taken.drain(..).map(|input| match input {
-            Input::Event(event) => event,
+            Input::Event(event) => *event,
             Input::Ask(event, sender) => {
                 next += 1;
                 waiting.insert(RequestId(next), sender);
@@ -162,7 +162,7 @@ async fn drive<D: Datastore + Clone + 'static>(
         let events: Vec<Event> = events.collect();
         for effect in agent.steps(Timestamp::now(), events) {
             let (store, back) = (store.clone(), back.clone());
-            let come_back = move |event| drop(back.send(Input::Event(event)));
+            let come_back = move |event| drop(back.send(Input::Event(Box::new(event))));
             match effect {
                 Effect::Commit { ticket, checks, writes } => drop(tokio::spawn(async move {
                     come_back(Event::Committed(ticket, store.commit(&checks, &writes).await));
