@@ -19,7 +19,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// Events planned together at most.
 const INTAKE: usize = 512;
 
-#[expect(clippy::large_enum_variant, reason = "most are events, and each is read once")]
 enum Input {
     Event(Box<Event>),
     Ask(Box<dyn FnOnce(RequestId) -> Event + Send>, oneshot::Sender<Reply>),
