@@ -202,6 +202,11 @@ fn definition(server: &Server, object: &mut Value, options: &WriteOptions) -> Re
     {
         options.warn(format!("{name}: groups under k8s.io belong to Kubernetes itself"));
     }
+    for rule in custom::unjudged_rules(object) {
+        options.warn(format!(
+            "{name}: this validation rule is not judged, it needs more than is served: {rule}"
+        ));
+    }
     let others = server.other_definitions(&name);
     let clash = custom::name_clash(object, others.iter());
     custom::set_status(object, clash.as_deref());

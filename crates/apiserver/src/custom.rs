@@ -96,6 +96,14 @@ pub fn check(definition: &Value) -> Vec<FieldError> {
     errors
 }
 
+/// Validation rules of all versions that are not judged.
+pub(crate) fn unjudged_rules(definition: &Value) -> Vec<String> {
+    versions(definition)
+        .filter_map(|version| Schema::compile(&version["schema"]["openAPIV3Schema"]).ok())
+        .flat_map(|schema| schema.unjudged_rules().to_vec())
+        .collect()
+}
+
 /// Whether the definition's names are free, and so whether it is served.
 ///
 /// `others` are the kinds served by other definitions.

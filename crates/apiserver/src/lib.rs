@@ -12,6 +12,7 @@ mod answer;
 pub mod apply;
 pub mod authorize;
 mod bootstrap;
+pub mod cel;
 pub mod commits;
 pub mod custom;
 mod default_roles;

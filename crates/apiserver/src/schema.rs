@@ -3,6 +3,7 @@
 mod compile;
 mod formats;
 mod prune;
+mod rules;
 mod validate;
 
 use crate::error::FieldError;
@@ -17,7 +18,8 @@ const MAX_DEPTH: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Schema {
     root: Node,
-    rules: Vec<String>,
+    unjudged: Vec<String>,
+    has_rules: bool,
 }
 
 /// JSON types that a schema can ask for.
@@ -101,6 +103,7 @@ struct Node {
     atomic_map: bool,
     default: Option<Value>,
     limits: Option<Box<Limits>>,
+    rules: Vec<rules::Rule>,
     /// Value checks that do not shape the object: `allOf`, `anyOf`, `oneOf`, `not`.
     junctors: Option<Box<Junctors>>,
 }
@@ -141,10 +144,10 @@ impl Schema {
         compile::compile(schema)
     }
 
-    /// The validation rules (CEL) that the schema holds. They are not evaluated: whoever accepts the definition
-    /// should say so.
-    pub fn unenforced_rules(&self) -> &[String] {
-        &self.rules
+    /// The validation rules that need more of the language than there is ([`crate::cel`]). They are not judged: whoever
+    /// accepts the definition should say so.
+    pub fn unjudged_rules(&self) -> &[String] {
+        &self.unjudged
     }
 
     /// Removes what the schema does not know. Returns the paths removed, as `spec.foo` or `spec.list[0].foo`.
@@ -160,7 +163,11 @@ impl Schema {
     /// What is wrong with an object. With the stored object, values that did not change are not judged again, so
     /// that a schema made stricter does not freeze old objects.
     pub fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
-        validate::validate(&self.root, object, old)
+        let mut faults = validate::validate(&self.root, object, old);
+        if self.has_rules {
+            rules::judge(&self.root, object, old, &mut faults);
+        }
+        faults
     }
 
     /// How server-side apply treats each field: begins at the object itself.

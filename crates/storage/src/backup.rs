@@ -175,7 +175,8 @@ impl Backup {
         }
         drop(opened);
         std::fs::rename(disk.name(), path).map_err(|error| failed(error.into()))?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         std::fs::File::open(folder)
             .and_then(|folder| folder.sync_all())
             .map_err(|error| failed(error.into()))?;

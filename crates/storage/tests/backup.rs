@@ -1,7 +1,5 @@
 //! Backups taken while commits go on, and stores made of them.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use storage::{AHEAD, Backup, BackupError, Check, Commit, Limits, RestoreError, Store, Write};
 
 fn bytes(backup: Backup) -> Vec<u8> {

@@ -1,9 +1,11 @@
 //! Reading a schema, and refusing one that is not structural.
 
+use super::rules::Rule;
 use super::{
     Additional, Bound, Junctors, Kind, Limits, ListType, MAX_DEPTH, Node, Schema, below, prune, validate,
 };
-use crate::error::FieldError;
+use crate::cel::{ParseError, Program};
+use crate::error::{FieldError, FieldFault};
 use regex::RegexBuilder;
 use serde_json::{Map, Value};
 
@@ -11,7 +13,7 @@ use serde_json::{Map, Value};
 const MAX_PATTERN: usize = 1 << 20;
 
 pub(super) fn compile(schema: &Value) -> Result<Schema, Vec<FieldError>> {
-    let mut compiler = Compiler { errors: Vec::new(), rules: Vec::new() };
+    let mut compiler = Compiler { errors: Vec::new(), unjudged: Vec::new(), has_rules: false };
     match schema["type"].as_str() {
         None | Some("") => {
             compiler.errors.push(FieldError::required("type", "must not be empty at the root"));
@@ -24,14 +26,16 @@ pub(super) fn compile(schema: &Value) -> Result<Schema, Vec<FieldError>> {
     let root =
         if compiler.errors.is_empty() { compiler.node(schema, "", Place::Root, 0) } else { Node::default() };
     match compiler.errors.is_empty() {
-        true => Ok(Schema { root, rules: compiler.rules }),
+        true => Ok(Schema { root, unjudged: compiler.unjudged, has_rules: compiler.has_rules }),
         false => Err(compiler.errors),
     }
 }
 
 struct Compiler {
     errors: Vec<FieldError>,
-    rules: Vec<String>,
+    /// Rules that need more of the language than there is.
+    unjudged: Vec<String>,
+    has_rules: bool,
 }
 
 /// Where a schema stands, which decides what it must say.
@@ -132,13 +136,9 @@ impl Compiler {
         node.list_type = self.list_type(map, &node, path);
         node.limits = self.limits(map, path);
         node.junctors = self.junctors(map, path, depth);
-        self.rules.extend(
-            map.get("x-kubernetes-validations")
-                .and_then(Value::as_array)
-                .into_iter()
-                .flatten()
-                .filter_map(|rule| rule["rule"].as_str().map(str::to_owned)),
-        );
+        if let Some(rules) = map.get("x-kubernetes-validations").and_then(Value::as_array) {
+            node.rules = self.rules(rules, &at("x-kubernetes-validations"));
+        }
         if let Some(default) = map.get("default").filter(|default| !default.is_null() || node.nullable) {
             self.check_default(&node, default, &at("default"));
             node.default = Some(default.clone());
@@ -159,6 +159,47 @@ impl Compiler {
         for fault in validate::validate_at(node, &filled, path) {
             self.errors.push(fault);
         }
+    }
+
+    fn rules(&mut self, rules: &[Value], path: &str) -> Vec<Rule> {
+        let mut read = Vec::new();
+        for (index, rule) in rules.iter().enumerate() {
+            let text = |field: &str| rule[field].as_str().filter(|text| !text.is_empty());
+            let source = text("rule").unwrap_or_default();
+            let mut programs =
+                [Some(source), text("messageExpression")].into_iter().flatten().map(Program::parse);
+            match (programs.next(), programs.next()) {
+                (Some(Ok(program)), message) => {
+                    self.has_rules = true;
+                    read.push(Rule {
+                        message: text("message")
+                            .map_or_else(|| format!("failed rule: {source}"), str::to_owned),
+                        // One that is not understood gives way to the message.
+                        message_program: message.and_then(Result::ok),
+                        fault: match text("reason") {
+                            Some("FieldValueForbidden") => FieldFault::Forbidden,
+                            Some("FieldValueRequired") => FieldFault::Required,
+                            Some("FieldValueDuplicate") => FieldFault::Duplicate,
+                            _ => FieldFault::Invalid,
+                        },
+                        field: text("fieldPath").unwrap_or_default().to_owned(),
+                        source: source.to_owned(),
+                        program,
+                    });
+                }
+                (Some(Err(ParseError::Unknown(_))), _) => self.unjudged.push(source.to_owned()),
+                (Some(Err(error)), _) => {
+                    let detail = format!("compilation failed: {error}");
+                    self.errors.push(FieldError::invalid(
+                        format!("{path}[{index}].rule"),
+                        &source.into(),
+                        &detail,
+                    ));
+                }
+                (None, _) => {}
+            }
+        }
+        read
     }
 
     fn list_type(&mut self, map: &Map<String, Value>, node: &Node, path: &str) -> ListType {

@@ -103,7 +103,12 @@ fn walk(node: &Node, value: &Value, old: Option<&Value>, path: &str, faults: &mu
 }
 
 /// The element of the stored list that this one continues.
-fn old_item<'a>(list_type: &ListType, item: &Value, at: usize, old: Option<&'a Value>) -> Option<&'a Value> {
+pub(super) fn old_item<'a>(
+    list_type: &ListType,
+    item: &Value,
+    at: usize,
+    old: Option<&'a Value>,
+) -> Option<&'a Value> {
     match list_type {
         ListType::Map(keys) => {
             old?.as_array()?.iter().find(|one| keys.iter().all(|key| one.get(key) == item.get(key)))
