@@ -5,11 +5,13 @@ use std::fmt::Write as _;
 use std::sync::{Mutex, PoisonError};
 use storage::Store;
 
+/// Verb, group, resource and code.
+type Asked = (&'static str, String, String, u16);
+
 /// What was asked, how often, and how it was answered.
 #[derive(Debug, Default)]
 pub(crate) struct Metrics {
-    /// By verb, group, resource and code.
-    requests: Mutex<BTreeMap<(&'static str, String, String, u16), u64>>,
+    requests: Mutex<BTreeMap<Asked, u64>>,
 }
 
 impl Metrics {

@@ -317,7 +317,7 @@ impl Parser {
             _ => {
                 let arguments = self.arguments(")")?;
                 if !functions::is_method(&name, arguments.len()) {
-                    self.unknown.get_or_insert(format!("the function {name}"));
+                    self.unknown.get_or_insert_with(|| format!("the function {name}"));
                 }
                 return Ok(Expression::Call(name, Some(on.into()), arguments));
             }
@@ -376,14 +376,14 @@ impl Parser {
                     };
                 }
                 if !functions::is_function(&name, arguments.len()) {
-                    self.unknown.get_or_insert(format!("the function {name}"));
+                    self.unknown.get_or_insert_with(|| format!("the function {name}"));
                 }
                 Ok(Expression::Call(name, None, arguments))
             }
             Token::Word(name) => {
                 if !self.bound.contains(&name) {
                     if !matches!(name.as_str(), "self" | "oldSelf") {
-                        self.unknown.get_or_insert(format!("the name {name}"));
+                        self.unknown.get_or_insert_with(|| format!("the name {name}"));
                     }
                     self.names.insert(name.clone());
                 }
