@@ -143,7 +143,7 @@ mod tests {
         );
         assert_eq!(
             faults(json!({"min": 1}), None),
-            ["spec: Invalid value: no such key: max evaluating rule: self.min <= self.max"]
+            ["spec.min: Invalid value: no such key: max evaluating rule: self.min <= self.max"]
         );
     }
 
