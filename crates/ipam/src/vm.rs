@@ -6,7 +6,7 @@
 //! ```text
 //!  first ADD: assign, active = source        target ADD: alternate = target
 //!  migration done: promote, active = target, alternate = source
-//!  source DEL: alternate = nobody            last DEL of a machine that is deleted: release
+//!  source DEL: alternate = nobody            last DEL of a machine that is deleted: release, its owner unchanged
 //! ```
 
 use crate::clock::Clock;
@@ -181,8 +181,12 @@ pub async fn promote<D: Datastore>(
 ///
 /// Returns how many addresses were released. A handle that holds nothing is success: a DEL may come twice.
 ///
-/// Datastore calls: 1 read and 1 per block of the handle; per address 3 reads and, where the pod is an owner of it, those of
-/// [`set_owner_attributes`]; and those of [`release::release_by_handle`] where it releases.
+/// Addresses of a deleted machine name a pod until they are released, so that the collector finds what a client leaves that
+/// dies on the way: the last pod is not taken off, and one that is active makes room for the other.
+///
+/// Datastore calls: 1 read and 1 per block of the handle; per address 3 reads, as many again if the machine is deleted, and,
+/// where the pod is an owner of it and not the last, those of [`set_owner_attributes`]; and those of
+/// [`release::release_by_handle`] where it releases.
 ///
 /// # Errors
 /// See [`VmError`].
@@ -196,9 +200,20 @@ pub async fn forget<D: Datastore>(
     pod: &PodName,
     machine_deleted: bool,
 ) -> Result<usize, VmError> {
+    let held = query::addresses_of(store, handle, None).await?;
+    let mut others = !machine_deleted;
+    for address in held.iter().filter(|_| machine_deleted) {
+        match owners(store, clock, *address, handle).await {
+            Err(VmError::NoAddress { .. }) => {}
+            found => others |= <[_; 2]>::from(found?).iter().any(|side| !side.is_empty() && !pod.owns(side)),
+        }
+    }
+    if !others {
+        return Ok(release::release_by_handle(store, clock, handle).await?);
+    }
     let mut owned = false;
-    for address in query::addresses_of(store, handle, None).await? {
-        owned |= forget_one(store, clock, address, handle, pod).await?;
+    for address in held {
+        owned |= forget_one(store, clock, address, handle, pod, machine_deleted).await?;
     }
     if machine_deleted && !owned {
         return Ok(release::release_by_handle(store, clock, handle).await?);
@@ -213,6 +228,7 @@ async fn forget_one<D: Datastore>(
     address: IpAddr,
     handle: &str,
     pod: &PodName,
+    machine_deleted: bool,
 ) -> Result<bool, VmError> {
     for _ in 0..SWAP_ATTEMPTS {
         let (active, alternate) = match owners(store, clock, address, handle).await {
@@ -225,11 +241,21 @@ async fn forget_one<D: Datastore>(
             return Ok(!active.is_empty() || !alternate.is_empty());
         }
         let clear = |it_is: bool| if it_is { Change::Clear } else { Change::Keep };
-        let update = OwnerUpdate {
-            active: clear(is_active),
-            alternate: clear(is_alternate),
-            expected_active: Expected::Owner(pod.clone()),
-            expected_alternate: Expected::Owner(pod.clone()),
+        let makes_room = machine_deleted && is_active && !is_alternate && !alternate.is_empty();
+        let update = if makes_room {
+            OwnerUpdate {
+                expected_active: Expected::Owner(pod.clone()),
+                expected_alternate: expected(&alternate),
+                active: Change::Set(alternate.clone()),
+                alternate: Change::Clear,
+            }
+        } else {
+            OwnerUpdate {
+                active: clear(is_active),
+                alternate: clear(is_alternate),
+                expected_active: Expected::Owner(pod.clone()),
+                expected_alternate: Expected::Owner(pod.clone()),
+            }
         };
         let outcome = set_owner_attributes(store, clock, address, handle, &update).await;
         if let Err(SetOwnerAttributesError::Refused(

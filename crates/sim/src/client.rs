@@ -3,6 +3,7 @@
 pub mod agent;
 pub(crate) mod ask;
 pub mod collector;
+mod machines;
 pub mod pools;
 pub(crate) mod queue;
 pub mod runtime;

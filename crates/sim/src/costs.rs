@@ -27,7 +27,7 @@ pub fn most_calls(operation: Operation) -> u32 {
         Operation::AgentRead | Operation::Administer => 2,
         Operation::CollectorRead => 4,
         Operation::AgentBatch | Operation::AgentClaim => 40,
-        Operation::PluginDel | Operation::QueueRelease => 40,
+        Operation::PluginDel | Operation::QueueRelease | Operation::MoveOwner => 40,
         // To give up a block is 8 requests of a Kubernetes API, and a node that is gone may have had all of them.
         Operation::CollectorTask => 1 + 16 * 8,
         // Calico's costs are its own.

@@ -173,6 +173,8 @@ pub enum Operation {
     CollectorTask,
     /// A node's queue replays a release.
     QueueRelease,
+    /// A virtual machine's address gets another owner.
+    MoveOwner,
     /// A peer that behaves like Calico assigns.
     PeerAdd,
     /// Such a peer releases by handle.
@@ -181,7 +183,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::PluginAdd,
         Self::PluginBoth,
         Self::PluginExact,
@@ -194,6 +196,7 @@ impl Operation {
         Self::CollectorRead,
         Self::CollectorTask,
         Self::QueueRelease,
+        Self::MoveOwner,
         Self::PeerAdd,
         Self::PeerDel,
     ];
@@ -213,6 +216,7 @@ impl Operation {
             Self::CollectorRead => "collector read",
             Self::CollectorTask => "collector task",
             Self::QueueRelease => "queue release",
+            Self::MoveOwner => "move owner",
             Self::PeerAdd => "peer ADD",
             Self::PeerDel => "peer DEL",
         }

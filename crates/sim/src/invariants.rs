@@ -1,5 +1,7 @@
 //! What must hold after every step (architecture §5), judged from what changed.
 //!
+//! Lines begin with the number of the invariant; 0 is for answers that are not what was asked for.
+//!
 //! Nothing here calls the code it judges: blocks are counted, compared and looked through anew.
 
 use crate::db::{Applied, Db};
@@ -55,6 +57,8 @@ pub struct Judge {
     pub shortest_cooldown_seconds: i64,
     /// What was reserved all the time.
     pub always_reserved: Vec<Cidr>,
+    /// Handles that may hold one address of a family.
+    pub capped: BTreeSet<String>,
     /// Handles that ask for particular addresses, whom reservations do not bind.
     pub may_be_reserved: BTreeSet<String>,
     /// Handles whose counts a peer may have spoilt: invariant 5 is not asked of them.
@@ -116,6 +120,7 @@ impl Judge {
         Self {
             shortest_cooldown_seconds: i64::from(shortest_cooldown_seconds),
             always_reserved,
+            capped: BTreeSet::new(),
             may_be_reserved: BTreeSet::new(),
             spoilt: BTreeSet::new(),
             counts: BTreeMap::new(),
@@ -190,6 +195,7 @@ impl Judge {
             wrong.extend(self.uncounted(db, handle, cidr, *count));
         }
         self.counts.insert(cidr, counts);
+        wrong.extend(self.over_cap(cidr));
         self.transitions(cidr, before, after, step, promises, wrong);
         // Without atomic commits a block that is about to be taken back may lie across: the promise is kept by its own.
         for (address, promise) in promises.of_block(cidr) {
@@ -207,6 +213,21 @@ impl Judge {
             self.overlapping.extend(others.map(|other| (cidr, other.cidr)));
         }
         self.is_confirmed(db, cidr, step, wrong);
+    }
+
+    /// No handle of this block holds more than it may.
+    fn over_cap(&self, cidr: Cidr) -> Option<String> {
+        if self.capped.is_empty() {
+            return None;
+        }
+        let here = self.counts.get(&cidr)?.iter();
+        let bound = |handle: &String| self.capped.contains(handle) && !self.spoilt.contains(handle);
+        here.filter(|(handle, _)| bound(handle)).find_map(|(handle, _)| {
+            let family = self.counts.iter().filter(|(other, _)| other.version() == cidr.version());
+            let held = family.flat_map(|(_, counts)| counts).filter(|(of, _)| of == handle);
+            let held: u32 = held.map(|(_, count)| count).sum();
+            (held > 1).then(|| format!("0: {handle} holds {held} addresses and may hold 1"))
+        })
     }
 
     /// Without atomic commits a commit whose checks fail after its writes takes them back: it is judged when it has ended.

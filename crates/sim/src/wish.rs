@@ -22,13 +22,15 @@ pub enum Breadth {
     Zones,
     /// Two interfaces of one container, by one handle. Agents tell them apart.
     Interfaces,
+    /// Virtual machines, whose pods share one address that moves between them.
+    Machines,
     /// Every other node keeps addresses of its blocks for itself.
     Kept,
 }
 
 impl Breadth {
     /// Every kind.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Both,
         Self::Several,
         Self::Exact,
@@ -36,6 +38,7 @@ impl Breadth {
         Self::Teams,
         Self::Zones,
         Self::Interfaces,
+        Self::Machines,
         Self::Kept,
     ];
 }
@@ -62,6 +65,8 @@ pub struct Wish {
     pub pools: Vec<Cidr>,
     /// The team of its namespace, where that matters.
     pub team: Option<&'static str>,
+    /// How many addresses its handle may hold; 0: any number.
+    pub cap: u32,
     /// Its interface, where the container has two.
     pub interface: Option<&'static str>,
 }
@@ -97,6 +102,7 @@ impl Wish {
                 wish.pools.extend(rng.pick(&named));
                 wish.versions = wish.pools.iter().map(|pool| pool.version()).collect();
             }
+            Some(Breadth::Machines) => wish.cap = 1,
             Some(Breadth::Teams | Breadth::Zones | Breadth::Interfaces | Breadth::Kept) | None => {}
         }
         wish

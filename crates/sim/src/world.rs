@@ -447,8 +447,11 @@ impl World {
 }
 
 fn is_seldom(operation: Operation) -> bool {
-    use Operation::{AgentClaim, CollectorTask, EmptyPool, PluginBoth, PluginExact, QueueRelease};
-    matches!(operation, AgentClaim | EmptyPool | QueueRelease | CollectorTask | PluginBoth | PluginExact)
+    use Operation::{AgentClaim, CollectorTask, EmptyPool, MoveOwner, PluginBoth, PluginExact, QueueRelease};
+    matches!(
+        operation,
+        AgentClaim | EmptyPool | QueueRelease | CollectorTask | PluginBoth | PluginExact | MoveOwner
+    )
 }
 
 /// Who acts, for the trace.

@@ -1,6 +1,7 @@
 //! What runtimes ask for, and by which way: through the node's agent, by the plugin alone, or through a peer.
 
 use crate::client::agent::Asked;
+use crate::client::machines::delete;
 use crate::client::runtime::{Attachment, Phase};
 use crate::faults::{Fault, Operation};
 use crate::invariants::Leave;
@@ -39,6 +40,9 @@ impl World {
                 self.met(Fault::DelEarly, Some(self.attachments[index].node));
                 self.give_up(index);
                 self.send_del(index);
+            }
+            Phase::Up if self.attachments[index].is_machine() && self.rng.chance(2, 3) => {
+                self.migrate(index);
             }
             Phase::Up if self.rng.chance(1, 12) => self.send_add(index),
             Phase::Up | Phase::Failed if self.rng.chance(2, 3) => self.decide_del(index),
@@ -102,6 +106,7 @@ impl World {
                     requested: wish.address,
                     namespace_labels: namespace_labels(wish),
                     reserved: self.setting.kept_by(node),
+                    max_per_handle: wish.cap,
                     ..Demand::new(handle, wish.versions.clone(), attributes)
                 }
             };
@@ -229,6 +234,13 @@ impl World {
             });
             return;
         }
+        if attachment.is_machine() {
+            let pods = [attachment.pod(index), attachment.target(index)];
+            self.begin(Operation::PluginDel, Some(node), purpose, leave, |store, clock| async move {
+                Outcome::Deleted(delete(&store, &clock, &handle, pods.each_ref().map(String::as_str)).await)
+            });
+            return;
+        }
         let blocks = self.blocks_of(&attachment);
         self.begin(Operation::PluginDel, Some(node), purpose, leave, |store, clock| async move {
             let outcome = release_by_handle_in(&store, &clock, &handle, &blocks).await;
@@ -250,7 +262,7 @@ impl World {
     }
 }
 
-fn attributes(attachment: &Attachment, index: usize, node: &str) -> BTreeMap<String, String> {
+pub(super) fn attributes(attachment: &Attachment, index: usize, node: &str) -> BTreeMap<String, String> {
     let (pod, uid) = (attachment.pod(index), attachment.uid(index));
     [
         ("node", node),
@@ -284,6 +296,7 @@ fn requests(
             AssignRequest {
                 pools: wish.pools.iter().copied().filter(|pool| pool.version() == version).collect(),
                 namespace_labels: namespace_labels(wish),
+                max_per_handle: wish.cap,
                 ..AssignRequest::new(Owner::host(node), version, Use::Workload, want)
             }
         })
@@ -301,8 +314,12 @@ async fn as_many_as_wanted(
     request: &AssignRequest,
 ) -> Result<Vec<(IpAddr, u64)>, String> {
     let assigned = assign(store, clock, request).await.map_err(|error| error.to_string())?;
-    if assigned.is_enough() {
+    if assigned.is_enough() && assigned.held.is_empty() {
         return Ok(told(&assigned.taken));
+    }
+    if assigned.is_enough() {
+        // At its cap it is told what it holds.
+        return Ok(assigned.held.iter().map(|held| (held.network(), 0)).collect());
     }
     if !assigned.taken.is_empty() {
         let back = assigned.taken.iter().map(|taken| Release {

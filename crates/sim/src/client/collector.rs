@@ -135,17 +135,20 @@ impl World {
         let living = attachments
             .filter(|(_, attachment)| !attachment.tunnel)
             .filter(|(_, attachment)| matches!(attachment.phase, Phase::Adding | Phase::Up | Phase::Failed));
-        living
-            .map(|(index, attachment)| {
-                let pod = Pod {
-                    uid: attachment.uid(index),
-                    node: self.nodes[attachment.node].name.clone(),
-                    addresses: self.promises.addresses_of(index).collect(),
-                    ..Pod::default()
-                };
-                (("default".to_owned(), attachment.pod(index)), pod)
-            })
-            .collect()
+        let mut pods = BTreeMap::new();
+        for (index, attachment) in living {
+            let pod = Pod {
+                uid: attachment.uid(index),
+                node: self.nodes[attachment.node].name.clone(),
+                addresses: self.promises.addresses_of(index).collect(),
+                ..Pod::default()
+            };
+            if attachment.is_machine() {
+                pods.insert(("default".to_owned(), attachment.target(index)), pod.clone());
+            }
+            pods.insert(("default".to_owned(), attachment.pod(index)), pod);
+        }
+        pods
     }
 
     fn cluster(&self) -> Cluster {

@@ -98,7 +98,18 @@ impl Attachment {
 
     /// Identity of its present pod.
     pub fn uid(&self, index: usize) -> String {
-        format!("uid-{index}-{}", self.life)
+        let life = if self.is_machine() { 0 } else { self.life };
+        format!("uid-{index}-{life}")
+    }
+
+    /// Whether it is a virtual machine's, whose pods share one address.
+    pub fn is_machine(&self) -> bool {
+        self.wish.cap > 0
+    }
+
+    /// Name of the pod that its machine migrates to.
+    pub(crate) fn target(&self, index: usize) -> String {
+        format!("{}-target", self.pod(index))
     }
 }
 
@@ -129,7 +140,12 @@ impl World {
         if self.setting.kept_by(node).is_some() && wish.address.is_some() {
             wish = Wish::one(version);
         }
-        let handle = format!("net.c{}", self.attachments.len());
+        let number = self.attachments.len();
+        let is_machine = wish.cap > 0;
+        let handle = if is_machine { format!("net.vmi.default.m{number}") } else { format!("net.c{number}") };
+        if is_machine {
+            self.judge.capped.insert(handle.clone());
+        }
         if wish.address.is_some() {
             self.judge.may_be_reserved.insert(handle.clone());
         }
@@ -143,7 +159,7 @@ impl World {
             dels: 0,
             given: None,
             life: 0,
-            same_name: self.setting.same_names,
+            same_name: self.setting.same_names || is_machine,
             tunnel: false,
             told: BTreeSet::new(),
             clean: true,
@@ -155,6 +171,9 @@ impl World {
         self.attach(node);
         let second = self.attachments.len() - 1;
         let handle = self.attachments[second - 1].handle.clone();
+        if self.attachments[second].is_machine() || self.attachments[second - 1].is_machine() {
+            return;
+        }
         self.attachments[second - 1].wish.interface = Some("eth0");
         if self.attachments[second].wish.address.is_some() {
             self.judge.may_be_reserved.insert(handle.clone());
