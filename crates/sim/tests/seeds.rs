@@ -4,7 +4,7 @@ use sim::coverage::Coverage;
 use sim::world::run;
 
 /// Seeds that `make test` runs: as many as it takes for every fault to meet every operation that it can.
-const SEEDS: std::ops::Range<u64> = 0..1200;
+const SEEDS: std::ops::Range<u64> = 0..2000;
 
 /// More seeds, for what is rare: an agent's claim that meets a pool made anew.
 const RARE: std::ops::Range<u64> = 1900..1925;
