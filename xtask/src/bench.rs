@@ -1,5 +1,6 @@
 //! What can be measured.
 
+pub(crate) mod apiserver;
 mod built;
 pub(crate) mod datastore;
 pub(crate) mod ipam;

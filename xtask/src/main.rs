@@ -60,6 +60,8 @@ enum Bench {
         #[arg(long, default_value_t = 10)]
         runs: u32,
     },
+    /// The embedded API server: rates, watchers, lists, start, memory; beside a kube-apiserver where KUBEBUILDER_ASSETS has one.
+    Apiserver,
     /// Assignments over etcd, kube-apiserver and the embedded server, each beside the store by itself and beside Calico's
     /// sequence of calls. Binaries are looked for in KUBEBUILDER_ASSETS and PATH; stderr says which store is left out.
     Datastore {
@@ -75,6 +77,7 @@ fn main() -> Result<()> {
         Task::Sim { arguments } => sim::run(&root(), &arguments),
         Task::Faults { length } => faults::run(&root(), length),
         Task::Bench { what: Bench::Ipam } => bench::ipam::run(&root()),
+        Task::Bench { what: Bench::Apiserver } => bench::apiserver::run(&root()),
         Task::Mistakes => mistakes::run_all(&root()),
         Task::Bench { what: Bench::Datastore { stores } } => bench::datastore::run(&root(), &stores),
         Task::Bench { what: Bench::Lab { runs } } => bench::lab::run(&root(), runs),

@@ -1,4 +1,4 @@
-//! Benches of `crates/sim`: built, run, and what they print read as figures.
+//! Benches of the crates: built, run, and what they print read as figures.
 
 use crate::report::{Figure, Target};
 use anyhow::{Context as _, Result, bail};
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Builds a bench and says where it is.
-pub(crate) fn build(root: &Path, name: &str) -> Result<PathBuf> {
+pub(crate) fn build(root: &Path, package: &str, name: &str) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let arguments =
-        ["bench", "--package", "sim", "--bench", name, "--no-run", "--locked", "--message-format", "json"];
+        ["bench", "--package", package, "--bench", name, "--no-run", "--locked", "--message-format", "json"];
     let output = Command::new(cargo)
         .args(arguments)
         .current_dir(root)

@@ -30,7 +30,7 @@ const TARGETS: &[(&str, Target)] = &[
 /// # Errors
 /// When the bench does not build or fails.
 pub(crate) fn run(root: &Path, stores: &[String]) -> Result<()> {
-    let bench = built::build(root, "datastore")?;
+    let bench = built::build(root, "sim", "datastore")?;
     let mut figures = built::figures(&bench, stores, TARGETS)?;
     let missing: Vec<Figure> = TARGETS
         .iter()

@@ -28,7 +28,7 @@ const TIMES: f64 = 1000.0;
 /// # Errors
 /// When the bench does not build or fails.
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let bench = built::build(root, "ipam")?;
+    let bench = built::build(root, "sim", "ipam")?;
     let mut figures = built::figures(&bench, &[], TARGETS)?;
     figures.extend(instructions(&bench)?);
     report::publish(root, "ipam", &report::machine(), &figures)

@@ -172,7 +172,7 @@ async fn line_12_answers_are_those_of_a_kube_apiserver_but_for_what_is_listed() 
     let lab = Lab::start().await;
     let ours = answers(&lab.admin()).await;
     let blesses = std::env::var_os("TORTIE_BLESS").is_some();
-    let real = match Real::start(&lab).await {
+    let real = match Real::start(&lab, true).await {
         Some(real) => Some(answers(&real.client(&lab)).await),
         None => {
             eprintln!("without KUBEBUILDER_ASSETS: compared with what a kube-apiserver answered before");

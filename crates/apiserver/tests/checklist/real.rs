@@ -32,8 +32,8 @@ fn start(program: &Path, arguments: &[String], log: PathBuf) -> Child {
 }
 
 impl Real {
-    /// Starts one, where there is one, with the certificates of `lab`.
-    pub(crate) async fn start(lab: &Lab) -> Option<Self> {
+    /// Starts one, where there is one, with the certificates of `lab`. A hasty one's etcd does not wait for the disk.
+    pub(crate) async fn start(lab: &Lab, is_hasty: bool) -> Option<Self> {
         let assets = PathBuf::from(std::env::var_os("KUBEBUILDER_ASSETS")?);
         let folder = lab.folder.path();
         let (etcd, peers, port) = (free_port(), free_port(), free_port());
@@ -44,7 +44,7 @@ impl Real {
             format!("--listen-client-urls={}", url(etcd)),
             format!("--advertise-client-urls={}", url(etcd)),
             format!("--listen-peer-urls={}", url(peers)),
-            "--unsafe-no-fsync=true".to_owned(),
+            format!("--unsafe-no-fsync={is_hasty}"),
         ];
         let served = [
             format!("--etcd-servers={}", url(etcd)),
