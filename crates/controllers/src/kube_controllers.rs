@@ -21,7 +21,7 @@ use ipam::seen::{self, Seen};
 use jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,7 +102,7 @@ struct Followed {
     /// The cluster's information, in etcd.
     cluster: Option<ClusterInformation>,
     /// Nodes that have a record, in etcd.
-    nodes: BTreeSet<String>,
+    nodes: BTreeMap<String, Seen<api::Node>>,
     /// Kinds known to be complete.
     synced: BTreeSet<datastore::Kind>,
 }
@@ -152,7 +152,8 @@ impl Followed {
         match stored.record {
             Record::ClusterInformation(cluster) => self.cluster = Some(cluster),
             Record::Node(node) => {
-                self.nodes.insert(node.name);
+                let seen = Seen::written(node, stored.version, stored.created);
+                self.nodes.insert(seen.value.name.clone(), seen);
             }
             _ => put(Arc::make_mut(&mut self.records), stored),
         }
@@ -461,7 +462,7 @@ async fn pass(
     order: Event,
 ) -> bool {
     let store = &reach.store;
-    let mut done = true;
+    let mut done = forget_nodes(reach, view, followed).await;
     let mut tasks = Vec::new();
     let mut effects = collector.step(Timestamp::now(), order);
     while let Some(effect) = effects.pop() {
@@ -496,6 +497,29 @@ async fn pass(
     done
 }
 
+/// Deletes the records in etcd of nodes whose Node of Kubernetes is gone, as the API server itself says. What they had is given
+/// up by the collector once the record is seen to be gone. False if something is left to do.
+async fn forget_nodes(reach: &Reach, view: &View, followed: &Followed) -> bool {
+    let known: BTreeSet<&str> = view.all(NODE).map(|node| text(node, "/metadata/name")).collect();
+    let mut done = true;
+    for seen in followed.nodes.values() {
+        let Some(name) = &seen.value.kubernetes_name else { continue };
+        if known.contains(name.as_str()) || !has_no_object(reach, name).await || is_locked(&reach.store).await
+        {
+            continue;
+        }
+        let write = Write::Delete(Record::Node(seen.value.clone()), seen.version.clone());
+        match reach.store.commit(&[], &[write]).await {
+            Ok(_) => tracing::info!(node = seen.value.name, "deleted the record of a deleted node"),
+            Err(error) => {
+                tracing::warn!(node = seen.value.name, %error, "left for later");
+                done = false;
+            }
+        }
+    }
+    done
+}
+
 /// The followed records and a list of handles.
 async fn with_handles(store: &Backend, followed: &Arc<Records>) -> Event {
     match seen::list::<api::Handle, _>(store, &Scope::All(datastore::Kind::Handle)).await {
@@ -522,7 +546,7 @@ async fn with_handles(store: &Backend, followed: &Arc<Records>) -> Event {
 fn watched_cluster(view: &View, followed: &Followed) -> ipam::collect::Cluster {
     let objects = view.all(NODE).map(|node| text(node, "/metadata/name").to_owned());
     ipam::collect::Cluster {
-        nodes: objects.chain(followed.nodes.iter().cloned()).collect(),
+        nodes: objects.chain(followed.nodes.keys().cloned()).collect(),
         pods: view
             .all(POD)
             .map(|object| {
@@ -609,13 +633,14 @@ async fn ask(reach: &Reach, questions: Questions) -> Answers {
 
 /// Whether neither the API server knows the node nor etcd has a record of it. A failure to answer is no answer.
 async fn is_gone(reach: &Reach, name: &str) -> bool {
+    has_no_object(reach, name).await
+        && (!reach.is_etcd() || matches!(reach.store.get(&Key::Node(name.to_owned())).await, Ok(None)))
+}
+
+/// Whether the API server says that it has no Node of this name.
+async fn has_no_object(reach: &Reach, name: &str) -> bool {
     let path = format!("{}/{name}", NODE.path(""));
-    match send(&reach.client, "GET", &path, None).await {
-        Ok(_) => return false,
-        Err(refusal) if refusal.code != 404 => return false,
-        Err(_) => {}
-    }
-    !reach.is_etcd() || matches!(reach.store.get(&Key::Node(name.to_owned())).await, Ok(None))
+    matches!(send(&reach.client, "GET", &path, None).await, Err(refusal) if refusal.code == 404)
 }
 
 #[cfg(test)]

@@ -11,6 +11,10 @@ pub mod operator;
 pub use kube_controllers::{RunError, run};
 
 #[cfg(test)]
+#[path = "../../datastore/tests/etcd/server.rs"]
+#[expect(dead_code, reason = "what only the tests of etcd itself need")]
+mod etcd;
+#[cfg(test)]
 #[path = "../../datastore/tests/fake/mod.rs"]
 mod fake;
 #[cfg(test)]

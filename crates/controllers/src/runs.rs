@@ -1,12 +1,14 @@
 //! The controllers' loops against an API in the test's own process: from a change to what comes of it.
 
+use crate::etcd::{Plan, Server, ready};
 use crate::fake::{Fake, Fault};
 use crate::kube_controllers::{self, Reach};
 use crate::operator;
 use api::{AffinityNaming, AffinityState, Owner, Pool};
 use datastore::backend::Backend;
+use datastore::etcd::Etcd;
 use datastore::kubernetes::Kubernetes;
-use datastore::{Datastore, Record, Write};
+use datastore::{Datastore, Key, Record, Write};
 use ipam::block::{self, Take};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -126,6 +128,58 @@ async fn nothing_is_released_while_the_datastore_is_locked_and_all_of_it_afterwa
         assert!(watched.requests().iter().any(records));
     })
     .await;
+}
+
+#[tokio::test]
+async fn in_etcd_a_node_loses_its_record_and_then_its_blocks_only_after_its_node_of_kubernetes() {
+    let Some(server) = Server::start(&Plan::default()) else { return };
+    let store = server.driver();
+    ready(&store).await;
+    let fake = Fake::new();
+    for node in ["alive", "doomed"] {
+        fake.put(&format!("/api/v1/nodes/{node}"), json!({}));
+    }
+    let node = |name: &str, kubernetes_name: Option<&str>| {
+        let kubernetes_name = kubernetes_name.map(str::to_owned);
+        Write::Create(Record::Node(api::Node {
+            name: name.to_owned(),
+            kubernetes_name,
+            ..api::Node::default()
+        }))
+    };
+    // A node's name may be another than that of its Node; and one may be no node of Kubernetes at all.
+    let nodes = [node("alive", Some("alive")), node("doomed.example", Some("doomed")), node("alone", None)];
+    store.commit(&[], &nodes).await.unwrap();
+    let pool = Pool::with_defaults("p", "10.0.0.0/16".parse().unwrap());
+    store.commit(&[], &[Write::Create(Record::Pool(pool))]).await.unwrap();
+    let blocks = [("alive", "10.0.0.0/26"), ("doomed.example", "10.0.0.64/26"), ("alone", "10.0.0.128/26")];
+    for (node, cidr) in blocks {
+        own_block(&store, node, cidr.parse().unwrap()).await;
+    }
+    let reach = Reach::new(Backend::Etcd(store.clone()), fake.client());
+    beside(kube_controllers::drive(reach), async {
+        // Made where there is none, and the sign that everything is followed.
+        until_gone_or_there(&store, &Key::ClusterInformation, true).await;
+        fake.remove("/api/v1/nodes/doomed");
+        until_gone_or_there(&store, &Key::Block("10.0.0.64/26".parse().unwrap()), false).await;
+        for (key, there) in [
+            (Key::Node("doomed.example".to_owned()), false),
+            (Key::Handle("vxlan-tunnel-addr-doomed.example".to_owned()), false),
+            (Key::Node("alone".to_owned()), true),
+            (Key::Block("10.0.0.128/26".parse().unwrap()), true),
+            (Key::Block("10.0.0.0/26".parse().unwrap()), true),
+        ] {
+            assert_eq!(store.get(&key).await.unwrap().is_some(), there, "{key}");
+        }
+    })
+    .await;
+}
+
+/// Waits until a record is there, or is not.
+async fn until_gone_or_there(store: &Etcd, key: &Key, there: bool) {
+    while store.get(key).await.unwrap().is_some() != there {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
 
 /// Gives `node` the block `cidr` with its tunnel address in it.

@@ -104,6 +104,25 @@ fn network_up(now: Timestamp) -> Value {
     }})
 }
 
+/// Labels of a Node object; `None` if there is none of that name.
+///
+/// # Errors
+/// [`CallError`].
+pub(crate) async fn node_labels(
+    client: &Client,
+    node: &str,
+) -> Result<Option<BTreeMap<String, String>>, CallError> {
+    let what = format!("reading node {node}");
+    let request = Request::get(format!("/api/v1/nodes?fieldSelector=metadata.name%3D{node}"))
+        .header(http::header::ACCEPT, "application/json")
+        .body(Vec::new());
+    let list = call(client, what, request).await?;
+    let labels = |object: &Value| {
+        object.pointer("/metadata/labels").and_then(Value::as_object).map(texts).unwrap_or_default()
+    };
+    Ok(list.pointer("/items/0").map(labels))
+}
+
 /// Labels of a namespace; none if there is no such namespace.
 ///
 /// # Errors

@@ -39,8 +39,19 @@ impl Registry {
     ) -> Result<(), CallError> {
         match &self.store {
             Backend::Kubernetes(store) => node_object::annotate(&store.client(), node, annotations).await,
-            Backend::Etcd(store) => record(store, node, annotations).await,
+            Backend::Etcd(store) => record(store, self.description(node).await?, annotations).await,
         }
+    }
+
+    /// What a node's record begins as: with the labels of its Node of Kubernetes and a reference to it, where it is one.
+    async fn description(&self, node: &str) -> Result<Node, CallError> {
+        let labels = match &self.client {
+            Some(client) => node_object::node_labels(client, node).await?,
+            None => None,
+        };
+        let kubernetes_name = labels.is_some().then(|| node.to_owned());
+        let labels = labels.unwrap_or_default();
+        Ok(Node { name: node.to_owned(), labels, kubernetes_name, ..Node::default() })
     }
 
     /// Says in the conditions of the Node object that its network is up; without Kubernetes there is nobody to tell.
@@ -72,19 +83,19 @@ impl Registry {
     }
 }
 
-/// The same on a store that holds the nodes itself.
+/// The same on a store that holds the nodes itself. `new` is what a record begins as that is missing.
 ///
 /// Datastore calls: 1 read and 1 commit, again for each conflict.
 async fn record<D: Datastore>(
     store: &D,
-    node: &str,
+    new: Node,
     annotations: &BTreeMap<&str, Option<String>>,
 ) -> Result<(), CallError> {
-    let what = || format!("recording addresses of node {node}");
+    let what = || format!("recording addresses of node {}", new.name);
     let failed =
         |error: &dyn std::fmt::Display| CallError::Failed { what: what(), reason: error.to_string() };
     for _ in 0..ATTEMPTS {
-        let found = store.get(&Key::Node(node.to_owned())).await.map_err(|error| failed(&error))?;
+        let found = store.get(&Key::Node(new.name.clone())).await.map_err(|error| failed(&error))?;
         let changed = |mut node: Node| {
             for (key, value) in annotations {
                 match value {
@@ -95,8 +106,12 @@ async fn record<D: Datastore>(
             Record::Node(node)
         };
         let write = match found.map(|stored| (stored.record, stored.version)) {
-            Some((Record::Node(node), version)) => Write::Update(changed(node), version),
-            _ => Write::Create(changed(Node { name: node.to_owned(), ..Node::default() })),
+            Some((Record::Node(mut node), version)) => {
+                // One that was made before the Node of Kubernetes was.
+                node.kubernetes_name = node.kubernetes_name.or_else(|| new.kubernetes_name.clone());
+                Write::Update(changed(node), version)
+            }
+            _ => Write::Create(changed(new.clone())),
         };
         match store.commit(&[], &[write]).await {
             Ok(_) => return Ok(()),
@@ -118,15 +133,17 @@ mod tests {
         let store = Memory::new();
         let key = Key::Node("n".to_owned());
         let address = BTreeMap::from([(IPV4_ADDRESS, Some("172.18.0.2/16".to_owned()))]);
-        record(&store, "n", &address).await.unwrap();
+        let new = |kubernetes_name| Node { name: "n".to_owned(), kubernetes_name, ..Node::default() };
+        record(&store, new(None), &address).await.unwrap();
         let stored = store.get(&key).await.unwrap().unwrap();
         let Record::Node(mut node) = stored.record else { panic!("a node") };
         assert_eq!(node.annotations[IPV4_ADDRESS], "172.18.0.2/16");
         node.annotations.insert("other".to_owned(), "x".to_owned());
         store.commit(&[], &[Write::Update(Record::Node(node), stored.version)]).await.unwrap();
         let tunnel = BTreeMap::from([(IPV4_ADDRESS, None), (VXLAN_ADDRESS, Some("10.0.0.0".to_owned()))]);
-        record(&store, "n", &tunnel).await.unwrap();
+        record(&store, new(Some("k".to_owned())), &tunnel).await.unwrap();
         let Record::Node(node) = store.get(&key).await.unwrap().unwrap().record else { panic!("a node") };
+        assert_eq!(node.kubernetes_name.as_deref(), Some("k"));
         let expected = [(VXLAN_ADDRESS, "10.0.0.0"), ("other", "x")];
         assert_eq!(node.annotations, expected.map(|(key, value)| (key.to_owned(), value.to_owned())).into());
     }

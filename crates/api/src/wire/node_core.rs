@@ -29,7 +29,7 @@ impl Node {
             .filter(|entry| entry.get("type").and_then(Value::as_str) == Some("InternalIP"))
             .filter_map(|entry| entry.get("address")?.as_str()?.parse().ok())
             .collect();
-        Ok(Self { name, labels, annotations, internal_ips })
+        Ok(Self { name, labels, annotations, internal_ips, kubernetes_name: None })
     }
 }
 

@@ -42,6 +42,9 @@ const NODE_FIELDS: [(&str, &str); 7] = [
     ("projectcalico.org/VXLANTunnelMACAddrV6", "/vxlanTunnelMACAddrV6"),
 ];
 
+/// Kubernetes, in a node's references to orchestrators.
+const ORCHESTRATOR: &str = "k8s";
+
 /// What a resource is written over.
 #[derive(Clone, Copy, Debug)]
 pub enum Over<'a> {
@@ -217,6 +220,12 @@ impl Node {
                 }
             }
         }
+        if let Some(known) = &self.kubernetes_name
+            && !draft.spec.contains_key("orchRefs")
+        {
+            let reference = json!([{"nodeName": known, "orchestrator": ORCHESTRATOR}]);
+            draft.spec.insert("orchRefs".into(), reference);
+        }
         draft.metadata.remove("annotations");
         if !annotations.is_empty() {
             draft.metadata.insert("annotations".into(), json!(annotations));
@@ -242,11 +251,16 @@ impl Node {
             .filter(|entry| entry.get("type").and_then(Value::as_str) == Some("InternalIP"))
             .filter_map(|entry| entry.get("address")?.as_str()?.split('/').next()?.parse::<IpAddr>().ok())
             .collect();
+        let mut references = value.pointer("/spec/orchRefs").and_then(Value::as_array).into_iter().flatten();
+        let kubernetes_name = references
+            .find(|reference| reference.get("orchestrator").and_then(Value::as_str) == Some(ORCHESTRATOR))
+            .and_then(|reference| Some(reference.get("nodeName")?.as_str()?.to_owned()));
         Ok(Self {
             name: name.to_owned(),
             labels: texts(value.pointer("/metadata/labels")),
             annotations,
             internal_ips,
+            kubernetes_name,
         })
     }
 }
@@ -306,6 +320,9 @@ mod tests {
         let mut node = Node::from_etcd("n", &before).unwrap();
         assert_eq!(node.annotations["projectcalico.org/IPv4Address"], "172.18.0.2/16");
         assert_eq!(node.internal_ips, ["172.18.0.2".parse::<IpAddr>().unwrap()]);
+        assert_eq!(node.kubernetes_name.as_deref(), Some("n"));
+        let made: Value = serde_json::from_str(&node.to_etcd(NEW)).unwrap();
+        assert_eq!(made["spec"]["orchRefs"], before["spec"]["orchRefs"]);
         node.annotations.insert("projectcalico.org/IPv4VXLANTunnelAddr".into(), "192.168.10.0".into());
         node.annotations.insert("other".into(), "kept".into());
         let after: Value = serde_json::from_str(&node.to_etcd(Over::Value(&before))).unwrap();

@@ -2,7 +2,7 @@
 
 use datastore::Datastore;
 use datastore::etcd::{Etcd, Login, Pem, Settings};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
 use std::io::Write as _;
@@ -140,19 +140,20 @@ impl Server {
         self.child = Some(child.unwrap());
     }
 
-    fn signal(&self, signal: Signal) {
+    fn process(&self) -> Pid {
         let child = self.child.as_ref().unwrap();
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
+        Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap()
     }
 
-    /// Stops it in its tracks: it keeps its connections and answers nothing.
+    /// Stops it in its tracks: it keeps its connections and answers nothing. Returns when all its threads stand.
     pub(crate) fn pause(&self) {
-        self.signal(Signal::STOP);
+        kill_process(self.process(), Signal::STOP).unwrap();
+        let stopped = waitpid(Some(self.process()), WaitOptions::UNTRACED).unwrap();
+        assert!(stopped.is_some_and(|(_, status)| status.stopped()), "it does not stand still");
     }
 
     pub(crate) fn resume(&self) {
-        self.signal(Signal::CONT);
+        kill_process(self.process(), Signal::CONT).unwrap();
     }
 
     /// Kills it, as `kill -9` does.

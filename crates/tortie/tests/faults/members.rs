@@ -6,7 +6,7 @@ use crate::network::Network;
 use api::{ClusterInformation, Encapsulation, Pool};
 use datastore::etcd::{Etcd, Settings};
 use datastore::{Datastore as _, Key, Record, Write};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::{Value, json};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -113,19 +113,20 @@ impl Members {
         }
     }
 
-    fn signal(&self, at: usize, signal: Signal) {
+    fn process(&self, at: usize) -> Pid {
         let child = self.members[at].child.as_ref().unwrap();
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
+        Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap()
     }
 
-    /// Stops it in its tracks: it keeps its connections and answers nothing.
+    /// Stops it in its tracks: it keeps its connections and answers nothing. Returns when all its threads stand.
     pub(crate) fn pause(&self, at: usize) {
-        self.signal(at, Signal::STOP);
+        kill_process(self.process(at), Signal::STOP).unwrap();
+        let stopped = waitpid(Some(self.process(at)), WaitOptions::UNTRACED).unwrap();
+        assert!(stopped.is_some_and(|(_, status)| status.stopped()), "it does not stand still");
     }
 
     pub(crate) fn resume(&self, at: usize) {
-        self.signal(at, Signal::CONT);
+        kill_process(self.process(at), Signal::CONT).unwrap();
     }
 
     /// The member that leads, once there is one.
