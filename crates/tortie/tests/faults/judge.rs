@@ -20,6 +20,15 @@ struct Contents {
     handles: BTreeMap<String, Handle>,
 }
 
+/// Fails where something is broken that must hold at every moment, whatever agents are at.
+///
+/// # Panics
+/// With what is wrong.
+pub(crate) fn is_sound(store: &Store<'_>) {
+    let broken = broken(&read(store), &Outcome::default());
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
 /// Fails at once where an answer does not hold or something is broken; waits for what agents have yet to clear up.
 ///
 /// # Panics

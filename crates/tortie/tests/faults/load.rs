@@ -36,7 +36,7 @@ pub(crate) struct Ledger {
 }
 
 /// What came of it all.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// Handles of the containers that are left, each with its address.
     pub(crate) held: BTreeMap<String, IpAddr>,

@@ -170,4 +170,5 @@ fn strike(
         Fault::AgentKilled | Fault::Restarted => {}
     }
     members.all_serve();
+    judge::is_sound(&members.store());
 }
