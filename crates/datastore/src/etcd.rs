@@ -17,6 +17,7 @@ pub mod entry;
 mod failure;
 mod members;
 mod messages;
+mod own;
 mod path;
 mod settings;
 mod transaction;
@@ -35,6 +36,7 @@ use futures::stream::BoxStream;
 use jiff::Timestamp;
 use members::Members;
 use messages::{KeyValue, RangeRequest, RangeResponse, TxnResponse};
+use own::OwnBlocks;
 use prost::Message;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +63,7 @@ pub struct Etcd {
     /// Whole resources as last seen, by key: an update must not lose what others wrote in them. Nodes are not kept,
     /// they are many and seldom written.
     resources: Arc<Mutex<BTreeMap<Key, (Revision, Value)>>>,
+    own: Arc<OwnBlocks>,
 }
 
 impl Etcd {
@@ -75,6 +78,7 @@ impl Etcd {
             operations: settings.operations.max(1),
             request_bytes: settings.request_bytes,
             resources: Arc::default(),
+            own: Arc::default(),
         })
     }
 
@@ -290,7 +294,11 @@ impl Datastore for Etcd {
             if !touched.insert(key.clone()) {
                 return Err(CommitError::Conflict { key, written: 0 });
             }
-            changes.push(self.step(write).await?);
+            let step = self.step(write).await?;
+            if let Some(Change::Put(text)) = &step.change {
+                self.own.remember(&step.path, text, write.record());
+            }
+            changes.push(step);
         }
         let parts = transaction::parts(checks, changes, self.operations).map_err(|too_many| {
             let key = writes.first().map_or(Key::Config, Write::key);

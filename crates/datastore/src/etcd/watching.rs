@@ -4,7 +4,7 @@ use super::members::Connection;
 use super::messages::{self, WatchCreate, WatchRequest, WatchResponse, WatchedEvent};
 use super::path::{self, BadName};
 use super::{Etcd, Failure, value};
-use crate::{Event, ReadError, Revision, Scope};
+use crate::{Event, Kind, ReadError, Revision, Scope, Stored};
 use futures::stream::{self, BoxStream, StreamExt};
 use std::collections::VecDeque;
 use tokio::sync::mpsc;
@@ -205,6 +205,11 @@ impl Etcd {
             self.forget(&key);
             return Some(Event::Deleted(key, at));
         }
+        if scope.kind() == Kind::Block
+            && let Some(record) = self.own.take(&found.key, &found.value)
+        {
+            return Some(Event::Put(Stored { record, version: value::version(&found), created: None }));
+        }
         let (key, record) = value::read_any(scope.kind(), &found)?;
         match self.note(&key, record) {
             Ok(stored) if !stored.record.is_deleted() => Some(Event::Put(stored)),
@@ -220,7 +225,6 @@ impl Etcd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Kind;
 
     #[test]
     fn compacted_history_expires_a_watch_and_a_lost_leader_does_not() {

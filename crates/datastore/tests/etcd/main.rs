@@ -11,12 +11,12 @@ mod isolated;
 mod namespace;
 mod server;
 
-use api::{Affinity, AffinityState, Handle, IpamConfig, Owner, Pool};
+use api::{Affinity, AffinityState, Block, Handle, IpamConfig, Owner, Pool};
 use datastore::conformance;
 use datastore::etcd::Etcd;
 use datastore::follow::{Change, follow};
 use datastore::{
-    Check, CommitError, Datastore, Key, Kind, ReadError, Record, Revision, Scope, Version, Write,
+    Check, CommitError, Datastore, Event, Key, Kind, ReadError, Record, Revision, Scope, Version, Write,
 };
 use futures::StreamExt;
 use serde_json::json;
@@ -255,4 +255,40 @@ async fn what_was_answered_is_there_after_the_server_is_killed() {
         }
     }
     assert_eq!(seen, answered.len());
+}
+
+#[tokio::test]
+async fn a_block_comes_back_by_its_writers_watch_as_it_was_and_by_anothers_as_it_is_written() {
+    let Some(server) = Server::start(&Plan::default()) else { return };
+    let (writer, other) = (server.driver(), server.driver());
+    ready(&writer).await;
+    let block = |claimed: &str| {
+        Record::Block(Block {
+            cidr: "10.0.0.0/30".parse().unwrap(),
+            affinity: Some(Owner::host("n")),
+            claim_time: claimed.parse().ok(),
+            allocations: vec![None; 4],
+            unallocated: (0..4).collect(),
+            attributes: Vec::new(),
+            sequence_number: 1,
+            sequence_for_allocation: BTreeMap::new(),
+            deleted: false,
+            legacy_host_affinity: None,
+        })
+    };
+    let scope = Scope::All(Kind::Block);
+    let from = writer.list(&scope).await.unwrap().revision;
+    let mut watches = [writer.watch(&scope, from).await.unwrap(), other.watch(&scope, from).await.unwrap()];
+    // The text has whole seconds.
+    let (exact, written) = (block("2026-08-01T10:15:30.25Z"), block("2026-08-01T10:15:30Z"));
+    let version = one(&writer, Write::Create(exact.clone())).await.unwrap();
+    for (watch, wanted) in watches.iter_mut().zip([exact, written.clone()]) {
+        let Some(Ok(Event::Put(stored))) = watch.next().await else { panic!("a block") };
+        assert_eq!((stored.record, stored.version), (wanted, version.clone()));
+    }
+    // What somebody else writes is read, by whoever watches.
+    let changed = block("2026-08-02T10:15:30Z");
+    let version = one(&other, Write::Update(changed.clone(), version)).await.unwrap();
+    let Some(Ok(Event::Put(stored))) = watches[0].next().await else { panic!("a block") };
+    assert_eq!((stored.record, stored.version), (changed, version));
 }
