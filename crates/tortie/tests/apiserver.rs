@@ -130,3 +130,20 @@ fn a_socket_that_is_handed_over_is_served() {
     assert!(config.contains(&format!("server: https://{}\n", listener.local_addr().unwrap())), "{config}");
     assert_eq!(said(&kubectl(folder.path(), &["get", "--raw", "/healthz"])), "ok");
 }
+
+#[test]
+fn the_python_client_finds_what_it_expects() {
+    // One that has the package `kubernetes`: pip install kubernetes, in an environment of its own.
+    let python = std::env::var_os("TORTIE_PYTHON").unwrap_or_else(|| "python3".into());
+    let has_it = Command::new(&python).args(["-c", "import kubernetes"]).output();
+    if !has_it.is_ok_and(|output| output.status.success()) {
+        eprintln!("SKIPPED: no Python with the package kubernetes; TORTIE_PYTHON names one");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let _server = serve(&data);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/foreign/client.py");
+    let output = Command::new(python).arg(script).arg(data.join("admin.kubeconfig")).output().unwrap();
+    assert_eq!(said(&output), "done\n");
+}
