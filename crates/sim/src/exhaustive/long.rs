@@ -31,11 +31,11 @@ pub fn worlds() -> Vec<SmallWorld> {
         kubernetes(cluster(ONE), &[claim, Assign("b", "z")], (2, 0)),
         kubernetes(owned(&["x"]), &[Collect, claim], (2, 0)),
         kubernetes(owned(&["x"]), &[both, other], (2, 0)),
-        kubernetes(owned(&["x"]), &[both, other], (0, 1)),
-        kubernetes(cluster(ONE), &[claim, other], (0, 1)),
         kubernetes(owned(&["x"]), &[up, Assign("b", "y"), Release("x")], (2, 0)),
         kubernetes(owned(&["x"]), &[Assign("a", "y"), Assign("b", "z"), Release("x")], (2, 0)),
-        kubernetes(owned(&["x"]), &[claim, Assign("b", "z"), Release("x")], (2, 0)),
         kubernetes(cluster(TWO), &[Assign("a", "x"), Assign("b", "y"), Assign("b", "z")], (2, 0)),
+        kubernetes(cluster(ONE), &[claim, other], (0, 1)),
+        kubernetes(owned(&["x"]), &[both, other], (0, 1)),
+        kubernetes(owned(&["x"]), &[claim, Assign("b", "z"), Release("x")], (1, 0)),
     ]
 }
