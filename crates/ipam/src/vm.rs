@@ -9,14 +9,16 @@
 //!  source DEL: alternate = nobody            last DEL of a machine that is deleted: release, its owner unchanged
 //! ```
 
+use crate::block::{self, Release};
 use crate::clock::Clock;
 use crate::failure::StoreError;
 use crate::owner_attributes::{
     Change, Expected, OwnerUpdate, PodName, SetOwnerAttributesError, SetOwnerError, set_owner_attributes,
 };
 use crate::query::{self, Holder};
-use crate::release;
-use api::IpVersion;
+use crate::release::{self, ReleaseFailure};
+use crate::seen;
+use api::{Cidr, IpVersion};
 use datastore::Datastore;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -186,7 +188,7 @@ pub async fn promote<D: Datastore>(
 ///
 /// Datastore calls: 1 read and 1 per block of the handle; per address 3 reads, as many again if the machine is deleted, and,
 /// where the pod is an owner of it and not the last, those of [`set_owner_attributes`]; and those of
-/// [`release::release_by_handle`] where it releases.
+/// [`release::release_addresses`] where it releases.
 ///
 /// # Errors
 /// See [`VmError`].
@@ -200,25 +202,59 @@ pub async fn forget<D: Datastore>(
     pod: &PodName,
     machine_deleted: bool,
 ) -> Result<usize, VmError> {
-    let held = query::addresses_of(store, handle, None).await?;
+    // As they stood before anybody looked for owners: who is handed an address after that has renewed it, and keeps it.
+    let held = held_by(store, handle).await?;
     let mut others = !machine_deleted;
-    for address in held.iter().filter(|_| machine_deleted) {
-        match owners(store, clock, *address, handle).await {
+    for release in held.iter().filter(|_| machine_deleted) {
+        match owners(store, clock, release.address, handle).await {
             Err(VmError::NoAddress { .. }) => {}
             found => others |= <[_; 2]>::from(found?).iter().any(|side| !side.is_empty() && !pod.owns(side)),
         }
     }
     if !others {
-        return Ok(release::release_by_handle(store, clock, handle).await?);
+        return give_back(store, clock, &held).await;
     }
     let mut owned = false;
-    for address in held {
-        owned |= forget_one(store, clock, address, handle, pod, machine_deleted).await?;
+    for release in &held {
+        owned |= forget_one(store, clock, release.address, handle, pod, machine_deleted).await?;
     }
     if machine_deleted && !owned {
-        return Ok(release::release_by_handle(store, clock, handle).await?);
+        return give_back(store, clock, &held).await;
     }
     Ok(0)
+}
+
+/// Gives back what still is as it was seen, and says how many addresses that are.
+async fn give_back<D: Datastore>(store: &D, clock: &dyn Clock, held: &[Release]) -> Result<usize, VmError> {
+    if held.is_empty() {
+        return Ok(0);
+    }
+    let outcome = release::release_addresses(store, clock, held).await?;
+    for (_, failure) in outcome.failed {
+        match failure {
+            ReleaseFailure::Refused(_) => {}
+            ReleaseFailure::Store(error) => return Err(error.into()),
+        }
+    }
+    Ok(outcome.released.len())
+}
+
+/// What a handle holds, each address with its stamp.
+async fn held_by<D: Datastore>(store: &D, handle: &str) -> Result<Vec<Release>, StoreError> {
+    let id = block::sanitized(handle);
+    let Some(found) = seen::handle(store, id).await? else { return Ok(Vec::new()) };
+    let cidrs: Vec<Cidr> = found.value.blocks.into_keys().collect();
+    let blocks = seen::blocks_of(store, &cidrs).await?;
+    let held = blocks.iter().flatten().flat_map(|seen| {
+        block::held_by(&seen.value, id).filter_map(|ordinal| {
+            Some(Release {
+                address: seen.value.cidr.address(ordinal)?,
+                handle: Some(id.to_owned()),
+                sequence: Some(block::stamp(&seen.value, ordinal)),
+            })
+        })
+    });
+    Ok(held.collect())
 }
 
 /// Takes a pod off one address. Whether an owner is left.

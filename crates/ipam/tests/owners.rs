@@ -260,6 +260,34 @@ fn a_pod_that_goes_while_the_other_is_promoted_disturbs_nothing() {
     });
 }
 
+/// The last DEL of a machine that is deleted races the ADD of one that is made anew under its name: whoever was told an address
+/// keeps it.
+#[test]
+fn an_address_that_was_handed_on_is_not_freed_by_the_last_del_of_the_machine_before() {
+    block_on(async {
+        let mut raced = 0;
+        for calls_before in 0..20 {
+            let (store, held) = machine(1).await;
+            let counting = Counting::new(store);
+            let gone = pod("source");
+            let mut forgetting = Box::pin(vm::forget(&counting, &CLOCK, MACHINE, &gone, true));
+            for _ in 0..calls_before {
+                if futures::poll!(forgetting.as_mut()).is_ready() {
+                    assert!(raced > 5, "{raced}");
+                    return;
+                }
+            }
+            let told = vm::reuse(&counting.store, &CLOCK, MACHINE, None, &attributes("next")).await.unwrap();
+            forgetting.await.unwrap();
+            if told == held {
+                assert!(is(owners(&counting.store, held[0]).await, "next", ""), "{calls_before}");
+                raced += 1;
+            }
+        }
+        panic!("more calls than there are");
+    });
+}
+
 #[test]
 fn handles_of_machines_are_named_by_network_and_machine_and_never_cut() {
     assert_eq!(vm::handle("k8s-pod-network", "shop", "db").as_deref(), Some(MACHINE));
