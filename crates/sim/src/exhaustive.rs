@@ -107,14 +107,14 @@ impl World for SmallWorld {
         db.take_applied(&mut applied);
         for (attachment, handle) in self.promised.iter().enumerate() {
             for (address, sequence) in held(&db, handle) {
-                let block = Judge::promised(&db, address, handle).ok();
+                let block = Judge::promised(&db, address, handle, sequence).ok();
                 let attachment = PROMISED + attachment;
                 let promise = Promise { attachment, handle: (*handle).to_owned(), block, sequence };
                 wrong.extend(promises.give(address, promise));
             }
         }
         let leave = Leave::Nothing;
-        let step = Step { task: 0, leave: &leave, latest: actors::latest() };
+        let step = Step { task: 0, leave: &leave, serves: true, latest: actors::latest() };
         // What crashes have left before is where a world begins: only what comes of it is judged.
         judge.see(&db, &applied, step, &promises, &mut Vec::new());
         let db = Arc::new(Mutex::new(db));
@@ -285,7 +285,7 @@ impl Execution {
         self.db().take_applied(&mut applied);
         let leave = self.actors[number].leave();
         let task = u64::try_from(number).unwrap_or(0) + 1;
-        let step = Step { task, leave: &leave, latest: actors::latest() };
+        let step = Step { task, leave: &leave, serves: true, latest: actors::latest() };
         let db = Arc::clone(&self.db);
         let db = db.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wrong = Vec::new();
@@ -305,7 +305,7 @@ impl Execution {
         };
         for (place, (handle, taken)) in told.into_iter().enumerate() {
             for (address, sequence) in taken.unwrap_or_default() {
-                let found = Judge::promised(&db, address, handle);
+                let found = Judge::promised(&db, address, handle, sequence);
                 let block = found.as_ref().ok().copied();
                 let attachment = number + place * ACTORS;
                 let promise = Promise { attachment, handle: handle.to_owned(), block, sequence };

@@ -182,6 +182,12 @@ pub enum Operation {
 }
 
 impl Operation {
+    /// Whether it serves an ADD.
+    pub fn serves_adds(self) -> bool {
+        use Operation::{AgentBatch, AgentClaim, PluginAdd, PluginBoth, PluginExact};
+        matches!(self, PluginAdd | PluginBoth | PluginExact | AgentBatch | AgentClaim)
+    }
+
     /// Every operation.
     pub const ALL: [Self; 15] = [
         Self::PluginAdd,

@@ -33,6 +33,8 @@ pub struct Step<'a> {
     pub task: u64,
     /// What it may free.
     pub leave: &'a Leave,
+    /// It serves an ADD: it may renew what its handle holds.
+    pub serves: bool,
     /// The latest instant that any clock has shown.
     pub latest: Timestamp,
 }
@@ -283,14 +285,15 @@ impl Judge {
                 wrong.push(format!("2: {address} is kept by its host and was freed or handed out"));
             }
             // Answered once more, in a new life: the same holder under a later stamp.
-            let renewed =
-                was.zip(is).is_some_and(|(was, is)| was.handle == is.handle && was.stamp < is.stamp);
+            let renewed = step.serves
+                && was.zip(is).is_some_and(|(was, is)| was.handle == is.handle && was.stamp < is.stamp);
             if let Some(was) = was.filter(|_| !renewed) {
                 if after.is_none() {
                     self.deleted.insert((address, was.stamp), (was.handle.to_owned(), step.task));
                 }
                 wrong.extend(self.freed(address, was, step, promises));
-                if after.is_none() && self.wrote(address, was, step) {
+                let told = promises.of(address).is_some_and(|promise| promise.sequence == was.stamp);
+                if after.is_none() && !told && self.wrote(address, was, step) {
                     // A block that was made and undone: what it stamped was never told to anybody, and one made anew by
                     // another clock may stamp the same.
                     self.issued.remove(&(address, was.stamp));
@@ -405,11 +408,14 @@ impl Judge {
     ///
     /// # Errors
     /// What is wrong, if there is none.
-    pub fn promised(db: &Db, address: IpAddr, handle: &str) -> Result<Cidr, String> {
+    pub fn promised(db: &Db, address: IpAddr, handle: &str, sequence: u64) -> Result<Cidr, String> {
         let full = if IpVersion::of(address) == IpVersion::V4 { 32 } else { 128 };
         let of_block = db.all(Kind::Block).filter_map(|stored| block_of(stored)).find_map(|block| {
             let Ordinal(ordinal) = block.cidr.ordinal(address)?;
-            (holder(block, ordinal) == Some(handle)).then_some(block.cidr)
+            // A peer is told no stamp.
+            let is_this = holder(block, ordinal) == Some(handle)
+                && (sequence == 0 || stamp(block, ordinal) == sequence);
+            is_this.then_some(block.cidr)
         });
         of_block.ok_or_else(|| {
             format!("9: {handle} was promised {address}/{full}, which the store does not know")

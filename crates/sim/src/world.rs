@@ -289,7 +289,9 @@ impl World {
             }
             let task = index.and_then(|index| self.tasks.get(index));
             let leave = task.map_or(&Leave::Unpromised, |task| &task.leave);
-            let step = Step { task: number, leave, latest: self.time.latest() };
+            // What arrives late may have been sent for an ADD.
+            let serves = task.is_none_or(|task| task.operation.serves_adds());
+            let step = Step { task: number, leave, serves, latest: self.time.latest() };
             let mut wrong = Vec::new();
             self.judge.see(&db, &applied, step, &self.promises, &mut wrong);
             for task in self.tasks.iter_mut().filter(|task| task.number != number) {

@@ -225,10 +225,11 @@ impl World {
                     self.wrong(format!("9: {} has {had:?} and was told {given:?}", attachment.handle));
                 }
                 for (address, sequence) in given {
-                    let (block, missing) = match Judge::promised(&self.db(), address, &attachment.handle) {
-                        Ok(block) => (Some(block), None),
-                        Err(missing) => (None, Some(missing)),
-                    };
+                    let (block, missing) =
+                        match Judge::promised(&self.db(), address, &attachment.handle, sequence) {
+                            Ok(block) => (Some(block), None),
+                            Err(missing) => (None, Some(missing)),
+                        };
                     let promise =
                         Promise { attachment: index, handle: attachment.handle.clone(), block, sequence };
                     let wrong = self.promises.give(address, promise);
