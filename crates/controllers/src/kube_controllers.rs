@@ -121,6 +121,7 @@ impl Followed {
                     datastore::Kind::Affinity => records.affinities.clear(),
                     datastore::Kind::ClusterInformation => self.cluster = None,
                     datastore::Kind::Node => self.nodes.clear(),
+                    _ if listing.unreadable.contains(&Key::Config) => {}
                     _ => records.cooldown_seconds = 0,
                 }
                 for stored in listing.items {
@@ -134,8 +135,8 @@ impl Followed {
                 self.nodes.remove(&name);
             }
             Change::Deleted(key, _) => forget(Arc::make_mut(&mut self.records), &key),
-            // A node is there, and so is a lock, whatever else their records say by now.
-            Change::Unreadable(Key::Node(_) | Key::ClusterInformation, _) => {}
+            // They are there, and hold as they were understood last.
+            Change::Unreadable(Key::Node(_) | Key::ClusterInformation | Key::Config, _) => {}
             // What cannot be understood is not judged; a task that depends on it reads it, and fails.
             Change::Unreadable(key, _) => forget(Arc::make_mut(&mut self.records), &key),
             Change::Progress(_) => {

@@ -78,6 +78,19 @@ pub async fn list<T: Recorded, D: Datastore>(store: &D, scope: &Scope) -> Result
     Ok(store.list(scope).await?.items.into_iter().filter_map(Seen::from_stored).collect())
 }
 
+/// Reads all reservations. One that cannot be understood fails the read: what it keeps back would be handed out.
+///
+/// # Errors
+/// [`ReadError`].
+pub async fn reservations<D: Datastore>(store: &D) -> Result<Vec<Seen<Reservation>>, ReadError> {
+    let listing = store.list(&Scope::All(Kind::Reservation)).await?;
+    if let Some(key) = listing.unreadable.first() {
+        let reason = "the addresses that it reserves are not known; correct it or delete it".to_owned();
+        return Err(ReadError::Malformed { what: key.to_string(), reason });
+    }
+    Ok(listing.items.into_iter().filter_map(Seen::from_stored).collect())
+}
+
 /// Reads a block; one marked deleted counts as absent.
 ///
 /// # Errors

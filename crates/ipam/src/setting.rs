@@ -6,8 +6,8 @@ use crate::host_reserved;
 use crate::pools::{self, Considered, PoolRequest};
 use crate::reservations::ReservationSet;
 use crate::seen::{self, HandleInHand, Seen};
-use api::{Affinity, Cidr, IpamConfig, Node, Owner, OwnerKind, Pool, Reservation};
-use datastore::{Datastore, Key, Kind, ReadError, Scope};
+use api::{Affinity, Cidr, IpamConfig, Node, Owner, OwnerKind, Pool};
+use datastore::{Datastore, Key, ReadError, Scope};
 use std::collections::BTreeMap;
 
 /// The records that both families of a request need.
@@ -34,11 +34,10 @@ impl World {
         owner: &Owner,
         hand: &mut HandleInHand,
     ) -> Result<Self, StoreError> {
-        let reservations = Scope::All(Kind::Reservation);
         let affinities = Scope::AffinitiesOf(owner.clone());
         let (config, reservations, labels, pools, affinities, handle) = futures::join!(
             seen::config(store),
-            seen::list::<Reservation, D>(store, &reservations),
+            seen::reservations(store),
             labels(store, owner),
             seen::pools(store),
             seen::list::<Affinity, D>(store, &affinities),

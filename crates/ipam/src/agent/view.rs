@@ -278,8 +278,9 @@ impl View {
                 match key {
                     // Nothing is to be put in its place, nor across it.
                     Key::Block(cidr) => self.unreadable(cidr, at, "it cannot be understood"),
-                    // The node is there, and so is a lock, whatever else their records say by now.
-                    Key::Node(_) | Key::ClusterInformation => {}
+                    // They are there, and hold as they were understood last: a reservation that was forgotten would be
+                    // handed out, and the default configuration knows neither cooldown nor strictness.
+                    Key::Node(_) | Key::ClusterInformation | Key::Config | Key::Reservation(_) => {}
                     // What it says is not known any more.
                     key => self.forget(&key, at),
                 }
@@ -305,9 +306,14 @@ impl View {
                 reset(&mut self.pools, listing, |pool: &Pool| Some(pool.name.clone()));
                 self.count_pools();
             }
+            // What cannot be understood holds as it was understood last.
+            Kind::Config if listing.unreadable.contains(&Key::Config) => {}
             Kind::Config => reset(&mut self.config, listing, |_: &IpamConfig| Some(())),
             Kind::Reservation => {
+                let mut kept = self.reservations.clone();
+                kept.retain(|name, _| listing.unreadable.contains(&Key::Reservation(name.clone())));
                 reset(&mut self.reservations, listing, |found: &Reservation| Some(found.name.clone()));
+                self.reservations.append(&mut kept);
                 self.reserve();
             }
             Kind::Node => {

@@ -209,6 +209,32 @@ fn claim_goes_by_reads_that_are_younger_than_what_the_watch_told_meanwhile() {
 }
 
 #[test]
+fn what_is_reserved_and_configured_holds_as_it_was_understood_last() {
+    let store = store();
+    let reserved: Cidr = "10.0.0.0/27".parse().unwrap();
+    put(&store, Record::Reservation(api::Reservation { name: "r".to_owned(), cidrs: vec![reserved] }));
+    put(&store, Record::Config(IpamConfig { max_blocks_per_host: 1, ..IpamConfig::default() }));
+    for listed in [false, true] {
+        let mut bench = bench_on(&store, "n1");
+        let keys = [(Kind::Reservation, Key::Reservation("r".to_owned())), (Kind::Config, Key::Config)];
+        for (kind, key) in keys {
+            let at = Revision(1_000);
+            let change = if listed {
+                Change::Reset(Listing { revision: at, unreadable: vec![key], ..Listing::default() })
+            } else {
+                Change::Unreadable(key, at)
+            };
+            bench.run(vec![Event::Changed(kind, change)]);
+        }
+        assert_eq!(bench.agent.view().config().max_blocks_per_host, 1);
+        for number in 0..4 {
+            let address = bench.address(&format!("pod{listed}{number}"));
+            assert!(!reserved.contains(address), "{address} is reserved");
+        }
+    }
+}
+
+#[test]
 fn block_that_turns_unreadable_under_the_watch_is_not_claimed_across() {
     let store = store();
     let cidr: Cidr = "10.0.0.0/27".parse().unwrap();
