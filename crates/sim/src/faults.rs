@@ -182,10 +182,10 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Whether it serves an ADD.
+    /// Whether it serves an ADD, or hands an address on.
     pub fn serves_adds(self) -> bool {
-        use Operation::{AgentBatch, AgentClaim, PluginAdd, PluginBoth, PluginExact};
-        matches!(self, PluginAdd | PluginBoth | PluginExact | AgentBatch | AgentClaim)
+        use Operation::{AgentBatch, AgentClaim, MoveOwner, PluginAdd, PluginBoth, PluginExact};
+        matches!(self, PluginAdd | PluginBoth | PluginExact | AgentBatch | AgentClaim | MoveOwner)
     }
 
     /// Every operation.
