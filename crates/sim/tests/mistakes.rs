@@ -49,7 +49,7 @@ found! {
     a_borrowed_address_that_still_cools_down_is_found: CooldownIgnored within 100,
     a_node_that_is_back_and_taken_for_gone_is_found: RejoinedTrusted within 600,
     a_block_of_a_pool_that_was_made_anew_is_found: StalePool within 600,
-    a_release_replayed_onto_an_address_in_use_is_found: ReplayedRelease within 200,
+    a_release_replayed_onto_an_address_in_use_is_found: ReplayedRelease within 1000,
     a_stamp_that_is_issued_again_is_found: StampReissued within 200,
     a_handle_collected_under_a_paused_add_is_found: HandleCollected within 600,
 }
