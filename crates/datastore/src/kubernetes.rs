@@ -267,6 +267,10 @@ impl Kubernetes {
             }
             Err(failure) => {
                 tracing::debug!(?failure, "no list of API groups, using {}", Group::V1.api_version());
+                // Who may not see the list will not see it later either.
+                if !failure.is_passing() {
+                    let _ = self.shared.group.set(Group::V1);
+                }
             }
         }
     }
@@ -334,7 +338,16 @@ impl Kubernetes {
         let guess = Group::default();
         let guessed = path(guess);
         let (group, found) = futures::join!(self.group(), self.read("GET", &guessed));
-        if group == guess { found } else { self.read("GET", &path(group)).await }
+        if group != guess {
+            return self.read("GET", &path(group)).await;
+        }
+        match found {
+            // Nobody said where the records are: that there is nothing under the guess does not mean that there is nothing.
+            Err(failure) if failure.is_not_found() && self.shared.group.get().is_none() => {
+                Err(Failure::NoAnswer("the server does not say which API groups it has".to_owned()))
+            }
+            found => found,
+        }
     }
 
     /// Remembers what an update of `object` must keep.

@@ -116,6 +116,27 @@ async fn warm_update_is_one_request_and_keeps_what_others_wrote_on_the_object() 
 }
 
 #[tokio::test]
+async fn records_are_not_taken_for_absent_while_nobody_says_where_they_are() {
+    let fake = Fake::new();
+    let groups = json!({"kind": "APIGroupList", "groups": [{"name": "projectcalico.org"}]});
+    fake.put("/apis", groups);
+    let known = Kubernetes::with_client(fake.client());
+    one(&known, Write::Create(handle(1))).await.unwrap();
+    // The older group is not served at all, and the list of groups cannot be had.
+    fake.fail(|_, path| match path {
+        "/apis" => Some(Fault::Refused(503)),
+        path if path.contains("crd.projectcalico.org") => Some(Fault::Refused(404)),
+        _ => None,
+    });
+    let fresh = Kubernetes::with_client(fake.client());
+    let (found, listed) = (fresh.get(&handle(1).key()).await, fresh.list(&Scope::All(Kind::Handle)).await);
+    assert!(matches!(found, Err(ReadError::Unavailable { .. })), "{found:?}");
+    assert!(matches!(listed, Err(ReadError::Unavailable { .. })), "{listed:?}");
+    fake.fail(|_, _| None);
+    assert_eq!(read(&fresh, &handle(1).key()).await.record, handle(1));
+}
+
+#[tokio::test]
 async fn delete_is_one_request_and_meets_only_the_object_as_it_was_seen() {
     let fake = Fake::new();
     let store = driver(&fake);

@@ -239,6 +239,8 @@ pub struct Agent {
     reclaim: Option<Reclaim>,
     /// Blocks that could not be taken from their owners.
     kept: BTreeSet<Cidr>,
+    /// No own block is given up before this: the last time it failed.
+    rest_until: Option<Timestamp>,
     /// Pools that leave this node out, and the view's generation that this is of.
     deselecting: Option<(u64, Vec<Cidr>)>,
     errands: BTreeMap<Ticket, Errand>,
@@ -272,6 +274,7 @@ impl Agent {
             lost_races: BTreeSet::new(),
             reclaim: None,
             kept: BTreeSet::new(),
+            rest_until: None,
             deselecting: None,
             errands: BTreeMap::new(),
             indexing: false,

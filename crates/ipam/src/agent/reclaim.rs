@@ -10,8 +10,9 @@
 //! These are the steps of [`crate::affinity::release_affinity`], each conditional on what was read: an owner that takes an
 //! address meanwhile, or claims its block again, makes the next step fail. Own blocks are known and not read.
 //!
-//! Datastore calls: 2 reads at once and 2 commits, then those of the claim; a block without owner 2 reads and 1 commit; an own
-//! block 2 commits. At most [`TRIES`] blocks are tried before a request is served without one.
+//! Datastore calls: 2 reads at once and 2 commits, then those of the claim; a block without owner 1 read and 1 commit; an own
+//! block 2 commits, and after a failure none for [`REST`]. At most [`TRIES`] blocks are passed over, until nothing waits any
+//! more. While the datastore is locked nothing is taken back.
 
 use super::job::Errand;
 use super::{Agent, Effect, Note};
@@ -22,10 +23,13 @@ use crate::seen::Seen;
 use crate::vacancy::MIN_RECLAIM_AGE;
 use api::{Affinity, AffinityState, Block, Cidr, Owner};
 use datastore::{CommitError, Key, ReadError, Record, Revision, Stored, Version, Write};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 /// Blocks of others that are passed over before no more are tried, until nothing waits any more.
 pub(super) const TRIES: usize = 8;
+
+/// How long own blocks are left alone after one could not be given up: nobody waits for that.
+const REST: SignedDuration = SignedDuration::from_secs(60);
 
 /// How far it has got.
 #[derive(Clone, Debug)]
@@ -97,11 +101,19 @@ impl Agent {
         if self.reclaim.is_some() || self.claim.is_some() || self.deselecting().is_empty() {
             return;
         }
+        // An instant further away than the longest rest is of a clock that was set back.
+        let rests = self.rest_until.is_some_and(|until| {
+            let left = until.duration_since(self.now);
+            left > SignedDuration::ZERO && left <= REST
+        });
+        if rests || self.view.is_locked() || self.view.is_lost() {
+            return;
+        }
         let pools = self.deselecting().to_vec();
         let (cooldown, now) = (self.view.config().ip_cooldown_seconds, self.now);
         let found = self.view.affinities().values().find_map(|affinity| {
             let cidr = affinity.value.cidr;
-            let idle = self.lanes.get(&cidr).is_none_or(|lane| lane.is_idle()) && !self.kept.contains(&cidr);
+            let idle = self.lanes.get(&cidr).is_none_or(|lane| lane.is_idle());
             if !idle || !pools.iter().any(|pool| pool.contains_cidr(cidr)) || !self.view.owns(cidr) {
                 return None;
             }
@@ -184,6 +196,10 @@ impl Agent {
                 && is_old(block.claim_time.unwrap_or(Timestamp::MIN), now)
         };
         let theirs = affinity.filter(|seen| Some(&seen.value.owner) == owner.as_ref());
+        // A job may have come to work on it since the reads were sent.
+        if self.lanes.get(&cidr).is_some_and(|lane| !lane.is_idle()) {
+            return self.pass_over();
+        }
         match (block.filter(is_unused), theirs) {
             (Some(block), Some(affinity)) => self.mark(affinity, block),
             // Nobody has it (quirk Q22).
@@ -207,6 +223,9 @@ impl Agent {
     }
 
     fn send_reclaim(&mut self, cidr: Cidr, step: Step, writes: Vec<Write>) {
+        if self.view.is_locked() {
+            return self.pass_over();
+        }
         let Some(reclaim) = &mut self.reclaim else { return };
         reclaim.step = step;
         let ticket = self.ticket(Errand::Reclaim(writes.clone()));
@@ -242,8 +261,14 @@ impl Agent {
                 // What it may have done, or may do yet, is conditional on a block with nothing in it.
                 self.lanes.entry(cidr).or_default().stale = true;
                 self.read_block(cidr);
+                let own = owner.as_ref() == Some(self.view.owner());
                 self.pass_over();
-                self.unanswered(&error.to_string());
+                if own {
+                    // No request hangs on it.
+                    self.note(Note::Unanswered { reason: error.to_string() });
+                } else {
+                    self.unanswered(&error.to_string());
+                }
             }
         }
     }
@@ -260,7 +285,11 @@ impl Agent {
     /// Leaves a block with its owner.
     fn pass_over(&mut self) {
         if let Some(reclaim) = self.reclaim.take() {
-            self.kept.insert(reclaim.cidr);
+            if reclaim.owner.as_ref() == Some(self.view.owner()) {
+                self.rest_until = self.now.checked_add(REST).ok();
+            } else {
+                self.kept.insert(reclaim.cidr);
+            }
         }
         self.again = true;
     }

@@ -4,6 +4,7 @@ mod batches;
 mod claims;
 mod demands;
 mod late;
+mod reclaims;
 mod releases;
 
 use super::*;
