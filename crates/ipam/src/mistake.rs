@@ -54,7 +54,8 @@ mistakes! {
     OverlapUnchecked => "overlap-unchecked",
     /// An address of another's block is borrowed while it cools down.
     CooldownIgnored => "cooldown-ignored",
-    /// A node that is back under its name is taken for gone.
+    /// A node that is back under its name is taken for gone, and its own address is answered without a new stamp, which
+    /// would keep that out too.
     RejoinedTrusted => "rejoined-trusted",
     /// A block is made of a pool that was made anew meanwhile.
     StalePool => "stale-pool",

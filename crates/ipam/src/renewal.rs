@@ -9,6 +9,7 @@ use crate::block::{self, Taken};
 use crate::clock::Clock;
 use crate::explain::Explain;
 use crate::failure::StoreError;
+use crate::mistake::{Mistake, made};
 use crate::plan::{BlockPlan, Handles, handle_write};
 use crate::seen::{HandleInHand, Seen};
 use crate::take::{OnBlock, commit_on};
@@ -28,7 +29,12 @@ pub fn renew(block: &mut Block, address: IpAddr, handle: &str) -> Option<Taken> 
     if held.handle_id.as_deref().map(block::sanitized) != Some(block::sanitized(handle)) {
         return None;
     }
-    let (cidr, ordinal, sequence) = (block.cidr, block.cidr.ordinal(address)?, block.sequence_number);
+    let is_nodes_own = held.secondary.contains_key("type");
+    let (cidr, ordinal) = (block.cidr, block.cidr.ordinal(address)?);
+    let sequence = match is_nodes_own && made(Mistake::RejoinedTrusted) {
+        true => block::stamp(block, ordinal),
+        false => block.sequence_number,
+    };
     block.sequence_for_allocation.insert(ordinal.0, sequence);
     Some(Taken { block: cidr, ordinal, address, sequence })
 }

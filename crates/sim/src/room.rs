@@ -25,7 +25,9 @@ pub fn roomy(planted: Mistake, seed: u64) -> Setting {
     let wide = || vec![pool("pool-a", Cidr::containing([10, 0, 0, 0].into(), 27).expect("a network"), 30)];
     match planted {
         Mistake::SequenceUnchecked => {
-            (world.nodes, world.pools, world.brisk) = (all(Way::Agent), tiny(), true);
+            // One address of a block goes to and fro while the other is in use.
+            (world.nodes, world.pools, world.brisk) = (vec![Way::Agent; 2], tiny(), true);
+            (world.containers, world.steps, world.ask_per_cent) = (2, 1_500, 20);
             world.cluster_faults = vec![Fault::DelDelayed];
             world.config.ip_cooldown_seconds = 0;
             world.config.max_blocks_per_host = 0;
