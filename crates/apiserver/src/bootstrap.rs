@@ -8,6 +8,7 @@ use crate::objects;
 use crate::request::WriteOptions;
 use crate::server::Server;
 use crate::token;
+use futures::future::try_join_all;
 use serde_json::{Value, json};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -18,20 +19,17 @@ const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-no
 /// The first refusal that is not "already there".
 pub(crate) async fn run(server: &Server) -> Result<(), Status> {
     token::prepare(server).await?;
-    for name in NAMESPACES {
-        ensure(server, "", "namespaces", "", json!({"metadata": {"name": name}})).await?;
-    }
+    // What waits together becomes durable together: a start waits for the disk three times and not for each object.
+    let namespaces = NAMESPACES.map(|name| ("", "namespaces", "", json!({"metadata": {"name": name}})));
+    all(server, namespaces.to_vec()).await?;
+    let mut objects = Vec::new();
     for (name, value) in PRIORITY_CLASSES {
         let class = json!({"metadata": {"name": name}, "value": value, "globalDefault": false});
-        ensure(server, "scheduling.k8s.io", "priorityclasses", "", class).await?;
+        objects.push(("scheduling.k8s.io", "priorityclasses", "", class));
     }
     let rbac = "rbac.authorization.k8s.io";
-    for role in default_roles::roles() {
-        ensure(server, rbac, "clusterroles", "", role).await?;
-    }
-    for binding in default_roles::bindings() {
-        ensure(server, rbac, "clusterrolebindings", "", binding).await?;
-    }
+    objects.extend(default_roles::roles().into_iter().map(|role| (rbac, "clusterroles", "", role)));
+    objects.extend(default_roles::bindings().into_iter().map(|one| (rbac, "clusterrolebindings", "", one)));
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let service = json!({
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
@@ -41,7 +39,7 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
         },
     });
-    ensure(server, "", "services", "default", service).await?;
+    objects.push(("", "services", "default", service));
     if let Some(address) = server.advertise {
         let port = json!([{"name": "https", "port": address.port(), "protocol": "TCP"}]);
         let endpoints = json!({
@@ -49,7 +47,7 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
                          "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
             "subsets": [{"addresses": [{"ip": address.ip().to_string()}], "ports": port}],
         });
-        ensure(server, "", "endpoints", "default", endpoints).await?;
+        objects.push(("", "endpoints", "default", endpoints));
         let slice = json!({
             "metadata": {"name": "kubernetes", "namespace": "default",
                          "labels": {"kubernetes.io/service-name": "kubernetes"}},
@@ -57,9 +55,19 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
             "endpoints": [{"addresses": [address.ip().to_string()], "conditions": {"ready": true}}],
             "ports": port,
         });
-        ensure(server, "discovery.k8s.io", "endpointslices", "default", slice).await?;
+        objects.push(("discovery.k8s.io", "endpointslices", "default", slice));
     }
-    Ok(())
+    all(server, objects).await
+}
+
+/// An object to be made: group and plural of its kind, its namespace, and itself.
+type Wanted<'a> = (&'a str, &'a str, &'a str, Value);
+
+async fn all(server: &Server, objects: Vec<Wanted<'_>>) -> Result<(), Status> {
+    let made = objects
+        .into_iter()
+        .map(|(group, plural, namespace, object)| ensure(server, group, plural, namespace, object));
+    try_join_all(made).await.map(drop)
 }
 
 async fn ensure(

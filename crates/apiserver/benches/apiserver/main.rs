@@ -219,10 +219,12 @@ async fn watchers(client: &Client) {
     let path = format!("{MAPS}?watch=true&fieldSelector=metadata.name%3Dwatched");
     client.post(MAPS, &json!({"metadata": {"name": "watched"}})).await.ok();
     let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    // They end with this set, before the server does.
+    let mut watching = tokio::task::JoinSet::new();
     for _ in 0..1000 {
         let mut events = client.watch(&path, "application/json").await;
         let heard = heard.clone();
-        tokio::spawn(async move {
+        watching.spawn(async move {
             while events.next().await.is_some() {
                 if heard.send(Instant::now()).is_err() {
                     return;
