@@ -225,8 +225,10 @@ impl World {
                     self.wrong(format!("9: {} has {had:?} and was told {given:?}", attachment.handle));
                 }
                 for (address, sequence) in given {
+                    // A machine's address that is handed on meanwhile has another stamp than its ADD is told.
+                    let stamp = if attachment.is_machine() { 0 } else { sequence };
                     let (block, missing) =
-                        match Judge::promised(&self.db(), address, &attachment.handle, sequence) {
+                        match Judge::promised(&self.db(), address, &attachment.handle, stamp) {
                             Ok(block) => (Some(block), None),
                             Err(missing) => (None, Some(missing)),
                         };
