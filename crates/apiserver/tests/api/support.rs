@@ -13,6 +13,7 @@ use rcgen::{
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use serde_json::{Value, json};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -133,7 +134,14 @@ impl Lab {
         self.serving.abort();
         let stopped = (&mut self.serving).await;
         assert!(stopped.is_err_and(|error| error.is_cancelled()));
-        self.serving = serve(self.folder.path(), TcpListener::bind(self.address).unwrap());
+        // The stopped server's socket is closed by the last of its tasks too.
+        let listener = loop {
+            match TcpListener::bind(self.address) {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => tokio::task::yield_now().await,
+                bound => break bound.unwrap(),
+            }
+        };
+        self.serving = serve(self.folder.path(), listener);
     }
 
     pub(crate) async fn start() -> Self {
