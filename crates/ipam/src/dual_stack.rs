@@ -5,10 +5,10 @@ use crate::block::{Release, Taken};
 use crate::clock::Clock;
 use crate::explain::Explain;
 use crate::failure::StoreError;
-use crate::release::{ReleaseFailure, release_addresses, release_by_handle};
+use crate::release::{ReleaseFailure, release_addresses, release_by_handle_in};
 use crate::seen::HandleInHand;
 use crate::setting::World;
-use api::IpVersion;
+use api::{Cidr, IpVersion};
 use datastore::Datastore;
 use std::fmt;
 use std::net::IpAddr;
@@ -183,7 +183,9 @@ impl Back<'_> {
         taken: &[Taken],
     ) -> Result<(), StoreError> {
         if let Some(handle) = &self.new {
-            return release_by_handle(store, clock, handle).await.map(drop);
+            let blocks: Vec<Cidr> = taken.iter().map(|taken| taken.block).collect();
+            let released = release_by_handle_in(store, clock, handle, &blocks).await;
+            return released.map(drop).map_err(|failure| failure.error);
         }
         if taken.is_empty() {
             return Ok(());

@@ -58,8 +58,8 @@ pub enum ReleaseFailure {
 /// 1 commit of the blocks and the handle; with the commit goes 1 read of the node for each block that becomes empty in a
 /// pool that is not for all nodes, and if the pool is not for it those of [`affinity::release_affinity`]. A handle in more
 /// than 24 blocks: 2 trips more per 24. On a Kubernetes API the commit is 1 request per block and 1 for the handle, one after
-/// another: 4 trips for a handle in one block. A handle that does not exist: 1 trip. Whoever knows the blocks saves a trip
-/// with [`release_by_handle_in`].
+/// another: 4 trips for a handle in one block. A handle that does not exist: 1 trip. Whoever knows the addresses saves a trip
+/// with [`release_by_handle_in`]: this one is for who knows nothing but the handle.
 ///
 /// # Errors
 /// [`StoreError`]; what was released before the failure stays released. What is in blocks that cannot be understood is left
@@ -76,15 +76,19 @@ pub async fn release_by_handle<D: Datastore>(
     released.map(|released| released.addresses).map_err(|failure| failure.error)
 }
 
-/// As [`release_by_handle`], for a caller who believes to know the blocks that the handle's addresses are in: they are read
-/// beside the handle, at most 24 of them. The addresses that the runtime hands to a DEL, cut to the pool's block size, say so.
+/// As [`release_by_handle`], for a caller who believes to know where the handle's addresses are: their blocks are read beside
+/// the handle, at most 24 of them. This is what a plugin's DEL calls: its runtime hands it the addresses that the ADD answered.
+///
+/// `answered` are these addresses, each with the prefix that it was answered with: one narrower than a single address is taken
+/// for its block, a single address for one of a block of the usual size ([`Pool::default_block_size`]). Exact blocks do too.
 ///
 /// What is released is what the handle names, whatever the caller believes: a block that it does not name is left alone, one
 /// that was not guessed is read then. That a block is read before its handle takes nothing from the rules: it is written in
 /// the state it was read in before the handle is lowered, so that whoever put an address into it since then makes this fail.
 ///
 /// Datastore calls: those of [`release_by_handle`] less 1 trip where the guess is right, so that on a Kubernetes API it is 3
-/// for a handle in one block (the reads, the block, the handle); a wrong guess costs its read.
+/// for a handle in one block (the reads, the block, the handle); a wrong guess costs its read, and nothing guessed is the trip
+/// that it would be without.
 ///
 /// # Errors
 /// See [`release_by_handle`]; the account comes with it.
@@ -95,10 +99,10 @@ pub async fn release_by_handle_in<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
     handle: &str,
-    blocks: &[Cidr],
+    answered: &[Cidr],
 ) -> Result<ReleasedHandle, Box<Explained<StoreError, Account>>> {
     let mut account = Account::of(format!("release of handle {}", block::sanitized(handle)));
-    match release_handle(store, clock, handle, blocks, &mut account).await {
+    match release_handle(store, clock, handle, &blocks_around(answered), &mut account).await {
         Ok(addresses) => {
             // What a lost answer hid is counted, though nobody saw of which block it was.
             account.addresses = addresses;
@@ -108,15 +112,25 @@ pub async fn release_by_handle_in<D: Datastore>(
     }
 }
 
+/// The blocks in which addresses lie as far as their prefixes say: each once, at most as many as are read together.
+fn blocks_around(answered: &[Cidr]) -> Vec<Cidr> {
+    let around = |cidr: &Cidr| {
+        let single = cidr.prefix() == cidr.version().bits();
+        let prefix = if single { Pool::default_block_size(cidr.version()) } else { cidr.prefix() };
+        Cidr::containing(cidr.network(), prefix)
+    };
+    let blocks: BTreeSet<Cidr> = answered.iter().filter_map(around).collect();
+    blocks.into_iter().take(TOGETHER).collect()
+}
+
 async fn release_handle<D: Datastore>(
     store: &D,
     clock: &dyn Clock,
     handle: &str,
-    blocks: &[Cidr],
+    guessed: &[Cidr],
     account: &mut Account,
 ) -> Result<usize, StoreError> {
     let id = block::sanitized(handle);
-    let guessed = blocks.get(..TOGETHER).unwrap_or(blocks);
     let (found, config, pools, early) = futures::join!(
         seen::handle(store, id),
         seen::config(store),

@@ -5,7 +5,7 @@
 #[path = "../../datastore/tests/fake/mod.rs"]
 mod fake;
 
-use api::{IpVersion, Owner, Pool, Use};
+use api::{Cidr, IpVersion, Owner, Pool, Use};
 use datastore::kubernetes::Kubernetes;
 use fake::{Fake, Fault};
 use ipam::administration::release_affinities_of;
@@ -161,6 +161,19 @@ async fn a_fresh_process_keeps_to_its_trips_too() {
     let (trips, store) = fresh();
     release_by_handle_in(&store, &CLOCK, "second", &[block]).await.unwrap();
     assert_eq!(trips.made.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn a_plugin_that_was_told_the_single_address_gives_it_back_in_three_trips() {
+    let (fake, store) = lab();
+    ask(&store, "first").await;
+    let given = ask(&store, "second").await.taken[0].address;
+    let (trips, client) = counting(&fake);
+    let store = Kubernetes::with_client(client);
+    // As the container has it, and as a runtime therefore tells a DEL.
+    let answered = [Cidr::containing(given, 32).unwrap()];
+    let released = release_by_handle_in(&store, &CLOCK, "second", &answered).await.unwrap();
+    assert_eq!((released.addresses, trips.made.load(Ordering::Relaxed)), (1, 3));
 }
 
 #[tokio::test]
