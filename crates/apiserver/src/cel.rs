@@ -1,8 +1,8 @@
-//! The expression language of validation rules (CEL), as far as definitions of kinds use it.
+//! The expression language of validation rules (CEL): the crate `cel` with Kubernetes' functions for texts and lists.
 //!
-//! Served are literals, fields, indices, the operators, `has`, `size`, the macros `all`, `exists`, `exists_one`, `map` and
-//! `filter`, conversions, and functions of texts and lists. A rule that needs more is known by [`ParseError::Unknown`] when
-//! it is read, and not only when it is judged.
+//! Rules come from whoever may write definitions, and the crate bounds nothing: how long and deep a rule may be is checked
+//! before it is parsed (`bounds`), and what it does is counted while it is judged (`prepare`, `judge`). A rule that needs
+//! more of the language than there is, is known by [`ParseError::Unknown`] when it is read, and not only when it is judged.
 //!
 //! ```
 //! use apiserver::cel::Program;
@@ -11,16 +11,25 @@
 //! assert_eq!(rule.evaluate(&json!({"min": 1, "max": 2}), None), Ok(json!(true)));
 //! ```
 
-mod evaluate;
+mod bounds;
 mod functions;
-mod parse;
+#[cfg(test)]
+mod hostile;
+mod judge;
+mod prepare;
 
+pub use judge::{Budget, Subject};
+
+use cel::IdedExpr;
+use cel::parser::PrattParser;
+use regex::Regex;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// Why a text is no program.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// It is no expression.
+    /// It is no expression, or one that is too long or too deep.
     #[error("Syntax error: {0}")]
     Syntax(String),
     /// It is one, and uses something that is not served here.
@@ -28,58 +37,16 @@ pub enum ParseError {
     Unknown(String),
 }
 
-/// An operator between two values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Operator {
-    Or,
-    And,
-    Equal,
-    Unequal,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-    In,
-    Add,
-    Subtract,
-    Multiply,
-    Divide,
-    Remainder,
-}
-
-/// A macro over the elements of a list, or the keys of a map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Over {
-    All,
-    Exists,
-    ExistsOne,
-    Map,
-    Filter,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum Expression {
-    Literal(Value),
-    Name(String),
-    Field(Box<Expression>, String),
-    Index(Box<Expression>, Box<Expression>),
-    Has(Box<Expression>, String),
-    List(Vec<Expression>),
-    Map(Vec<(Expression, Expression)>),
-    Not(Box<Expression>),
-    Negative(Box<Expression>),
-    Binary(Operator, Box<Expression>, Box<Expression>),
-    Choice(Box<Expression>, Box<Expression>, Box<Expression>),
-    /// A function, and the value it is called on as a method.
-    Call(String, Option<Box<Expression>>, Vec<Expression>),
-    /// A macro, what it goes over, the name of an element, and what is asked of each.
-    Each(Over, Box<Expression>, String, Box<Expression>),
+fn syntax(what: impl Into<String>) -> ParseError {
+    ParseError::Syntax(what.into())
 }
 
 /// A program that was read.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Program {
-    root: Expression,
+    root: Arc<IdedExpr>,
+    patterns: Arc<[Option<Regex>]>,
+    weight: usize,
     uses_old: bool,
 }
 
@@ -87,10 +54,21 @@ impl Program {
     /// Reads one.
     ///
     /// # Errors
-    /// [`ParseError`].
+    /// [`ParseError`]; also for more than 16 KiB, and more than a hundred expressions inside each other.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
-        let (root, names) = parse::parse(text)?;
-        Ok(Self { root, uses_old: names.iter().any(|name| name == "oldSelf") })
+        bounds::check(text)?;
+        let parsed = PrattParser::new().parse(text);
+        let mut root = parsed.map_err(|errors| {
+            let first = errors.errors.into_iter().next().map_or_else(String::new, |error| error.msg);
+            syntax(first.strip_prefix("Syntax error: ").unwrap_or(&first))
+        })?;
+        let prepared = prepare::prepare(&mut root)?;
+        Ok(Self {
+            root: root.into(),
+            patterns: prepared.patterns.into(),
+            weight: prepared.weight,
+            uses_old: prepared.uses_old,
+        })
     }
 
     /// Whether it compares with the value before: it says nothing about a new one.
@@ -103,7 +81,16 @@ impl Program {
     /// # Errors
     /// What went wrong, as `no such key: x`; also when it took too long.
     pub fn evaluate(&self, value: &Value, old: Option<&Value>) -> Result<Value, String> {
-        evaluate::evaluate(&self.root, value, old)
+        let mut budget = Budget::default();
+        self.judge(&Subject::new(value, old, &mut budget), &mut budget)
+    }
+
+    /// What it says about a value that other rules judge too, within what is left to all of them.
+    ///
+    /// # Errors
+    /// As [`Program::evaluate`].
+    pub fn judge(&self, subject: &Subject<'_>, budget: &mut Budget) -> Result<Value, String> {
+        judge::judge(self, subject, budget)
     }
 }
 

@@ -1,156 +1,226 @@
-//! The functions, by name and number of arguments.
+//! The functions that Kubernetes adds to the language, for texts and lists.
 
-use super::Operator;
-use super::evaluate::{binary, compare, equal};
-use regex::RegexBuilder;
-use serde_json::Value;
+use cel::common::types::{CelInt, CelList, CelString, LIST_TYPE, STRING_TYPE, Type};
+use cel::common::value::{CowVal, Val};
+use cel::{DeclarationError, Env, ExecutionError};
 use std::cmp::Ordering;
+use std::sync::{Arc, LazyLock};
 
-/// Size of a compiled pattern, in bytes, at most.
-const MAX_PATTERN: usize = 1 << 20;
+/// Longest text that a function makes out of shorter ones, in bytes.
+const MAX_TEXT: usize = 1 << 20;
 
-/// Whether there is a function that is called with this many arguments.
-pub(super) fn is_function(name: &str, arguments: usize) -> bool {
-    matches!((name, arguments), ("size" | "int" | "string" | "double" | "uint" | "bool" | "dyn", 1))
+static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| {
+    let mut env = Env::stdlib();
+    let added = env.add_extension(extension);
+    debug_assert!(added.is_ok(), "no function of the language has the name: {added:?}");
+    Arc::new(env)
+});
+
+/// The language with these functions.
+pub(super) fn environment() -> Arc<Env> {
+    Arc::clone(&ENVIRONMENT)
 }
 
-/// Whether there is a function that is called on a value with this many arguments more.
-pub(super) fn is_method(name: &str, arguments: usize) -> bool {
+/// Whether there is a function that is called with this many arguments, on a value or by itself.
+pub(super) fn is_known(name: &str, is_method: bool, arguments: usize) -> bool {
+    if !is_method {
+        return matches!(
+            (name, arguments),
+            ("size" | "int" | "string" | "double" | "uint" | "bool" | "dyn", 1)
+        );
+    }
     matches!(
         (name, arguments),
         ("size" | "lowerAscii" | "upperAscii" | "trim" | "sum" | "min" | "max" | "isSorted" | "join", 0)
-            | (
-                "contains"
-                    | "startsWith"
-                    | "endsWith"
-                    | "matches"
-                    | "split"
-                    | "join"
-                    | "indexOf"
-                    | "lastIndexOf",
-                1
-            )
-            | ("substring" | "charAt", 1)
+            | ("contains" | "startsWith" | "endsWith" | "matches", 1)
+            | ("split" | "join" | "indexOf" | "lastIndexOf" | "substring" | "charAt", 1)
             | ("replace" | "substring", 2)
     )
 }
 
-fn none(name: &str) -> String {
-    format!("no such overload: {name}")
+fn extension(env: &mut Env) -> Result<(), DeclarationError> {
+    cel::add_member_overload!(env, fn lower_ascii: (CelString) -> CelString)?;
+    cel::add_member_overload!(env, fn upper_ascii: (CelString) -> CelString)?;
+    cel::add_member_overload!(env, fn trim: (CelString) -> CelString)?;
+    cel::add_member_overload!(env, fn split: (CelString, CelString) -> CelList)?;
+    cel::add_member_overload!(env, fn replace: (CelString, CelString, CelString) -> Result<CelString>)?;
+    cel::add_member_overload!(env, fn index_of: (CelString, CelString) -> CelInt)?;
+    cel::add_member_overload!(env, fn last_index_of: (CelString, CelString) -> CelInt)?;
+    cel::add_member_overload!(env, fn char_at: (CelString, CelInt) -> Result<CelString>)?;
+    cel::add_member_overload!(env, fn substring: (CelString, CelInt) -> Result<CelString>)?;
+    cel::add_member_overload!(env, fn substring_to: (CelString, CelInt, CelInt) -> Result<CelString>,
+        name = "substring")?;
+    let any = || cel::common::types::DYN_TYPE;
+    let on_list: [(&str, &str, Vec<Type>, cel::common::functions::Function); 8] = [
+        ("join", "list.join()", vec![], join),
+        ("join", "list.join(string)", vec![STRING_TYPE], join),
+        ("indexOf", "list.indexOf(dyn)", vec![any()], list_index),
+        ("lastIndexOf", "list.lastIndexOf(dyn)", vec![any()], list_last_index),
+        ("sum", "list.sum()", vec![], sum),
+        ("min", "list.min()", vec![], |args| extreme(args, Ordering::Less)),
+        ("max", "list.max()", vec![], |args| extreme(args, Ordering::Greater)),
+        ("isSorted", "list.isSorted()", vec![], is_sorted),
+    ];
+    for (name, id, args, function) in on_list {
+        env.add_member_overload(name, id, LIST_TYPE, args, function)?;
+    }
+    Ok(())
 }
 
-fn number(count: usize) -> Value {
+fn failed(message: impl ToString) -> ExecutionError {
+    ExecutionError::function_error("", message)
+}
+
+fn none(name: &str) -> ExecutionError {
+    ExecutionError::no_such_overload(name, Vec::new())
+}
+
+fn number(count: usize) -> CelInt {
     i64::try_from(count).unwrap_or(i64::MAX).into()
 }
 
-/// Calls one; a method's value comes first.
-pub(super) fn call(name: &str, values: &[&Value]) -> Result<Value, String> {
-    match (name, values) {
-        ("size", [Value::String(text)]) => Ok(number(text.chars().count())),
-        ("size", [Value::Array(list)]) => Ok(number(list.len())),
-        ("size", [Value::Object(map)]) => Ok(number(map.len())),
-        ("dyn", [value]) => Ok((*value).clone()),
-        ("int" | "uint" | "string" | "double" | "bool", [value]) => convert(name, value),
-        (_, [Value::String(text), rest @ ..]) => on_text(name, text, rest),
-        (_, [Value::Array(list), rest @ ..]) => on_list(name, list, rest),
-        _ => Err(none(name)),
-    }
+fn lower_ascii(text: &CelString<'_>) -> CelString<'static> {
+    text.to_ascii_lowercase().into()
 }
 
-fn convert(name: &str, value: &Value) -> Result<Value, String> {
-    let failed = || format!("type conversion error to {name}");
-    match (name, value) {
-        ("int" | "uint", Value::Number(from)) => {
-            if let Some(whole) = from.as_i64() {
-                return Ok(whole.into());
-            }
-            let double = from.as_f64().unwrap_or(f64::NAN).trunc();
-            // Through a text: there is no conversion that refuses what does not fit.
-            format!("{double:.0}").parse::<i64>().map(Value::from).map_err(|_| failed())
-        }
-        ("int" | "uint", Value::String(text)) => text.parse::<i64>().map(Value::from).map_err(|_| failed()),
-        ("double", Value::Number(from)) => Ok(from.as_f64().unwrap_or(f64::NAN).into()),
-        ("double", Value::String(text)) => text.parse::<f64>().map(Value::from).map_err(|_| failed()),
-        ("string", Value::String(text)) => Ok(text.as_str().into()),
-        ("string", Value::Number(_) | Value::Bool(_)) => Ok(value.to_string().into()),
-        ("bool", Value::Bool(_)) => Ok(value.clone()),
-        ("bool", Value::String(text)) => text.parse::<bool>().map(Value::from).map_err(|_| failed()),
-        _ => Err(none(name)),
-    }
+fn upper_ascii(text: &CelString<'_>) -> CelString<'static> {
+    text.to_ascii_uppercase().into()
 }
 
-fn position(text: &str, byte: Option<usize>) -> Value {
+fn trim(text: &CelString<'_>) -> CelString<'static> {
+    text.inner().trim().to_owned().into()
+}
+
+fn split(text: &CelString<'_>, by: &CelString<'_>) -> CelList<'static> {
+    let boxed = |part: String| -> Box<dyn Val> { Box::new(CelString::from(part)) };
+    let parts: Vec<Box<dyn Val>> = if by.inner().is_empty() {
+        text.chars().map(|letter| boxed(letter.to_string())).collect()
+    } else {
+        text.inner().split(by.inner()).map(|part| boxed(part.to_owned())).collect()
+    };
+    parts.into()
+}
+
+fn replace(
+    text: &CelString<'_>,
+    from: &CelString<'_>,
+    to: &CelString<'_>,
+) -> Result<CelString<'static>, ExecutionError> {
+    let places = text.inner().matches(from.inner()).count();
+    if text.inner().len().saturating_add(places.saturating_mul(to.inner().len())) > MAX_TEXT {
+        return Err(failed("the text that is made is too long"));
+    }
+    Ok(text.inner().replace(from.inner(), to.inner()).into())
+}
+
+/// The place of a byte, counted in letters; -1 for none.
+fn position(text: &str, byte: Option<usize>) -> CelInt {
     byte.map_or_else(|| (-1).into(), |byte| number(text[..byte].chars().count()))
 }
 
-fn on_text(name: &str, text: &str, rest: &[&Value]) -> Result<Value, String> {
-    match (name, rest) {
-        ("contains", [Value::String(part)]) => Ok(text.contains(part.as_str()).into()),
-        ("startsWith", [Value::String(part)]) => Ok(text.starts_with(part.as_str()).into()),
-        ("endsWith", [Value::String(part)]) => Ok(text.ends_with(part.as_str()).into()),
-        ("matches", [Value::String(pattern)]) => {
-            let built = RegexBuilder::new(pattern).size_limit(MAX_PATTERN).build();
-            Ok(built.map_err(|_| format!("error parsing regexp: {pattern:?}"))?.is_match(text).into())
-        }
-        ("lowerAscii", []) => Ok(text.to_ascii_lowercase().into()),
-        ("upperAscii", []) => Ok(text.to_ascii_uppercase().into()),
-        ("trim", []) => Ok(text.trim().into()),
-        ("split", [Value::String(by)]) => {
-            if by.is_empty() {
-                return Ok(text.chars().map(|letter| Value::from(letter.to_string())).collect());
-            }
-            Ok(text.split(by.as_str()).map(Value::from).collect())
-        }
-        ("replace", [Value::String(from), Value::String(to)]) => {
-            if text.len().saturating_mul(to.len().max(1)) > MAX_PATTERN {
-                return Err("the rule takes too many steps".to_owned());
-            }
-            Ok(text.replace(from.as_str(), to).into())
-        }
-        ("indexOf", [Value::String(part)]) => Ok(position(text, text.find(part.as_str()))),
-        ("lastIndexOf", [Value::String(part)]) => Ok(position(text, text.rfind(part.as_str()))),
-        ("charAt", [at]) => {
-            let at = at.as_u64().and_then(|at| usize::try_from(at).ok());
-            let letter = at.and_then(|at| text.chars().nth(at));
-            letter.map(|letter| letter.to_string().into()).ok_or_else(|| "index out of range".to_owned())
-        }
-        ("substring", [from, rest @ ..]) => {
-            let letters: Vec<char> = text.chars().collect();
-            let place = |value: &Value| value.as_u64().and_then(|at| usize::try_from(at).ok());
-            let end = rest.first().map_or(Some(letters.len()), |end| place(end));
-            let found = place(from).zip(end).and_then(|(from, end)| letters.get(from..end));
-            found
-                .map(|part| part.iter().collect::<String>().into())
-                .ok_or_else(|| "index out of range".to_owned())
-        }
-        _ => Err(none(name)),
-    }
+fn index_of(text: &CelString<'_>, part: &CelString<'_>) -> CelInt {
+    position(text, text.find(part.inner()))
 }
 
-fn on_list(name: &str, list: &[Value], rest: &[&Value]) -> Result<Value, String> {
-    let texts = || -> Option<Vec<&str>> { list.iter().map(Value::as_str).collect() };
-    match (name, rest) {
-        ("join", []) => Ok(texts().ok_or_else(|| none(name))?.concat().into()),
-        ("join", [Value::String(by)]) => Ok(texts().ok_or_else(|| none(name))?.join(by).into()),
-        ("indexOf", [wanted]) => {
-            Ok(list.iter().position(|item| equal(item, wanted)).map_or_else(|| (-1).into(), number))
-        }
-        ("lastIndexOf", [wanted]) => {
-            Ok(list.iter().rposition(|item| equal(item, wanted)).map_or_else(|| (-1).into(), number))
-        }
-        ("sum", []) => list.iter().try_fold(Value::from(0), |sum, item| binary(Operator::Add, &sum, item)),
-        ("isSorted", []) => {
-            Ok(list.windows(2).all(|pair| compare(&pair[0], &pair[1]).is_some_and(Ordering::is_le)).into())
-        }
-        ("min" | "max", []) => {
-            let wanted = if name == "min" { Ordering::Less } else { Ordering::Greater };
-            let mut items = list.iter();
-            let first = items.next().ok_or_else(|| format!("{name} called on empty list"))?;
-            items
-                .try_fold(first, |best, item| Some(if compare(item, best)? == wanted { item } else { best }))
-                .cloned()
-                .ok_or_else(|| none(name))
-        }
-        _ => Err(none(name)),
+fn last_index_of(text: &CelString<'_>, part: &CelString<'_>) -> CelInt {
+    position(text, text.rfind(part.inner()))
+}
+
+fn place(at: &CelInt) -> Result<usize, ExecutionError> {
+    usize::try_from(*at.inner()).map_err(|_| failed(format!("index out of range: {}", at.inner())))
+}
+
+fn char_at(text: &CelString<'_>, at: &CelInt) -> Result<CelString<'static>, ExecutionError> {
+    let wanted = place(at)?;
+    let letter = text.chars().nth(wanted).map(String::from);
+    // The place after the last letter is one, and nothing stands there.
+    let letter = letter.or_else(|| (text.chars().count() == wanted).then(String::new));
+    letter.map(CelString::from).ok_or_else(|| failed(format!("index out of range: {wanted}")))
+}
+
+fn substring(text: &CelString<'_>, from: &CelInt) -> Result<CelString<'static>, ExecutionError> {
+    substring_to(text, from, &number(text.chars().count()))
+}
+
+fn substring_to(
+    text: &CelString<'_>,
+    from: &CelInt,
+    to: &CelInt,
+) -> Result<CelString<'static>, ExecutionError> {
+    let letters: Vec<char> = text.chars().collect();
+    let part = letters.get(place(from)?..place(to)?);
+    let part = part.ok_or_else(|| failed(format!("index out of range: {}, {}", from.inner(), to.inner())))?;
+    Ok(part.iter().collect::<String>().into())
+}
+
+type Args<'b, 'v> = Vec<CowVal<'b, 'v>>;
+type Outcome<'b, 'v> = Result<CowVal<'b, 'v>, ExecutionError>;
+
+fn list<'a, 'v>(args: &'a Args<'_, 'v>, name: &str) -> Result<&'a CelList<'v>, ExecutionError> {
+    args.first().and_then(|list| list.as_ref().downcast_ref::<CelList>()).ok_or_else(|| none(name))
+}
+
+fn join<'b, 'v>(args: Args<'b, 'v>) -> Outcome<'b, 'v> {
+    let parts: Option<Vec<&str>> = list(&args, "join")?
+        .inner()
+        .iter()
+        .map(|part| part.downcast_ref::<CelString>().map(CelString::inner))
+        .collect();
+    let parts = parts.ok_or_else(|| none("join"))?;
+    let by = args.get(1).and_then(|by| by.downcast_ref::<CelString>()).map_or("", CelString::inner);
+    let length: usize = parts.iter().map(|part| part.len() + by.len()).sum();
+    if length > MAX_TEXT {
+        return Err(failed("the text that is made is too long"));
     }
+    Ok(CowVal::owned(CelString::from(parts.join(by))))
+}
+
+fn list_index<'b, 'v>(args: Args<'b, 'v>) -> Outcome<'b, 'v> {
+    let wanted = args.get(1).ok_or_else(|| none("indexOf"))?;
+    let at = list(&args, "indexOf")?.inner().iter().position(|item| item.equals(wanted.as_ref()));
+    Ok(CowVal::owned(at.map_or_else(|| CelInt::from(-1), number)))
+}
+
+fn list_last_index<'b, 'v>(args: Args<'b, 'v>) -> Outcome<'b, 'v> {
+    let wanted = args.get(1).ok_or_else(|| none("lastIndexOf"))?;
+    let at = list(&args, "lastIndexOf")?.inner().iter().rposition(|item| item.equals(wanted.as_ref()));
+    Ok(CowVal::owned(at.map_or_else(|| CelInt::from(-1), number)))
+}
+
+fn sum<'b, 'v>(args: Args<'b, 'v>) -> Outcome<'b, 'v> {
+    let mut items = list(&args, "sum")?.inner().iter();
+    let Some(first) = items.next() else { return Ok(CowVal::owned(CelInt::from(0))) };
+    if first.downcast_ref::<CelString>().is_some() {
+        return Err(none("sum"));
+    }
+    let mut sum = first.clone();
+    for item in items {
+        sum = sum.as_adder().ok_or_else(|| none("sum"))?.add(item.as_ref())?.into_owned();
+    }
+    Ok(CowVal::Owned(sum))
+}
+
+fn compare(left: &dyn Val, right: &dyn Val) -> Result<Ordering, ExecutionError> {
+    left.as_comparer().ok_or_else(|| none("<"))?.compare(right)
+}
+
+fn extreme<'b, 'v>(args: Args<'b, 'v>, wanted: Ordering) -> Outcome<'b, 'v> {
+    let name = if wanted == Ordering::Less { "min" } else { "max" };
+    let items = list(&args, name)?.inner();
+    let mut best = items.first().ok_or_else(|| failed(format!("{name} called on empty list")))?;
+    for item in &items[1..] {
+        if compare(item.as_ref(), best.as_ref())? == wanted {
+            best = item;
+        }
+    }
+    Ok(CowVal::Owned(best.clone()))
+}
+
+fn is_sorted<'b, 'v>(args: Args<'b, 'v>) -> Outcome<'b, 'v> {
+    for pair in list(&args, "isSorted")?.inner().windows(2) {
+        if compare(pair[0].as_ref(), pair[1].as_ref())?.is_gt() {
+            return Ok(CowVal::owned(cel::common::types::CelBool::from(false)));
+        }
+    }
+    Ok(CowVal::owned(cel::common::types::CelBool::from(true)))
 }

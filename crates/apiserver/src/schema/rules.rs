@@ -1,10 +1,11 @@
 //! Validation rules: what a schema says of a value in the expression language.
 
 use super::validate::old_item;
-use super::{Additional, Node, below};
-use crate::cel::Program;
+use super::{Additional, Kind, Node, below};
+use crate::cel::{Budget, Program, Subject};
 use crate::error::{FieldError, FieldFault};
-use serde_json::{Value, json};
+use serde_json::{Number, Value, json};
+use std::borrow::Cow;
 
 /// Faults reported for one object, at most.
 const MAX_FAULTS: usize = 100;
@@ -38,15 +39,32 @@ pub(super) fn judge(root: &Node, object: &Value, old: Option<&Value>, faults: &m
         faults.push(FieldError::invalid("<nil>", &Value::Null, detail));
         return;
     }
-    walk(root, object, old, "", faults);
+    walk(root, object, old, "", &mut Judged { faults, budget: Budget::default() });
 }
 
-fn walk(node: &Node, value: &Value, old: Option<&Value>, path: &str, faults: &mut Vec<FieldError>) {
-    if old == Some(value) || value.is_null() || faults.len() >= MAX_FAULTS {
+/// What was found out about one object.
+struct Judged<'a> {
+    faults: &'a mut Vec<FieldError>,
+    budget: Budget,
+}
+
+fn walk(node: &Node, value: &Value, old: Option<&Value>, path: &str, judged: &mut Judged<'_>) {
+    if old == Some(value) || value.is_null() || judged.faults.len() >= MAX_FAULTS || judged.budget.is_spent()
+    {
         return;
     }
-    for rule in &node.rules {
-        faults.extend(rule.judge(value, old, path));
+    if !node.rules.is_empty() {
+        let (value, old) = (declared(node, value), old.map(|old| declared(node, old)));
+        let subject = Subject::new(&value, old.as_deref(), &mut judged.budget);
+        for rule in &node.rules {
+            let fault = rule.judge(&subject, old.is_some(), path, &mut judged.budget);
+            judged.faults.extend(fault);
+            if judged.budget.is_spent() {
+                let detail = "validation failed due to running out of cost budget, no further validation rules will be run";
+                judged.faults.push(FieldError::invalid(path, &json!(""), detail));
+                return;
+            }
+        }
     }
     match value {
         Value::Object(map) => {
@@ -56,32 +74,80 @@ fn walk(node: &Node, value: &Value, old: Option<&Value>, path: &str, faults: &mu
                     (None, Additional::Of(values)) => values,
                     _ => continue,
                 };
-                walk(known, value, old.and_then(|old| old.get(name)), &below(path, name), faults);
+                walk(known, value, old.and_then(|old| old.get(name)), &below(path, name), judged);
             }
         }
         Value::Array(list) => {
             let Some(items) = &node.items else { return };
             for (at, item) in list.iter().enumerate() {
                 let old = old_item(&node.list_type, item, at, old);
-                walk(items, item, old, &format!("{path}[{at}]"), faults);
+                walk(items, item, old, &format!("{path}[{at}]"), judged);
             }
         }
         _ => {}
     }
 }
 
+/// The value with numbers as the schema declares them: 1 is the double 1.0 where it says `number`, for a rule that
+/// multiplies it with another.
+fn declared<'a>(node: &Node, value: &'a Value) -> Cow<'a, Value> {
+    match value {
+        Value::Number(number) if node.kind == Some(Kind::Number) && !number.is_f64() => {
+            match number.as_f64().and_then(Number::from_f64) {
+                Some(double) => Cow::Owned(double.into()),
+                None => Cow::Borrowed(value),
+            }
+        }
+        Value::Object(map) => {
+            let changed: Vec<(&String, Value)> = map
+                .iter()
+                .filter_map(|(name, value)| match (node.properties.get(name), &node.additional) {
+                    (Some(property), _) => Some((name, declared(property, value))),
+                    (None, Additional::Of(values)) => Some((name, declared(values, value))),
+                    _ => None,
+                })
+                .filter_map(|(name, value)| match value {
+                    Cow::Owned(value) => Some((name, value)),
+                    Cow::Borrowed(_) => None,
+                })
+                .collect();
+            if changed.is_empty() {
+                return Cow::Borrowed(value);
+            }
+            let mut map = map.clone();
+            map.extend(changed.into_iter().map(|(name, value)| (name.clone(), value)));
+            Cow::Owned(map.into())
+        }
+        Value::Array(list) => {
+            let Some(items) = &node.items else { return Cow::Borrowed(value) };
+            let list: Vec<Cow<'_, Value>> = list.iter().map(|item| declared(items, item)).collect();
+            match list.iter().all(|item| matches!(item, Cow::Borrowed(_))) {
+                true => Cow::Borrowed(value),
+                false => Cow::Owned(list.into_iter().map(Cow::into_owned).collect()),
+            }
+        }
+        _ => Cow::Borrowed(value),
+    }
+}
+
 impl Rule {
-    fn judge(&self, value: &Value, old: Option<&Value>, path: &str) -> Option<FieldError> {
-        if self.program.uses_old() && old.is_none() {
+    fn judge(
+        &self,
+        subject: &Subject<'_>,
+        has_old: bool,
+        path: &str,
+        budget: &mut Budget,
+    ) -> Option<FieldError> {
+        if self.program.uses_old() && !has_old {
             return None;
         }
         let field = format!("{path}{}", self.field);
         let field = field.trim_start_matches('.').to_owned();
-        let message = match self.program.evaluate(value, old) {
+        let message = match self.program.judge(subject, budget) {
             Ok(Value::Bool(true)) => return None,
             Ok(Value::Bool(false)) => {
                 let made =
-                    self.message_program.as_ref().and_then(|program| program.evaluate(value, old).ok());
+                    self.message_program.as_ref().and_then(|program| program.judge(subject, budget).ok());
                 made.as_ref().and_then(Value::as_str).unwrap_or(&self.message).to_owned()
             }
             Ok(other) => format!("{other} is neither true nor false evaluating rule: {}", self.source),
@@ -176,5 +242,36 @@ mod tests {
         assert_eq!(refused[0].field, "x-kubernetes-validations[0].rule");
         assert_eq!(with("isURL(self.a)").unwrap().unjudged_rules(), ["isURL(self.a)"]);
         assert!(with("has(self.a)").unwrap().unjudged_rules().is_empty());
+    }
+
+    #[test]
+    fn a_whole_number_is_a_double_where_the_schema_says_number() {
+        let schema = Schema::compile(&json!({"type": "object", "properties": {"spec": {
+            "type": "object",
+            "x-kubernetes-validations": [{"rule": "self.share * 2.0 + self.list[0] <= 3.0"}, {"rule": "self.count % 2 == 0"}],
+            "properties": {
+                "share": {"type": "number"},
+                "count": {"type": "integer"},
+                "list": {"type": "array", "items": {"type": "number"}},
+            },
+        }}}))
+        .unwrap();
+        let object = |share: u8| json!({"spec": {"share": share, "count": 2, "list": [1]}});
+        assert!(schema.validate(&object(1), None).is_empty());
+        assert_eq!(schema.validate(&object(2), None).len(), 1);
+    }
+
+    #[test]
+    fn the_rules_of_one_object_end_together() {
+        let slow = "self.all(a, self.all(b, self.all(c, a + b + c >= 0)))";
+        let rules: Vec<Value> = (0..50).map(|_| json!({"rule": slow})).collect();
+        let schema = Schema::compile(&json!({"type": "object", "properties": {"list": {
+            "type": "array", "items": {"type": "integer"}, "x-kubernetes-validations": rules,
+        }}}))
+        .unwrap();
+        let told = schema.validate(&json!({"list": (0..300).collect::<Vec<_>>()}), None);
+        assert!(told.len() < 10, "{} rules were judged", told.len());
+        assert!(told[0].message.contains("the rule takes too many steps"), "{told:?}");
+        assert!(told[told.len() - 1].message.contains("running out of cost budget"), "{told:?}");
     }
 }
