@@ -1,7 +1,9 @@
 //! The agent's request and reply: what the CNI IPAM plugin says over the node's unix socket.
 //!
-//! HTTP/1.1 and JSON. `POST /v1/add` takes an [`AddRequest`] and answers [`AddReply`], `POST /v1/del` a
-//! [`DelRequest`] and answers `{}`, `GET /v1/status` answers 200 when the node can serve. Errors are an [`ErrorReply`].
+//! HTTP/1.1 and JSON. `POST /v1/add` takes an [`AddRequest`] and answers [`AddReply`], `POST /v1/del` a [`DelRequest`] and
+//! answers `{}`, `POST /v1/check` a [`CheckRequest`] and answers `{}`, `POST /v1/status` a [`StatusRequest`] and answers
+//! `{}` when such an ADD can be served (`GET /v1/status`: any ADD), `POST /v1/gc` a [`GcRequest`] and answers [`GcReply`].
+//! Errors are an [`ErrorReply`].
 
 use serde::{Deserialize, Serialize};
 use sha1::{Digest as _, Sha1};
@@ -65,6 +67,72 @@ pub struct DelRequest {
     #[serde(default)]
     pub legacy_handle: Option<String>,
 }
+
+/// Body of `POST /v1/check`: what an ADD answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckRequest {
+    /// Whose it was.
+    pub attachment: Attachment,
+    /// The addresses, with a prefix length or without.
+    pub addresses: Vec<String>,
+}
+
+/// Body of `POST /v1/status`: what ADDs of a network will ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StatusRequest {
+    /// As in an [`AddRequest`].
+    pub ipv4: u32,
+    /// As in an [`AddRequest`].
+    pub ipv6: u32,
+    /// As in an [`AddRequest`].
+    pub ipv4_pools: Vec<String>,
+    /// As in an [`AddRequest`].
+    pub ipv6_pools: Vec<String>,
+}
+
+/// Body of `POST /v1/gc`: what a runtime still has on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GcRequest {
+    /// The network; what others hold is not touched.
+    pub network: String,
+    /// Its attachments that stay.
+    pub valid: Vec<ValidAttachment>,
+    /// Sandboxes, as [`GcReply::asked`] named them, whose namespaces the caller has found gone.
+    #[serde(default)]
+    pub gone: Vec<String>,
+}
+
+/// One attachment that stays.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ValidAttachment {
+    /// `CNI_CONTAINERID`.
+    pub container: String,
+    /// `CNI_IFNAME`.
+    pub interface: String,
+}
+
+/// Answer to a [`GcRequest`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GcReply {
+    /// Addresses that were given back.
+    pub released: Vec<IpAddr>,
+    /// Sandboxes of stale attachments: only the caller sees whether their namespaces stand. What is in one that stands may
+    /// still be used, and stays; those that are gone go into another request's `gone`.
+    pub asked: Vec<String>,
+}
+
+/// Key of the attribute with the network's name: a handle alone does not tell where a network's name ends and a
+/// container's begins. Peers carry it along.
+pub const NETWORK: &str = "network";
+
+/// Key of the attribute with the network namespace: its inode and its path, `4026532281:/run/netns/x`, as whoever executes
+/// plugins sees it. The inode tells a namespace from a later one at the same path. Peers carry it along.
+pub const SANDBOX: &str = "sandbox";
 
 /// Any failure, with the CNI error code the plugin passes on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,9 @@
 //! The node's agent, seen from the plugin: HTTP/1.1 and JSON over a unix socket, with a deadline.
 
 use crate::error::{CniError, code};
-use api::attachment::{AddReply, AddRequest, DelRequest, ErrorReply};
+use api::attachment::{
+    AddReply, AddRequest, CheckRequest, DelRequest, ErrorReply, GcReply, GcRequest, StatusRequest,
+};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io::{self, Read as _, Write as _};
@@ -53,12 +55,29 @@ impl Agent {
         self.exchange("POST", "/v1/del", &encode(request)?).map(|_| ())
     }
 
-    /// Asks whether addresses can be given out.
+    /// Asks whether addresses are still held as they were answered.
     ///
     /// # Errors
     /// As [`Agent::add`].
-    pub fn status(&self) -> Result<(), CniError> {
-        self.exchange("GET", "/v1/status", &[]).map(|_| ())
+    pub fn check(&self, request: &CheckRequest) -> Result<(), CniError> {
+        self.exchange("POST", "/v1/check", &encode(request)?).map(|_| ())
+    }
+
+    /// Has given back what no valid attachment holds.
+    ///
+    /// # Errors
+    /// As [`Agent::add`].
+    pub fn gc(&self, request: &GcRequest) -> Result<GcReply, CniError> {
+        let body = self.exchange("POST", "/v1/gc", &encode(request)?)?;
+        serde_json::from_slice(&body).map_err(|error| self.garbled(&error))
+    }
+
+    /// Asks whether such addresses can be given out.
+    ///
+    /// # Errors
+    /// As [`Agent::add`]; the agent says 50 or 51 when they cannot.
+    pub fn status(&self, request: &StatusRequest) -> Result<(), CniError> {
+        self.exchange("POST", "/v1/status", &encode(request)?).map(|_| ())
     }
 
     fn garbled(&self, cause: &dyn std::fmt::Display) -> CniError {
@@ -193,14 +212,16 @@ mod tests {
 
     #[test]
     fn a_missing_agent_may_be_tried_again() {
-        let error = Agent::at(PathBuf::from("/nonexistent/agent.sock")).status().unwrap_err();
+        let error = Agent::at(PathBuf::from("/nonexistent/agent.sock"))
+            .status(&StatusRequest::default())
+            .unwrap_err();
         assert_eq!(error.code, 11);
         assert!(error.msg.contains("/nonexistent/agent.sock"), "{}", error.msg);
     }
 
     #[test]
     fn a_path_longer_than_a_socket_address_is_an_error() {
-        let error = Agent::at(PathBuf::from("/x".repeat(100))).status().unwrap_err();
+        let error = Agent::at(PathBuf::from("/x".repeat(100))).status(&StatusRequest::default()).unwrap_err();
         assert_eq!(error.code, 11);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::environment::is_identifier;
 use crate::error::{CniError, code};
+use api::attachment::ValidAttachment;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -31,6 +32,26 @@ pub struct NetworkConfig {
     /// Result of an earlier ADD, with CHECK and DEL.
     #[serde(rename = "prevResult")]
     pub previous: Option<serde_json::Value>,
+    /// Attachments that the runtime still has, with GC.
+    #[serde(rename = "cni.dev/valid-attachments")]
+    pub valid: Option<Vec<Valid>>,
+    /// The same as libcni passed it on at first.
+    #[serde(rename = "cni.dev/attachments")]
+    pub valid_before: Option<Vec<Valid>>,
+    /// Nothing is to be collected: several runtimes share the network.
+    #[serde(rename = "disableGC")]
+    pub gc_disabled: bool,
+}
+
+/// One attachment as GC names it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Valid {
+    /// `CNI_CONTAINERID`.
+    #[serde(rename = "containerID")]
+    pub container: String,
+    /// `CNI_IFNAME`.
+    #[serde(rename = "ifname")]
+    pub interface: String,
 }
 
 /// The part `ipam` of a configuration.
@@ -66,9 +87,14 @@ impl NetworkConfig {
     /// # Errors
     /// Code 6 if it is not JSON of this shape, 7 if the name is missing or malformed, 1 for an unknown version.
     pub fn parse(text: &[u8]) -> Result<Self, CniError> {
-        let mut config: Self = serde_json::from_slice(text).map_err(|error| {
+        let undecodable = |error: &dyn std::fmt::Display| {
             CniError::new(code::DECODE, format!("error unmarshall network config: {error}"))
-        })?;
+        };
+        // A list of values would be taken for the fields in their order.
+        if text.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+            return Err(undecodable(&"it is no object"));
+        }
+        let mut config: Self = serde_json::from_slice(text).map_err(|error| undecodable(&error))?;
         if config.name.is_empty() {
             return Err(CniError::new(code::BAD_CONFIG, "missing network name"));
         }
@@ -95,6 +121,23 @@ impl NetworkConfig {
     pub fn speaks(&self, version: &str) -> bool {
         let position = |wanted: &str| SUPPORTED_VERSIONS.iter().position(|known| *known == wanted);
         position(&self.cni_version) >= position(version)
+    }
+
+    /// The attachments that stay when garbage is collected.
+    ///
+    /// # Errors
+    /// Code 7 if the runtime named none, not even an empty list: nothing may be taken for garbage then.
+    pub fn valid_attachments(&self) -> Result<Vec<ValidAttachment>, CniError> {
+        let Some(listed) = self.valid.as_ref().or(self.valid_before.as_ref()) else {
+            let message =
+                "cni.dev/valid-attachments is missing from the configuration: nothing was collected";
+            return Err(CniError::new(code::BAD_CONFIG, message));
+        };
+        let attachment = |valid: &Valid| ValidAttachment {
+            container: valid.container.clone(),
+            interface: valid.interface.clone(),
+        };
+        Ok(listed.iter().map(attachment).collect())
     }
 
     /// Where the agent listens.
@@ -126,6 +169,7 @@ mod tests {
         for (text, code) in [
             ("", 6),
             ("3", 6),
+            (r#"["1.1.0","net"]"#, 6),
             (r#"{"name":"net","ipam":{"assign_ipv4":true}}"#, 6),
             ("{}", 7),
             (r#"{"name":"a b"}"#, 7),
@@ -142,6 +186,20 @@ mod tests {
         assert!(config.wants_ipv4() && !config.wants_ipv6());
         assert!(!config.speaks("0.4.0"));
         assert_eq!(config.agent_socket(), PathBuf::from(DEFAULT_AGENT_SOCKET));
+    }
+
+    #[test]
+    fn attachments_that_stay_are_read_and_their_lack_is_no_empty_list() {
+        let of = |text: &str| NetworkConfig::parse(text.as_bytes()).unwrap().valid_attachments();
+        assert_eq!(of(r#"{"name":"net"}"#).unwrap_err().code, 7);
+        assert_eq!(of(r#"{"name":"net","cni.dev/valid-attachments":[]}"#).unwrap(), []);
+        for key in ["cni.dev/valid-attachments", "cni.dev/attachments"] {
+            let found =
+                of(&format!(r#"{{"name":"net","{key}":[{{"containerID":"a","ifname":"eth0"}}]}}"#)).unwrap();
+            assert_eq!((found[0].container.as_str(), found[0].interface.as_str()), ("a", "eth0"));
+        }
+        let malformed = br#"{"name":"net","cni.dev/valid-attachments":[{"containerID":"a"}]}"#;
+        assert_eq!(NetworkConfig::parse(malformed).unwrap_err().code, 6);
     }
 
     #[test]

@@ -37,8 +37,12 @@ pub mod code {
     pub const TRY_AGAIN: u32 = 11;
     /// The plugin cannot serve ADD now (STATUS).
     pub const NOT_AVAILABLE: u32 = 50;
+    /// The plugin cannot serve ADD now, and containers that run may have limited connectivity (STATUS).
+    pub const IMPAIRED: u32 = 51;
     /// Failures particular to these plugins: wiring, or an answer that makes no sense.
     pub const PLUGIN: u32 = 100;
+    /// An attachment is not as it was added (CHECK).
+    pub const DIFFERS: u32 = 101;
 }
 
 impl CniError {

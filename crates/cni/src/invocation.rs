@@ -47,7 +47,7 @@ pub trait Verbs {
     /// Tells whether ADD can be served.
     ///
     /// # Errors
-    /// Code 50 when it cannot.
+    /// Code 50 when it cannot, 51 when containers that run may suffer as well.
     fn status(&self, call: &Invocation) -> Result<(), CniError>;
 
     /// Removes what belongs to no attachment.

@@ -4,7 +4,10 @@ use crate::agent::Agent;
 use crate::error::{CniError, code};
 use crate::invocation::{Invocation, Verbs};
 use crate::result::{AddResult, Address, Route};
-use api::attachment::{AddRequest, Attachment, DelRequest};
+use crate::sandbox;
+use api::attachment::{
+    AddRequest, Attachment, CheckRequest, DelRequest, GcRequest, NETWORK, SANDBOX, StatusRequest,
+};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -31,6 +34,10 @@ pub fn add_request(call: &Invocation) -> AddRequest {
     let config = &call.config;
     let mut attributes = BTreeMap::new();
     attributes.insert("interface".to_owned(), call.environment.interface.clone());
+    attributes.insert(NETWORK.to_owned(), config.name.clone());
+    // A namespace that does not exist is not ours to judge: the main plugin says so.
+    attributes
+        .extend(sandbox::describe(&call.environment.netns).map(|sandbox| (SANDBOX.to_owned(), sandbox)));
     if let Some((namespace, pod)) = arguments.pod() {
         attributes.insert("namespace".to_owned(), namespace.to_owned());
         attributes.insert("pod".to_owned(), pod.to_owned());
@@ -78,25 +85,51 @@ impl Verbs for Ipam {
         Agent::at(call.config.agent_socket()).del(&del_request(call))
     }
 
-    /// Sees that the earlier result has addresses and that the agent, which holds them, answers. Whether each is still
-    /// held is the collector's business.
+    /// Compares the addresses of the earlier result with the datastore.
     fn check(&self, call: &Invocation) -> Result<(), CniError> {
         let Some(previous) = call.config.previous.clone() else {
             return Err(CniError::new(code::BAD_CONFIG, "prevResult is missing from the configuration"));
         };
-        if AddResult::from_value(previous)?.ips.is_empty() {
+        let addresses = AddResult::from_value(previous)?.ips.into_iter().map(|ip| ip.address).collect();
+        let request = CheckRequest { attachment: attachment(call), addresses };
+        if request.addresses.is_empty() {
             return Err(CniError::new(code::BAD_CONFIG, "prevResult names no address"));
         }
-        Agent::at(call.config.agent_socket()).status()
+        Agent::at(call.config.agent_socket()).check(&request)
     }
 
     fn status(&self, call: &Invocation) -> Result<(), CniError> {
-        let agent = Agent::at(call.config.agent_socket()).within(STATUS_DEADLINE);
-        agent.status().map_err(|error| CniError { code: code::NOT_AVAILABLE, ..error })
+        let config = &call.config;
+        let request = StatusRequest {
+            ipv4: u32::from(config.wants_ipv4()),
+            ipv6: u32::from(config.wants_ipv6()),
+            ipv4_pools: config.ipam.ipv4_pools.clone(),
+            ipv6_pools: config.ipam.ipv6_pools.clone(),
+        };
+        let agent = Agent::at(config.agent_socket()).within(STATUS_DEADLINE);
+        // Whatever else keeps it from answering, as an agent that does not: a runtime understands these two.
+        agent.status(&request).map_err(|error| match error.code {
+            code::NOT_AVAILABLE | code::IMPAIRED => error,
+            _ => CniError { code: code::NOT_AVAILABLE, ..error },
+        })
     }
 
-    /// Nothing to do here: the controllers collect what belongs to no pod, after a grace period.
-    fn gc(&self, _: &Invocation) -> Result<(), CniError> {
+    /// Has what no valid attachment holds given back: at once where the ADD recorded no namespace, else when that is gone.
+    fn gc(&self, call: &Invocation) -> Result<(), CniError> {
+        if call.config.gc_disabled {
+            return Ok(());
+        }
+        let mut request = GcRequest {
+            network: call.config.name.clone(),
+            valid: call.config.valid_attachments()?,
+            gone: Vec::new(),
+        };
+        let agent = Agent::at(call.config.agent_socket());
+        let asked = agent.gc(&request)?.asked;
+        request.gone = asked.into_iter().filter(|sandbox| sandbox::is_gone(sandbox)).collect();
+        if !request.gone.is_empty() {
+            agent.gc(&request)?;
+        }
         Ok(())
     }
 }

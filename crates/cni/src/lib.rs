@@ -6,6 +6,7 @@
 //! about a millisecond.
 
 pub mod agent;
+pub mod compare;
 pub mod config;
 pub mod delegate;
 pub mod environment;
@@ -15,6 +16,7 @@ pub mod ipam;
 pub mod netlink;
 pub mod plugin;
 pub mod result;
+pub mod sandbox;
 pub mod wire;
 
 pub use config::NetworkConfig;

@@ -1,5 +1,6 @@
 //! The plugin `calico`: has addresses assigned, wires the pod, undoes both.
 
+use crate::compare::{self, Made};
 use crate::delegate;
 use crate::environment::Command;
 use crate::error::{CniError, code};
@@ -97,8 +98,8 @@ fn completed(call: &Invocation, host: String, mtu: u32, assigned: AddResult, ips
 impl Verbs for Main {
     fn add(&self, call: &Invocation) -> Result<AddResult, CniError> {
         let namespace = namespace(call)?.ok_or_else(|| {
-            let message = format!("the network namespace {} does not exist", call.environment.netns);
-            CniError::new(code::PLUGIN, message)
+            let message = format!("CNI_NETNS: there is no network namespace {}", call.environment.netns);
+            CniError::new(code::BAD_ENVIRONMENT, message)
         })?;
         refuse_own(call, &namespace)?;
         let ipam = &call.config.ipam.kind;
@@ -140,14 +141,27 @@ impl Verbs for Main {
     fn check(&self, call: &Invocation) -> Result<(), CniError> {
         delegate::run(call, &call.config.ipam.kind, Command::Check)?;
         let previous = call.config.previous.clone().unwrap_or_default();
-        let ips: Vec<IpAddr> = AddResult::from_value(previous)?.ips.iter().filter_map(Address::ip).collect();
+        let previous = AddResult::from_value(previous)?;
+        let ips: Vec<IpAddr> = previous.ips.iter().filter_map(Address::ip).collect();
+        let interface = &call.environment.interface;
         let namespace = namespace(call)?.ok_or_else(|| {
             let message = format!("the network namespace {} does not exist", call.environment.netns);
-            CniError::new(code::PLUGIN, message)
+            CniError::new(code::DIFFERS, message)
         })?;
-        match wire::compare(&namespace, &host_interface(call), &call.environment.interface, &ips)? {
-            None => Ok(()),
-            Some(difference) => Err(CniError::new(code::PLUGIN, difference)),
+        let in_pod = |found: &&Interface| found.name == *interface && !found.sandbox.is_empty();
+        let told = previous.interfaces.iter().find(in_pod).cloned().unwrap_or_default();
+        let made = Made {
+            host: &host_interface(call),
+            interface,
+            namespace: &namespace,
+            addresses: &ips,
+            mac: &told.mac,
+            mtu: told.mtu,
+        };
+        let differences = compare::differences(&made)?;
+        match differences.is_empty() {
+            true => Ok(()),
+            false => Err(CniError::new(code::DIFFERS, differences.join("; "))),
         }
     }
 

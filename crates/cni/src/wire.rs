@@ -35,9 +35,9 @@ use std::path::Path;
 /// MAC of every host end: pods reach it over a wire of their own, so they may all be equal.
 const HOST_MAC: [u8; 6] = [0xee; 6];
 /// Next hop of pods.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// Next hop of pods in IPv6: the link-local address that follows from [`HOST_MAC`].
-const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
+pub(crate) const GATEWAY_IPV6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0xecee, 0xeeff, 0xfeee, 0xeeee);
 /// Metric of the host's routes to pods. The agent wants the same; below it BIRD takes a pod for a migrating one.
 const HOST_ROUTE_METRIC: u32 = 1024;
 
@@ -52,7 +52,7 @@ pub struct WireError {
     pub source: io::Error,
 }
 
-fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> WireError {
+pub(crate) fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> WireError {
     let doing = doing.into();
     move |source| WireError { doing, source }
 }
@@ -136,43 +136,7 @@ pub fn unwire(namespace: &File, interface: &str) -> Result<(), WireError> {
     delete(&mut pod, interface).map_err(failed(format!("removing {interface}")))
 }
 
-/// Compares what is in the pod's namespace with what an ADD made; the first difference in words.
-///
-/// # Errors
-/// [`WireError`] if the kernel cannot be asked.
-pub fn compare(
-    namespace: &File,
-    host: &str,
-    interface: &str,
-    addresses: &[IpAddr],
-) -> Result<Option<String>, WireError> {
-    if index_of(host).is_err() {
-        return Ok(Some(format!("interface {host} is missing on the node")));
-    }
-    enter(namespace).map_err(failed("entering the pod's network namespace"))?;
-    let Ok(index) = index_of(interface) else {
-        return Ok(Some(format!("interface {interface} is missing in the pod")));
-    };
-    let mut pod = Netlink::open().map_err(failed("opening a netlink socket"))?;
-    let held: Vec<IpAddr> = pod
-        .dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))
-        .map_err(failed("listing the pod's addresses"))?
-        .into_iter()
-        .filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) if message.header.index == index => Some(message),
-            _ => None,
-        })
-        .flat_map(|message| message.attributes)
-        .filter_map(|attribute| match attribute {
-            AddressAttribute::Address(address) => Some(address),
-            _ => None,
-        })
-        .collect();
-    let missing = addresses.iter().find(|address| !held.contains(address));
-    Ok(missing.map(|address| format!("address {address} is missing from {interface} in the pod")))
-}
-
-fn enter(namespace: &File) -> io::Result<()> {
+pub(crate) fn enter(namespace: &File) -> io::Result<()> {
     Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
@@ -345,11 +309,11 @@ fn route_address(address: IpAddr) -> RouteAddress {
     }
 }
 
-fn family(address: IpAddr) -> AddressFamily {
+pub(crate) fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-fn full_prefix(address: IpAddr) -> u8 {
+pub(crate) fn full_prefix(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
@@ -373,7 +337,7 @@ fn delete(socket: &mut Netlink, name: &str) -> io::Result<()> {
 }
 
 /// Index of an interface of the namespace that the thread is in.
-fn index_of(name: &str) -> io::Result<u32> {
+pub(crate) fn index_of(name: &str) -> io::Result<u32> {
     let socket = rustix::net::socket_with(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::DGRAM,

@@ -6,16 +6,18 @@
 use crate::health::{Count, Health, Part};
 use crate::registry::Registry;
 use crate::releases::{Admitted, Releases};
-use api::attachment::{AddRequest, Attachment, DelRequest, ErrorReply};
-use api::{Node, Pool};
+use crate::silence::Silence;
+use api::attachment::{AddRequest, Attachment, DelRequest, ErrorReply, StatusRequest};
+use api::{IpVersion, Node, Pool};
 use dataplane::{BlockUse, Endpoint, NodeAddresses};
 use datastore::backend::Backend;
 use datastore::follow::{Change, follow};
-use datastore::{Datastore as _, Kind, Record};
+use datastore::{CommitError, Datastore as _, Kind, ReadError, Record};
 use futures::stream::{BoxStream, SelectAll, StreamExt as _};
 use futures::{FutureExt as _, stream};
 use ipam::agent::{Agent, Demand, Effect, Event, Note, Reply, RequestId, Surrender, TRY_AGAIN};
 use ipam::release_queue;
+use ipam::servable::{Room, Surroundings, hindrance};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,6 +41,8 @@ pub(crate) enum Input {
     Surrender(Surrender, oneshot::Sender<Reply>),
     /// What is known now.
     Look(oneshot::Sender<Sight>),
+    /// What keeps such ADDs from being served by what is known of pools and blocks.
+    Servable(StatusRequest, oneshot::Sender<Option<String>>),
     /// A result came back.
     Event(Event),
     /// An ADD that waited for releases before it.
@@ -88,6 +92,16 @@ impl Door {
         receiver.await.unwrap_or_else(|_| gone())
     }
 
+    /// What of the pools and blocks keeps such an ADD from being served; `None`: nothing.
+    pub(crate) async fn hindrance(&self, request: StatusRequest) -> Option<String> {
+        let (sender, receiver) = oneshot::channel();
+        let ending = || Some("the agent is ending".to_owned());
+        if self.inputs.send(Input::Servable(request, sender)).await.is_err() {
+            return ending();
+        }
+        receiver.await.unwrap_or_else(|_| ending())
+    }
+
     /// What is known now.
     pub(crate) async fn look(&self) -> Option<Sight> {
         let (sender, receiver) = oneshot::channel();
@@ -129,6 +143,7 @@ pub(crate) struct Driver {
     nodes: BTreeMap<String, Node>,
     /// It was said that the datastore does not answer.
     lost: bool,
+    silence: Silence,
     next: u64,
 }
 
@@ -158,6 +173,7 @@ impl Driver {
             waiting: BTreeMap::new(),
             nodes: BTreeMap::new(),
             lost: false,
+            silence: Silence::default(),
             next: 0,
         };
         (driver, Door { inputs: sender, changed })
@@ -172,7 +188,8 @@ impl Driver {
             }));
         loop {
             let mut events = Vec::new();
-            let deadlines = [self.agent.next_deadline(), self.releases.next_deadline()];
+            let silent = self.silence.end().filter(|_| !self.health.is_away());
+            let deadlines = [self.agent.next_deadline(), self.releases.next_deadline(), silent];
             let due = deadlines.into_iter().flatten().min().map(|at| {
                 let left = at.duration_since(Timestamp::now());
                 Duration::try_from(left).unwrap_or_default()
@@ -218,6 +235,10 @@ impl Driver {
         }
         let lost = self.agent.view().is_lost();
         self.health.set_lost(lost);
+        if self.agent.waiting() == 0 {
+            self.silence.rest();
+        }
+        self.health.set_away(lost || self.silence.is_long(Timestamp::now()));
         let locked = self.agent.view().is_locked();
         let unlocked = self.health.set_locked(locked) && !locked;
         let mut reachable = unlocked;
@@ -283,7 +304,13 @@ impl Driver {
 
     fn take(&mut self, input: Input, events: &mut Vec<Event>) {
         match input {
-            Input::Event(event) => events.push(event),
+            Input::Event(event) => {
+                self.hear(&event);
+                events.push(event);
+            }
+            Input::Servable(request, sender) => {
+                let _ = sender.send(self.hindrance(&request));
+            }
             Input::Look(sender) => {
                 // Nobody may be waiting any more.
                 let _ = sender.send(self.sight());
@@ -316,6 +343,47 @@ impl Driver {
                 events.push(Event::Del(id, surrender));
             }
         }
+    }
+
+    /// Notes what ended by a word of the datastore.
+    fn hear(&mut self, event: &Event) {
+        let away = |error: &ReadError| matches!(error, ReadError::Unavailable { .. });
+        let (ticket, heard) = match event {
+            Event::Committed(ticket, result) => {
+                let unheard = [result.as_ref().err()].into_iter().flatten().any(|error| {
+                    matches!(error, CommitError::Unavailable { .. } | CommitError::Unknown { .. })
+                });
+                (ticket, !unheard)
+            }
+            Event::Read(ticket, result) => (ticket, !result.as_ref().is_err_and(away)),
+            Event::Listed(ticket, result) => (ticket, !result.as_ref().is_err_and(away)),
+            _ => return,
+        };
+        self.silence.over(ticket.0, heard, Timestamp::now());
+    }
+
+    /// What keeps such ADDs from being served, by what is known.
+    fn hindrance(&self, request: &StatusRequest) -> Option<String> {
+        let view = self.agent.view();
+        let pools: Vec<Pool> = view.pools().cloned().collect();
+        let blocks: Vec<Room> = view
+            .index()
+            .iter()
+            .map(|(cidr, entry)| Room { cidr: *cidr, owner: entry.owner.clone(), free: entry.free })
+            .collect();
+        let around = Surroundings {
+            owner: view.owner(),
+            labels: view.labels(),
+            pools: &pools,
+            blocks: &blocks,
+            strict_affinity: view.config().strict_affinity,
+        };
+        let wanted = [
+            (request.ipv4, IpVersion::V4, &request.ipv4_pools),
+            (request.ipv6, IpVersion::V6, &request.ipv6_pools),
+        ];
+        let mut wanted = wanted.into_iter().filter(|(count, _, _)| *count > 0);
+        wanted.find_map(|(_, version, pools)| hindrance(&around, version, pools))
     }
 
     /// ADDs that no release stands before.
@@ -356,7 +424,7 @@ impl Driver {
             About::Add(other) | About::Del(other, _) => *other == attachment,
             About::Node => false,
         });
-        let away = self.agent.view().is_lost() || !self.agent.view().is_complete();
+        let away = self.health.is_away() || !self.agent.view().is_complete();
         if away && !busy && self.releases.takes(&attachment) {
             let cluster = self.agent.view().cluster_guid().map(str::to_owned);
             let admitted = self.releases.del(&attachment, &surrender, cluster, sender);
@@ -435,6 +503,7 @@ impl Driver {
         let (store, back) = (self.store.clone(), self.back.clone());
         match effect {
             Effect::Commit { ticket, checks, writes } => {
+                self.silence.asked(ticket.0, Timestamp::now());
                 self.health.count(Count::Commits);
                 debug!(writes = writes.len(), checks = checks.len(), "committing");
                 tokio::spawn(async move {
@@ -443,6 +512,7 @@ impl Driver {
                 });
             }
             Effect::Read { ticket, key } => {
+                self.silence.asked(ticket.0, Timestamp::now());
                 self.health.count(Count::Reads);
                 tokio::spawn(async move {
                     let result = store.get(&key).await;
@@ -450,6 +520,7 @@ impl Driver {
                 });
             }
             Effect::List { ticket, scope } => {
+                self.silence.asked(ticket.0, Timestamp::now());
                 self.health.count(Count::Reads);
                 tokio::spawn(async move {
                     let result = store.list(&scope).await;

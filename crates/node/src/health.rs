@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use tokio::sync::watch;
 
 /// Parts that must be up before the node may run pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub(crate) struct Health {
     lost: AtomicBool,
     /// The store is locked while it is migrated.
     locked: AtomicBool,
+    /// The store is lost, or has been silent for too long to what it was asked.
+    away: watch::Sender<bool>,
     /// Releases that wait on this node for the datastore.
     owed: AtomicUsize,
     counts: [AtomicU64; 8],
@@ -105,6 +108,23 @@ impl Health {
     pub(crate) fn hindrances(&self) -> Vec<&'static str> {
         let locked = self.locked.load(Ordering::Relaxed).then_some("the datastore to be unlocked");
         self.missing().into_iter().chain(locked).collect()
+    }
+
+    /// Notes whether the store counts as away.
+    pub(crate) fn set_away(&self, away: bool) {
+        self.away.send_if_modified(|known| std::mem::replace(known, away) != away);
+    }
+
+    /// Whether the store counts as away.
+    pub(crate) fn is_away(&self) -> bool {
+        *self.away.borrow()
+    }
+
+    /// Waits until the store counts as away.
+    pub(crate) async fn until_away(&self) {
+        let mut away = self.away.subscribe();
+        // The sender lives as long as this.
+        let _ = away.wait_for(|away| *away).await;
     }
 
     pub(crate) fn count(&self, what: Count) {

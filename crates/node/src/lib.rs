@@ -24,7 +24,9 @@ mod registry;
 mod release_log;
 mod releases;
 mod service;
+mod silence;
 mod tunnel;
+mod upkeep;
 
 pub use cni_conf::FILE as CNI_CONF_FILE;
 pub use listen::{Listen, ListenError};
@@ -117,6 +119,7 @@ pub async fn serve(options: Options, store: Backend) -> Result<(), RunError> {
     let health = Arc::new(Health::default());
     let registry = Registry::new(store.clone(), options.datastore.client(&store).await?);
     let releases = Releases::open(options.state_dir.as_deref(), store.clone(), Arc::clone(&health)).await?;
+    let upkeep = service::Upkeep { store: store.clone(), node: options.node_name.clone() };
     let (driver, door) =
         Driver::new(&options.node_name, store, registry.clone(), releases, Arc::clone(&health));
     let sync = DataplaneSync::new(options.clone(), door.clone(), Arc::clone(&health), registry, netlink)?;
@@ -124,7 +127,7 @@ pub async fn serve(options: Options, store: Backend) -> Result<(), RunError> {
     let mut tasks = JoinSet::new();
     tasks.spawn(driver.run().map(|()| "keep its state"));
     tasks.spawn(sync.run().map(|()| "keep the dataplane"));
-    let server = axum::serve(listener, service::router(door, health));
+    let server = axum::serve(listener, service::router(door, health, upkeep));
     tokio::select! {
         served = server => served.map_err(system("serve its socket"))?,
         _ = terminate.recv() => info!(node = options.node_name, "asked to end"),

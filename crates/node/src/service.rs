@@ -2,43 +2,75 @@
 
 use crate::driver::{Door, Input};
 use crate::health::Health;
-use api::attachment::{AddReply, AddRequest, DelRequest, ErrorReply};
+use crate::releases::SystemClock;
+use crate::upkeep;
+use api::attachment::{
+    AddReply, AddRequest, CheckRequest, DelRequest, ErrorReply, GcReply, GcRequest, StatusRequest,
+};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use datastore::backend::Backend;
+use datastore::{Datastore as _, Key, ReadError};
+use futures::TryFutureExt as _;
 use ipam::agent::{BAD_REQUEST, Reply, TRY_AGAIN};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
+use tracing::info;
 
 /// Longest body that is read, in bytes. A request of a plugin has some hundreds.
 const BODY: usize = 64 << 10;
 
+/// The same of a request that names every attachment of a node.
+const LONG_BODY: usize = 1 << 20;
+
 /// CNI error code of a plugin that cannot serve now (STATUS).
 const NOT_AVAILABLE: u32 = 50;
+
+/// CNI error code of a plugin that cannot serve now, and whose containers may have limited connectivity (STATUS): while the
+/// datastore is away, nobody learns of new nodes and blocks.
+const IMPAIRED: u32 = 51;
+
+/// How long an ADD waits while the datastore is away; a runtime is told so soon. A datastore that answers slowly is waited for.
+const PATIENCE: Duration = Duration::from_millis(1500);
+
+/// How long CHECK and GC may take.
+const LOOK_DEADLINE: Duration = Duration::from_secs(8);
+
+/// What CHECK and GC are about, beside the driver.
+#[derive(Clone, Debug)]
+pub(crate) struct Upkeep {
+    pub(crate) store: Backend,
+    pub(crate) node: String,
+}
 
 #[derive(Clone, Debug)]
 struct Service {
     door: Door,
     health: Arc<Health>,
+    upkeep: Upkeep,
 }
 
 /// The service's routes.
-pub(crate) fn router(door: Door, health: Arc<Health>) -> Router {
+pub(crate) fn router(door: Door, health: Arc<Health>, upkeep: Upkeep) -> Router {
     Router::new()
         .route("/v1/add", post(add))
         .route("/v1/del", post(del))
-        .route("/v1/status", get(status))
+        .route("/v1/check", post(check))
+        .route("/v1/gc", post(gc).layer(DefaultBodyLimit::max(LONG_BODY)))
+        .route("/v1/status", get(status).post(status))
         .route("/healthz", get(|| async { "ok" }))
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .layer(DefaultBodyLimit::max(BODY))
-        .with_state(Service { door, health })
+        .with_state(Service { door, health, upkeep })
 }
 
 async fn add(State(service): State<Service>, body: Bytes) -> Response {
@@ -46,7 +78,15 @@ async fn add(State(service): State<Service>, body: Bytes) -> Response {
         Ok(request) => request,
         Err(error) => return refused(&error),
     };
-    match service.door.ask(|sender| Input::Add(request, sender)).await {
+    let reply = tokio::select! {
+        reply = service.door.ask(|sender| Input::Add(request, sender)) => reply,
+        // What was begun goes on, and is the answer to the same ADD when it comes again.
+        () = given_up(&service.health) => {
+            let message = "the datastore does not answer; try again when it does".to_owned();
+            Reply::Failed(ErrorReply { code: TRY_AGAIN, message, details: String::new() })
+        }
+    };
+    match reply {
         Reply::Added(taken) => {
             let addresses = taken.iter().map(ipam::block::Taken::with_block_prefix).collect();
             json_answer(StatusCode::OK, &AddReply { addresses })
@@ -54,6 +94,57 @@ async fn add(State(service): State<Service>, body: Bytes) -> Response {
         Reply::Failed(error) => refused(&error),
         // The driver answers an ADD in one of the two ways above.
         Reply::Deleted => refused(&unexpected()),
+    }
+}
+
+/// Ends when an ADD that begins now has waited long enough for a datastore that is away.
+async fn given_up(health: &Health) {
+    tokio::time::sleep(PATIENCE).await;
+    health.until_away().await;
+}
+
+async fn check(State(service): State<Service>, body: Bytes) -> Response {
+    let request: CheckRequest = match read(&body) {
+        Ok(request) => request,
+        Err(error) => return refused(&error),
+    };
+    let checked = upkeep::check(&service.upkeep.store, &SystemClock, &request);
+    answered(&service.health, checked.map_ok(|()| json!({}))).await
+}
+
+async fn gc(State(service): State<Service>, body: Bytes) -> Response {
+    let request: GcRequest = match read(&body) {
+        Ok(request) => request,
+        Err(error) => return refused(&error),
+    };
+    let collected = upkeep::gc(&service.upkeep.store, &SystemClock, &service.upkeep.node, &request);
+    let told = |reply: GcReply| {
+        info!(
+            network = request.network,
+            released = reply.released.len(),
+            asked = reply.asked.len(),
+            "collected for a runtime"
+        );
+        json!(reply)
+    };
+    answered(&service.health, collected.map_ok(told)).await
+}
+
+/// The answer of what asks the datastore itself, within its time.
+async fn answered(
+    health: &Health,
+    work: impl Future<Output = Result<serde_json::Value, ErrorReply>>,
+) -> Response {
+    let late = |message: String| ErrorReply { code: TRY_AGAIN, message, details: String::new() };
+    let result = tokio::select! {
+        result = tokio::time::timeout(LOOK_DEADLINE, work) => result.unwrap_or_else(|_| {
+            Err(late(format!("the datastore did not answer within {} s; try again", LOOK_DEADLINE.as_secs())))
+        }),
+        () = given_up(health) => Err(late("the datastore does not answer; try again when it does".to_owned())),
+    };
+    match result {
+        Ok(reply) => json_answer(StatusCode::OK, &reply),
+        Err(error) => refused(&error),
     }
 }
 
@@ -74,17 +165,39 @@ fn unexpected() -> ErrorReply {
     ErrorReply { code: TRY_AGAIN, message, details: String::new() }
 }
 
-async fn status(State(service): State<Service>) -> Response {
-    let missing = service.health.hindrances();
-    if missing.is_empty() {
-        return json_answer(StatusCode::OK, &json!({}));
-    }
-    let error = ErrorReply {
-        code: NOT_AVAILABLE,
-        message: format!("this node cannot serve pods yet, it waits for: {}", missing.join(", ")),
-        details: String::new(),
+/// Whether an ADD can be served: of any kind (no body), or of the kind that is described.
+async fn status(State(service): State<Service>, body: Bytes) -> Response {
+    let request = match body.is_empty() {
+        true => StatusRequest::default(),
+        false => match read(&body) {
+            Ok(request) => request,
+            Err(error) => return refused(&error),
+        },
     };
-    json_answer(StatusCode::SERVICE_UNAVAILABLE, &error)
+    let unavailable = |code: u32, message: String| {
+        let error = ErrorReply { code, message, details: String::new() };
+        json_answer(StatusCode::SERVICE_UNAVAILABLE, &error)
+    };
+    if service.health.is_away() || !answers(&service.upkeep.store).await {
+        let message = "the agent cannot reach its datastore: no pod gets an address, and what other nodes change is not \
+                       heard of";
+        return unavailable(IMPAIRED, message.to_owned());
+    }
+    let missing = service.health.hindrances();
+    if !missing.is_empty() {
+        let message = format!("this node cannot serve pods yet, it waits for: {}", missing.join(", "));
+        return unavailable(NOT_AVAILABLE, message);
+    }
+    match service.door.hindrance(request).await {
+        Some(hindrance) => unavailable(NOT_AVAILABLE, hindrance),
+        None => json_answer(StatusCode::OK, &json!({})),
+    }
+}
+
+/// Whether the datastore says anything at all now. Watches may not have noticed yet.
+async fn answers(store: &Backend) -> bool {
+    let word = tokio::time::timeout(PATIENCE, store.get(&Key::ClusterInformation)).await;
+    !matches!(word, Err(_) | Ok(Err(ReadError::Unavailable { .. })))
 }
 
 async fn readyz(State(service): State<Service>) -> Response {
@@ -111,6 +224,7 @@ fn refused(error: &ErrorReply) -> Response {
     let status = match error.code {
         TRY_AGAIN => StatusCode::SERVICE_UNAVAILABLE,
         BAD_REQUEST => StatusCode::BAD_REQUEST,
+        upkeep::DIFFERS => StatusCode::CONFLICT,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     json_answer(status, error)
