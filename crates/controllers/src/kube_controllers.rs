@@ -12,6 +12,7 @@ use crate::operator::CALICO_VERSION;
 use api::ClusterInformation;
 use datastore::backend::{Backend, Settings, SettingsError};
 use datastore::follow::{Change, follow};
+use datastore::gate::Gate;
 use datastore::{Datastore as _, Key, Record, Scope, Stored, Write};
 use futures::{StreamExt, stream};
 use ipam::collect::{
@@ -72,18 +73,18 @@ pub enum RunError {
 /// The datastore, and the Kubernetes API that knows pods and nodes.
 #[derive(Clone)]
 pub(crate) struct Reach {
-    store: Backend,
+    store: Gate<Backend>,
     client: Client,
 }
 
 impl Reach {
     /// A datastore with the API that is it, or stands beside it.
     pub(crate) fn new(store: Backend, client: Client) -> Self {
-        Self { store, client }
+        Self { store: Gate::new(store), client }
     }
 
     fn is_etcd(&self) -> bool {
-        matches!(self.store, Backend::Etcd(_))
+        matches!(self.store.behind(), Backend::Etcd(_))
     }
 
     fn watched(&self) -> &'static [Collection] {
@@ -391,7 +392,7 @@ fn singletons(view: &View, identity: &str) -> Vec<Action> {
 }
 
 /// Makes the cluster's information in etcd, where nobody has yet.
-async fn introduce(store: &Backend, identity: &str) {
+async fn introduce(store: &Gate<Backend>, identity: &str) {
     let cluster = ClusterInformation {
         datastore_ready: true,
         cluster_guid: identity.to_owned(),
@@ -522,7 +523,7 @@ async fn forget_nodes(reach: &Reach, view: &View, followed: &Followed) -> bool {
 }
 
 /// The followed records and a list of handles.
-async fn with_handles(store: &Backend, followed: &Arc<Records>) -> Event {
+async fn with_handles(store: &Gate<Backend>, followed: &Arc<Records>) -> Event {
     match seen::list::<api::Handle, _>(store, &Scope::All(datastore::Kind::Handle)).await {
         Ok(handles) => {
             let mut records = Records::clone(followed);
@@ -559,7 +560,7 @@ fn watched_cluster(view: &View, followed: &Followed) -> ipam::collect::Cluster {
 }
 
 /// Whether nothing may be written. A pass takes long; what was seen before it is not enough.
-async fn is_locked(store: &Backend) -> bool {
+async fn is_locked(store: &Gate<Backend>) -> bool {
     match seen::get::<ClusterInformation, _>(store, &Key::ClusterInformation).await {
         Ok(found) => found.is_some_and(|seen| !seen.value.datastore_ready),
         Err(_) => true,
@@ -567,7 +568,7 @@ async fn is_locked(store: &Backend) -> bool {
 }
 
 /// Carries a task out and says so. False if it is left to do.
-async fn perform(store: &Backend, task: &Task) -> bool {
+async fn perform(store: &Gate<Backend>, task: &Task) -> bool {
     if is_locked(store).await {
         tracing::info!(%task, "left for later, the datastore is locked");
         return false;
@@ -707,7 +708,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_lock_that_comes_in_the_midst_of_a_pass_stops_what_is_left_of_it() {
         let fake = crate::fake::Fake::new();
-        let store = Backend::Kubernetes(datastore::kubernetes::Kubernetes::with_client(fake.client()));
+        let store = datastore::kubernetes::Kubernetes::with_client(fake.client());
+        let store = Gate::new(Backend::Kubernetes(store));
         let owner = api::Owner::host("gone");
         let cidr = "10.0.0.0/26".parse().unwrap();
         let affinity = api::Affinity {

@@ -9,6 +9,7 @@ pub mod conformance;
 pub mod copy;
 pub mod etcd;
 pub mod follow;
+pub mod gate;
 pub mod kubernetes;
 pub mod memory;
 pub mod ordered;

@@ -12,6 +12,7 @@ use api::{IpVersion, Node, Pool};
 use dataplane::{BlockUse, Endpoint, NodeAddresses};
 use datastore::backend::Backend;
 use datastore::follow::{Change, follow};
+use datastore::gate::Gate;
 use datastore::{CommitError, Datastore as _, Kind, ReadError, Record};
 use futures::stream::{BoxStream, SelectAll, StreamExt as _};
 use futures::{FutureExt as _, stream};
@@ -129,7 +130,7 @@ enum About {
 pub(crate) struct Driver {
     agent: Agent,
     node: String,
-    store: Backend,
+    store: Gate<Backend>,
     registry: Registry,
     health: Arc<Health>,
     inputs: mpsc::Receiver<Input>,
@@ -161,7 +162,7 @@ impl Driver {
         let driver = Self {
             agent: Agent::new(node),
             node: node.to_owned(),
-            store,
+            store: Gate::new(store),
             registry,
             health,
             inputs,

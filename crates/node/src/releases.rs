@@ -9,6 +9,7 @@ use crate::health::Health;
 use crate::release_log::{LogError, Writer};
 use api::attachment::{AddRequest, Attachment, ErrorReply};
 use datastore::backend::Backend;
+use datastore::gate::Gate;
 use ipam::Clock;
 use ipam::agent::{Reply, RequestId, Surrender, TRY_AGAIN};
 use ipam::release_queue::{Effect, Entry, Event, Note, ReleaseQueue, Verdict, replay};
@@ -46,7 +47,7 @@ enum Waiter {
 pub(crate) struct Releases {
     /// `None`: this agent keeps no releases.
     queue: Option<(ReleaseQueue, Writer)>,
-    store: Backend,
+    store: Gate<Backend>,
     health: Arc<Health>,
     /// Results come back here.
     back: mpsc::UnboundedSender<Event>,
@@ -69,7 +70,7 @@ impl Releases {
         let (back, events) = mpsc::unbounded_channel();
         let mut releases = Self {
             queue: None,
-            store,
+            store: Gate::new(store),
             health,
             back,
             waiting: BTreeMap::new(),
