@@ -9,6 +9,7 @@ mod export;
 mod file;
 mod import;
 mod names;
+mod others;
 
 use crate::arguments::Migrate;
 use crate::failure::Failure;

@@ -8,6 +8,7 @@ mod commit;
 mod definitions;
 mod failure;
 mod object;
+mod others;
 mod rate;
 mod together;
 
@@ -18,6 +19,7 @@ use crate::{
 use api::wire::Group;
 use api::{AffinityNaming, Owner};
 pub use definitions::DefineError;
+pub use others::{Other, OtherError, place_of};
 pub use rate::Rate;
 
 use failure::Failure;

@@ -141,6 +141,37 @@ async fn is_ready<D: Datastore>(store: &D) -> Option<bool> {
     }
 }
 
+/// Resources that are not about addresses, each with its plural and its name in etcd.
+fn others() -> Vec<(&'static str, &'static str, Value)> {
+    let resource = |kind: &str, metadata: Value, spec: Value| json!({"kind": kind, "apiVersion": "projectcalico.org/v3", "metadata": metadata, "spec": spec});
+    vec![
+        (
+            "bgppeers",
+            "peer",
+            resource("BGPPeer", json!({"name": "peer"}), json!({"peerIP": "192.0.2.1", "asNumber": 64512})),
+        ),
+        ("tiers", "team", resource("Tier", json!({"name": "team"}), json!({"order": 100.5}))),
+        (
+            "networkpolicies",
+            "default/team.web",
+            resource(
+                "NetworkPolicy",
+                json!({"name": "team.web", "namespace": "default", "labels": {"a": "b"}}),
+                json!({"tier": "team", "selector": "all()", "ingress": [{"action": "Allow", "source": {"nets": []}}], "types": ["Ingress"]}),
+            ),
+        ),
+        (
+            "felixconfigurations",
+            "default",
+            resource(
+                "FelixConfiguration",
+                json!({"name": "default"}),
+                json!({"logSeverityScreen": "Info", "bpfEnabled": false}),
+            ),
+        ),
+    ]
+}
+
 /// Puts a value into etcd past the driver.
 async fn put(etcd: &etcd::Server, key: &str, value: &str) {
     use base64::prelude::{BASE64_STANDARD, Engine as _};
@@ -181,6 +212,9 @@ async fn moves(target: &Kubernetes, kubeconfig: &Path) {
         "spec": Pool::with_defaults("p4", "10.0.0.0/16".parse().unwrap()).spec_v1()});
     put(&server, &format!("{place}ippools/p4"), &pool.to_string()).await;
     put(&server, &format!("{place}futures/x"), r#"{"kind":"Future","metadata":{"name":"x"}}"#).await;
+    for (plural, name, resource) in others() {
+        put(&server, &format!("{place}{plural}/{name}"), &resource.to_string()).await;
+    }
     let exported = calicoctl(&from, "datastore migrate export", "");
     let told = String::from_utf8_lossy(&exported.stderr).into_owned();
     assert!(told.contains("1 of futures"), "{told}");
@@ -195,8 +229,10 @@ async fn moves(target: &Kubernetes, kubeconfig: &Path) {
     );
     let half = &text[..text.len() / 2];
     refused(&calicoctl(&to, import, half));
-    let peer = format!("kind: BGPPeer\nmetadata:\n  name: a\n---\n{text}");
-    assert!(refused(&calicoctl(&to, import, &peer)).contains("1 BGPPeer"));
+    let future = format!("kind: Future\nmetadata:\n  name: a\n---\n{text}");
+    assert!(refused(&calicoctl(&to, import, &future)).contains("1 Future"));
+    let nowhere = text.replacen("\"namespace\": \"default\"", "\"namespace\": \"nowhere\"", 1);
+    assert!(refused(&calicoctl(&to, import, &nowhere)).contains("namespace nowhere"));
     let without = text.replacen("\"blocks\": [", "\"blocks\": [], \"others\": [", 1);
     assert!(refused(&calicoctl(&to, import, &without)).contains("others"));
     server::create(target, "/api/v1/nodes", json!({"metadata": {"name": "worker"}}).to_string()).await;
@@ -227,11 +263,25 @@ async fn moves(target: &Kubernetes, kubeconfig: &Path) {
     let Record::Node(worker) = worker.record else { panic!("{worker:?}") };
     assert_eq!(worker.annotations["projectcalico.org/IPv4VXLANTunnelAddr"], "10.0.0.64");
 
+    for (plural, _, wanted) in others() {
+        let found = target.others(plural).await.unwrap();
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0]["spec"], wanted["spec"]);
+        assert_eq!(found[0]["metadata"]["labels"], wanted["metadata"]["labels"]);
+        assert_eq!(found[0]["metadata"]["namespace"], wanted["metadata"]["namespace"]);
+    }
+
     // Once more finds nothing to do. Beside something that is not in the file it is refused.
     succeeded(&calicoctl(&to, import, &text));
     let other = Record::Pool(Pool::with_defaults("other", "10.9.0.0/16".parse().unwrap()));
     target.commit(&[], &[Write::Create(other)]).await.unwrap();
     assert!(refused(&calicoctl(&to, import, &text)).contains("pool other"));
+    let stored = target.get(&Key::Pool("other".to_owned())).await.unwrap().unwrap();
+    target.commit(&[], &[Write::Delete(stored.record, stored.version)]).await.unwrap();
+    let differs = text.replacen("\"asNumber\": 64512", "\"asNumber\": 64513", 1);
+    assert!(refused(&calicoctl(&to, import, &differs)).contains("BGPPeer peer of the datastore differs"));
+    let without = text.replacen("\"name\": \"peer\"", "\"name\": \"another\"", 1);
+    assert!(refused(&calicoctl(&to, import, &without)).contains("BGPPeer peer of the datastore is not in"));
     assert_eq!(succeeded(&calicoctl(&to, "datastore migrate unlock", "")), "Datastore unlocked.\n");
     assert_eq!(is_ready(target).await, Some(true));
 }

@@ -3,7 +3,7 @@
 use crate::failure::Failure;
 use api::wire::Group;
 use datastore::kubernetes::Kubernetes;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// What the lesson installs, and so does an import.
 const MANIFEST: &str = include_str!("../../../../manifests/operator-crds.yaml");
@@ -22,9 +22,38 @@ pub(super) async fn install(store: &Kubernetes) -> Result<(), Failure> {
     for document in documents() {
         let definition: Value = serde_saphyr::from_str(document)
             .map_err(|error| Failure::new(format!("a definition of this program is no YAML: {error}")))?;
-        store.define(&definition).await.map_err(|error| Failure::new(format!("failed to create {error}")))?;
+        define(store, &definition).await?;
     }
     Ok(())
+}
+
+async fn define(store: &Kubernetes, definition: &Value) -> Result<(), Failure> {
+    store.define(definition).await.map_err(|error| Failure::new(format!("failed to create {error}")))
+}
+
+/// Defines a kind that is not about addresses, with a spec of which nothing is dropped.
+pub(super) async fn install_other(
+    store: &Kubernetes,
+    kind: &str,
+    plural: &str,
+    namespaced: bool,
+) -> Result<(), Failure> {
+    if store.group().await == Group::V3 {
+        return Ok(());
+    }
+    let spec = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let properties = json!({"apiVersion": {"type": "string"}, "kind": {"type": "string"},
+        "metadata": {"type": "object"}, "spec": spec});
+    let names = json!({"kind": kind, "listKind": format!("{kind}List"), "plural": plural,
+        "singular": kind.to_lowercase()});
+    let version = json!({"name": "v1", "served": true, "storage": true,
+        "schema": {"openAPIV3Schema": {"type": "object", "properties": properties}}});
+    let group = "crd.projectcalico.org";
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.{group}")},
+        "spec": {"group": group, "names": names, "versions": [version],
+            "scope": if namespaced { "Namespaced" } else { "Cluster" }}});
+    define(store, &definition).await
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use super::definitions;
 use super::file::Contents;
+use super::others::Others;
 use crate::failure::Failure;
 use crate::output;
 use datastore::backend::Backend;
@@ -63,6 +64,8 @@ struct Import {
     records: Vec<Record>,
     /// Pools and reservations as they stand in the file: more than their records.
     resources: Vec<(Key, Value)>,
+    /// What is not about addresses.
+    others: Others,
 }
 
 /// What a node's annotations in Kubernetes say of its record in etcd; the rest of its spec has no place there that is ours to know.
@@ -77,10 +80,11 @@ impl Import {
         let Contents { resources, mut cluster, mut records } = contents;
         cluster.datastore_ready = false;
         records.push(Record::ClusterInformation(cluster));
-        let mut whole = Vec::new();
+        let (mut whole, mut others) = (Vec::new(), Others::default());
         let (mut strangers, mut left): (BTreeMap<String, usize>, BTreeMap<String, usize>) =
             Default::default();
         for resource in resources {
+            let Some(resource) = others.take(resource)? else { continue };
             let text = |pointer: &str| resource.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
             let name = text("/metadata/name").to_owned();
             let key = match text("/kind") {
@@ -112,7 +116,7 @@ impl Import {
             let kinds: Vec<String> =
                 strangers.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
             return Err(format!(
-                "the file has resources that are not about addresses and that this command cannot write: {}. Nothing was written. \
+                "the file has resources of kinds that this command does not know: {}. Nothing was written. \
                  Take their documents out of the first part, import, and apply them with Calico's own calicoctl before you unlock",
                 kinds.join(", ")
             ));
@@ -126,12 +130,13 @@ impl Import {
                 "spec.{field} of {count} nodes is not carried over: calico/node sets it there, or you do"
             ));
         }
-        Ok(Self { records, resources: whole })
+        Ok(Self { records, resources: whole, others })
     }
 
     async fn make(self, target: &Kubernetes) -> Result<String, Failure> {
-        let Self { records, resources } = self;
+        let Self { records, resources, others } = self;
         alone(target, &records).await?;
+        others.compare(target).await?;
         let of_kind = |wanted: &dyn Fn(Kind) -> bool| {
             records.iter().filter(|record| wanted(record.key().kind())).cloned().collect::<Vec<Record>>()
         };
@@ -146,6 +151,7 @@ impl Import {
             let made = target.create_as_it_stands(key, resource).await;
             made.map_err(|error| stopped(&CopyError::Write(error)))?;
         }
+        others.make(target).await?;
         copy(&source, target, Options::default(), |_| {}).await.map_err(|error| stopped(&error))?;
         for record in of_kind(&|kind| kind == Kind::Node) {
             if let Record::Node(node) = record {
@@ -163,6 +169,7 @@ impl Import {
                 "some of what was written is gone again: somebody writes there though the datastore is locked. Stop it, and run the same command again",
             ));
         }
+        others.read_back(target).await?;
         Ok(DONE.to_owned())
     }
 }
@@ -261,7 +268,7 @@ mod tests {
         let mut contents = Contents::default();
         contents.cluster.datastore_ready = true;
         contents.resources = vec![resource("IPPool", "p"), resource("Node", "n")];
-        let Import { records, resources } = Import::of(contents).unwrap();
+        let Import { records, resources, .. } = Import::of(contents).unwrap();
         assert_eq!(resources.len(), 1);
         let locked = |record: &Record| matches!(record, Record::ClusterInformation(cluster) if !cluster.datastore_ready);
         assert!(records.iter().any(locked));
@@ -271,8 +278,8 @@ mod tests {
     #[test]
     fn what_cannot_be_written_refuses_the_whole_file() {
         let of = |resources| Import::of(Contents { resources, ..Contents::default() }).unwrap_err();
-        let peers = of(vec![resource("IPPool", "p"), resource("BGPPeer", "a"), resource("BGPPeer", "b")]);
-        assert!(peers.contains("2 BGPPeer") && peers.contains("Nothing was written"), "{peers}");
+        let new = of(vec![resource("IPPool", "p"), resource("Future", "a"), resource("Future", "b")]);
+        assert!(new.contains("2 Future") && new.contains("Nothing was written"), "{new}");
         let twice = of(vec![resource("IPPool", "p"), resource("IPPool", "p")]);
         assert!(twice.contains("pool p is in the file twice"), "{twice}");
         let mut leaving = resource("IPPool", "p");

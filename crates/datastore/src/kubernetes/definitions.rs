@@ -100,7 +100,7 @@ impl Kubernetes {
     }
 
     /// Whether there is something at `path`.
-    async fn is_there(&self, path: &str) -> Result<bool, Failure> {
+    pub(super) async fn is_there(&self, path: &str) -> Result<bool, Failure> {
         match self.read("GET", path).await {
             Ok(_) => Ok(true),
             Err(failure) if failure.is_not_found() => Ok(false),
