@@ -6,6 +6,7 @@
 
 use api::IpVersion;
 use datastore::follow::{Change, follow};
+use datastore::gate::Gate;
 use datastore::{Datastore, Record, Scope, Stored};
 use futures::StreamExt;
 use ipam::agent::{Agent, Demand, Effect, Event, Reply, RequestId, Surrender};
@@ -78,7 +79,8 @@ pub(crate) async fn start<D: Datastore + Clone + 'static>(
     for (node, store) in nodes {
         let (inputs, received) = mpsc::unbounded_channel();
         let (complete, completed) = watch::channel(false);
-        tokio::spawn(drive(Agent::new(node), store.clone(), received, inputs.clone(), complete));
+        let store = Gate::new(store.clone());
+        tokio::spawn(drive(Agent::new(node), store, received, inputs.clone(), complete));
         doors.push(NodeAgent { node: node.as_str().into(), inputs });
         ready.push(completed);
     }

@@ -19,6 +19,7 @@
 mod etcd;
 mod fleet;
 mod measure;
+mod processor;
 mod raw;
 #[path = "../../../datastore/tests/kube_apiserver/server.rs"]
 #[expect(dead_code, reason = "what only the tests of the driver need")]

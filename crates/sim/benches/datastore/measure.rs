@@ -1,6 +1,7 @@
 //! Rounds of raw writes, ADDs and Calico's calls over one store.
 
 use crate::fleet::{self, NodeAgent};
+use crate::processor::Used;
 use crate::raw::Raw;
 use crate::say;
 use api::IpVersion;
@@ -20,8 +21,15 @@ const CLIENTS: [usize; 3] = [1, 4, 16];
 /// Most clients at once: so many nodes, and so many raw clients.
 pub(crate) const NODES: usize = 16;
 
-/// Rounds of each figure.
-const ROUNDS: usize = 9;
+/// Rounds of each figure at most, and at least.
+const ROUNDS: usize = 25;
+const FEWEST_ROUNDS: usize = 3;
+
+/// No round begins after this.
+const LIMIT: Duration = Duration::from_secs(100);
+
+/// What is measured in a round is repeated until it took this long: a disk that hesitates once must not decide.
+const SPAN: Duration = Duration::from_millis(150);
 
 /// Writes of each client in a round; a block has room for them beside the address that keeps it.
 pub(crate) const EACH: u32 = 40;
@@ -80,90 +88,127 @@ fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     sorted[at].as_secs_f64() * 1000.0
 }
 
-/// The rate of a round, and how long each of its operations took.
-type Measured = (f64, Vec<Duration>);
+/// What a round measured.
+#[derive(Default)]
+struct Measured {
+    /// How long all of it took.
+    span: Duration,
+    /// How long each operation took.
+    took: Vec<Duration>,
+    /// Processor time.
+    used: Used,
+}
+
+impl Measured {
+    /// Measures one series of operations that are made at once.
+    async fn series(&mut self, operations: impl Future<Output = Vec<Duration>>) {
+        let (begin, before) = (Instant::now(), Used::now());
+        self.took.extend(operations.await);
+        self.span += begin.elapsed();
+        self.used += Used::now().since(before);
+    }
+
+    fn is_enough(&self) -> bool {
+        self.span >= SPAN
+    }
+
+    fn rate(&self) -> f64 {
+        per_second(self.took.len(), self.span)
+    }
+
+    /// Microseconds of an operation.
+    fn per_operation(&self, time: Duration) -> f64 {
+        time.as_secs_f64() * 1e6 / f64::from(u32::try_from(self.took.len()).unwrap())
+    }
+}
 
 /// Writes of one client each, all clients at once.
 async fn raw(clients: &mut [Raw], each: u32) -> Measured {
-    let begin = Instant::now();
-    let took = join_all(clients.iter_mut().map(|client| async move {
-        let mut took = Vec::new();
-        for _ in 0..each {
-            let since = Instant::now();
-            client.write().await;
-            took.push(since.elapsed());
-        }
-        took
-    }))
-    .await
-    .concat();
-    (per_second(took.len(), begin.elapsed()), took)
-}
-
-/// ADDs one after another by `callers` callers, each of the agent at its place; answers the rate and how long each took.
-async fn adds(callers: &[&NodeAgent], each: u32) -> Measured {
-    let begin = Instant::now();
-    let working = (0_u32..).zip(callers).map(|(caller, agent)| {
-        let agent = (*agent).clone();
-        tokio::spawn(async move {
+    let mut measured = Measured::default();
+    while !measured.is_enough() {
+        let all = join_all(clients.iter_mut().map(|client| async move {
             let mut took = Vec::new();
-            for number in 0..each {
+            for _ in 0..each {
                 let since = Instant::now();
-                agent.add(caller * each + number).await;
+                client.write().await;
                 took.push(since.elapsed());
             }
             took
-        })
-    });
-    let took: Vec<Duration> = join_all(working).await.into_iter().flat_map(Result::unwrap).collect();
-    (per_second(took.len(), begin.elapsed()), took)
+        }));
+        measured.series(async { all.await.concat() }).await;
+    }
+    measured
 }
 
-/// Everything back that [`adds`] took.
-async fn dels(callers: &[&NodeAgent], each: u32) {
-    let all = (0_u32..)
-        .zip(callers)
-        .flat_map(|(caller, agent)| (0..each).map(move |number| agent.del(caller * each + number)));
-    join_all(all).await;
+/// ADDs one after another by `callers` callers, each of the agent at its place; everything is given back.
+async fn adds(callers: &[&NodeAgent], each: u32) -> Measured {
+    let mut measured = Measured::default();
+    while !measured.is_enough() {
+        let working = (0_u32..).zip(callers).map(|(caller, agent)| {
+            let agent = (*agent).clone();
+            tokio::spawn(async move {
+                let mut took = Vec::new();
+                for number in 0..each {
+                    let since = Instant::now();
+                    agent.add(caller * each + number).await;
+                    took.push(since.elapsed());
+                }
+                took
+            })
+        });
+        let all = join_all(working);
+        measured.series(async { all.await.into_iter().flat_map(Result::unwrap).collect() }).await;
+        let all = (0_u32..)
+            .zip(callers)
+            .flat_map(|(caller, agent)| (0..each).map(move |number| agent.del(caller * each + number)));
+        join_all(all).await;
+    }
+    measured
 }
 
 /// Requests that wait together at one agent.
-async fn batch(agent: &NodeAgent) -> f64 {
-    let begin = Instant::now();
-    join_all((0..BATCH).map(|number| agent.add(number))).await;
-    let rate = per_second(BATCH as usize, begin.elapsed());
-    join_all((0..BATCH).map(|number| agent.del(number))).await;
-    rate
+async fn batches(agent: &NodeAgent) -> f64 {
+    let mut measured = Measured::default();
+    while !measured.is_enough() {
+        let begin = Instant::now();
+        let all = join_all((0..BATCH).map(|number| async move {
+            agent.add(number).await;
+            begin.elapsed()
+        }));
+        measured.series(all).await;
+        join_all((0..BATCH).map(|number| agent.del(number))).await;
+    }
+    measured.rate()
 }
 
 /// Assignments by Calico's calls.
 async fn calico<D: Datastore>(peers: &[(String, D)], each: u32) -> Measured {
     let handle = |node: &str, number: u32| format!("{}-{node}", fleet::pod(node, number).0);
-    let begin = Instant::now();
-    let took = join_all(peers.iter().map(|(node, store)| async move {
-        let calico = Calico { store, clock: &Now };
-        let mut took = Vec::new();
-        for number in 0..each {
-            let mut wanted = Wanted::one(node, IpVersion::V4, &handle(node, number));
-            wanted.attributes = fleet::pod(node, number).1;
-            let since = Instant::now();
-            let answer = calico.auto_assign(&wanted).await;
-            took.push(since.elapsed());
-            assert_eq!(answer.addresses.len(), 1, "{answer:?}");
-        }
-        took
-    }))
-    .await
-    .concat();
-    let rate = per_second(took.len(), begin.elapsed());
-    join_all(peers.iter().map(|(node, store)| async move {
-        let calico = Calico { store, clock: &Now };
-        for number in 0..each {
-            calico.release_by_handle(&handle(node, number)).await.unwrap();
-        }
-    }))
-    .await;
-    (rate, took)
+    let mut measured = Measured::default();
+    while !measured.is_enough() {
+        let all = join_all(peers.iter().map(|(node, store)| async move {
+            let calico = Calico { store, clock: &Now };
+            let mut took = Vec::new();
+            for number in 0..each {
+                let mut wanted = Wanted::one(node, IpVersion::V4, &handle(node, number));
+                wanted.attributes = fleet::pod(node, number).1;
+                let since = Instant::now();
+                let answer = calico.auto_assign(&wanted).await;
+                took.push(since.elapsed());
+                assert_eq!(answer.addresses.len(), 1, "{answer:?}");
+            }
+            took
+        }));
+        measured.series(async { all.await.concat() }).await;
+        join_all(peers.iter().map(|(node, store)| async move {
+            let calico = Calico { store, clock: &Now };
+            for number in 0..each {
+                calico.release_by_handle(&handle(node, number)).await.unwrap();
+            }
+        }))
+        .await;
+    }
+    measured
 }
 
 /// Measures one store.
@@ -177,23 +222,28 @@ pub(crate) async fn figures<D: Datastore + Clone + 'static>(mut place: Place<D>)
     raw(&mut place.raw, 5).await;
     let mut figures = Figures::default();
     let mut latencies: BTreeMap<(usize, &str), Vec<Duration>> = BTreeMap::new();
+    let begin = Instant::now();
     for round in 0..ROUNDS {
+        if round >= FEWEST_ROUNDS && begin.elapsed() > LIMIT {
+            break;
+        }
         for clients in CLIENTS {
             let callers: Vec<&NodeAgent> = fleet.iter().take(clients).collect();
             let mut rates = [0.0; 3];
             // Each is the first in its turn, so that none always has what another leaves behind.
             for which in (0..3).map(|step| (round + step) % 3) {
-                let (rate, took) = match which {
+                let measured = match which {
                     0 => raw(&mut place.raw[..clients], EACH).await,
-                    1 => {
-                        let measured = adds(&callers, EACH).await;
-                        dels(&callers, EACH).await;
-                        measured
-                    }
+                    1 => adds(&callers, EACH).await,
                     _ => calico(&place.peers[..clients], EACH_OF_CALICO).await,
                 };
-                rates[which] = rate;
-                latencies.entry((clients, [place.raw_name, "ADD", CALICO][which])).or_default().extend(took);
+                rates[which] = measured.rate();
+                let (what, by) = ([place.raw_name, "ADD", CALICO][which], clients_words(clients));
+                for (whose, time) in [("clients", measured.used.clients), ("store", measured.used.store)] {
+                    let name = format!("{name}: {what}, processor time of the {whose}, {by}");
+                    figures.note(name, "us", measured.per_operation(time));
+                }
+                latencies.entry((clients, what)).or_default().extend(measured.took);
             }
             let [alone, ours, theirs] = rates;
             let by = clients_words(clients);
@@ -203,14 +253,13 @@ pub(crate) async fn figures<D: Datastore + Clone + 'static>(mut place: Place<D>)
             figures.note(format!("{name}: {CALICO}, {by}"), "/s", theirs);
             figures.note(format!("{name}: ADD by Calico's, {by}"), "x", ours / theirs);
         }
-        let (alone, _) = raw(&mut place.raw[..1], EACH).await;
-        let together = batch(&fleet[0]).await;
+        let alone = raw(&mut place.raw[..1], EACH).await.rate();
+        let together = batches(&fleet[0]).await;
         figures.note(format!("{name}: ADD, batches of {BATCH}"), "/s", together);
         figures.note(format!("{name}: batches of {BATCH} by raw"), "x", together / alone);
-        let callers = vec![&fleet[0]; NODES];
-        let (rate, _) = adds(&callers, 3).await;
-        dels(&callers, 3).await;
+        let rate = adds(&[&fleet[0]; NODES], 3).await.rate();
         figures.note(format!("{name}: ADD, {NODES} callers of one agent"), "/s", rate);
+        eprintln!("{name}: round {} of {ROUNDS} after {:.0} s", round + 1, begin.elapsed().as_secs_f64());
     }
     for (name, unit, values) in &figures.0 {
         say(name, unit, values);
