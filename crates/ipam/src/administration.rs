@@ -8,6 +8,7 @@ use crate::affinity::{self, Claim, ClaimError, Known, ReleaseAffinityError, Rele
 use crate::block;
 use crate::clock::Clock;
 use crate::failure::{ATTEMPTS, StoreError};
+use crate::guarded::commit_guarded;
 use crate::plan;
 use crate::query;
 use crate::seen::{self, Seen};
@@ -404,7 +405,7 @@ async fn disown_all<D: Datastore>(
         let write = plan::disown(seen);
         // With an affinity there it is not a stray: whoever made that is at work on the block.
         let check = Check::Absent(Key::Affinity(owner.clone(), cidr));
-        match store.commit(&[check], &[write]).await {
+        match commit_guarded(store, &[check], vec![write]).await {
             Ok(_) => disowned += 1,
             Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => {
                 let again = seen::block(store, cidr).await.map_err(StoreError::from)?;

@@ -289,9 +289,9 @@ impl<D: Datastore> Run<'_, D> {
     /// Answers a request whose handle may not hold more with what it holds (algorithm §10.2), and stops. `Ok`: there is room
     /// after all.
     async fn answer_at_cap(&mut self) -> Result<(), Stop> {
-        let (limit, wanted, missing) = (self.limit(), self.request.want.count, self.missing().count);
+        let (limit, want, missing) = (self.limit(), &self.request.want, self.missing().count);
         let (store, clock) = (self.store, self.clock);
-        match limit.answer(store, clock, self.hand, &mut self.explain, (wanted, missing)).await? {
+        match limit.answer(store, clock, self.hand, &mut self.explain, (want, missing)).await? {
             AtCap::Room => return Ok(()),
             AtCap::Holds(held) => self.held = held,
             AtCap::Short(held) => {
@@ -459,7 +459,10 @@ impl<D: Datastore> Run<'_, D> {
                     self.explain.tried(cidr, BlockOutcome::Failed);
                     return Ok(None);
                 }
-                Err(ClaimError::Refused(PlanRefusal::Cap(_))) => self.answer_at_cap().await?,
+                Err(ClaimError::Refused(PlanRefusal::Cap(_))) => {
+                    self.hand.forget();
+                    self.answer_at_cap().await?;
+                }
                 Err(ClaimError::PoolChanged { .. }) => return Err(Stop::Restart),
                 Err(ClaimError::Store(error)) => return Err(error.into()),
             }
@@ -514,6 +517,8 @@ impl<D: Datastore> Run<'_, D> {
                 OnBlock::Refused(PlanRefusal::Take(TakeError::NotOwner { .. })) => BlockOutcome::NotOurs,
                 OnBlock::Refused(PlanRefusal::Take(_)) => BlockOutcome::Failed,
                 OnBlock::Refused(PlanRefusal::Cap(_)) => {
+                    // The block is younger than what is known of the handle: somebody took for it in between.
+                    self.hand.forget();
                     self.answer_at_cap().await?;
                     match seen::block(self.store, cidr).await? {
                         Some(again) => {

@@ -3,13 +3,13 @@
 use crate::affinity::{self, Claim, ClaimError, Content, Known};
 use crate::assign::Assigned;
 use crate::block::{self, TakeError, Taken};
-use crate::cap::{self, CapReached};
+use crate::cap::{self, CapReached, Lowered};
 use crate::clock::Clock;
 use crate::explain::{BlockOutcome, Explain, Explained};
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::plan::{self, AddressRequest, Handles, PlanRefusal};
 use crate::pools::{Considered, Verdict};
-use crate::renewal;
+use crate::renewal::{self, Asker};
 use crate::seen::{self, HandleInHand, Seen};
 use crate::take::{OnBlock, commit_on};
 use crate::vacancy;
@@ -85,7 +85,7 @@ pub async fn assign_address<D: Datastore>(
 ) -> Result<Assigned, Box<Explained<AssignAddressError>>> {
     let explain = Explain::new(&request.owner.name, IpVersion::of(request.address), 1);
     let hand = HandleInHand::unread(request.handle.as_deref());
-    let mut run = Run { store, clock, request, hand, explain };
+    let mut run = Run { store, clock, request, hand, looks: 0, explain };
     let result = run.carry_out().await;
     let mut explain = run.explain;
     match result {
@@ -102,6 +102,8 @@ struct Run<'a, D> {
     clock: &'a dyn Clock,
     request: &'a AddressRequest,
     hand: HandleInHand,
+    /// Times that the handle was found to count more than its blocks hold.
+    looks: usize,
     explain: Explain,
 }
 
@@ -229,7 +231,8 @@ impl<D: Datastore> Run<'_, D> {
         let Some(id) = self.request.handle.as_deref() else { return Ok(Look::Again) };
         let (hand, here) = (&mut self.hand, [self.request.address]);
         let explain = &mut self.explain;
-        let renewed = renewal::renew_in(self.store, self.clock, block, &here, id, hand, explain).await?;
+        let asker = Asker { handle: id, attributes: &self.request.attributes };
+        let renewed = renewal::renew_in(self.store, self.clock, block, &here, asker, hand, explain).await?;
         Ok(renewed.and_then(|taken| taken.into_iter().next()).map_or(Look::Again, Look::Taken))
     }
 
@@ -252,8 +255,10 @@ impl<D: Datastore> Run<'_, D> {
     }
 
     /// A handle that holds something of the family may not have this address; one whose count is ahead of its blocks is
-    /// looked at again, because somebody may be taking for it.
+    /// looked at again, because somebody may be taking for it, and lowered at the third look (see [`cap::lower`]).
     async fn at_cap(&mut self, refusal: CapReached) -> Result<Look, AssignAddressError> {
+        // The block may be younger than what is known of the handle.
+        self.hand.forget();
         self.hand.look(self.store).await.map_err(StoreError::from)?;
         let Some(handle) = self.hand.record() else { return Ok(Look::Again) };
         let version = IpVersion::of(self.request.address);
@@ -263,16 +268,24 @@ impl<D: Datastore> Run<'_, D> {
         let id = handle.id.clone();
         let blocks = seen::blocks_of(self.store, &cidrs).await.map_err(StoreError::from)?;
         let mut held: u64 = 0;
-        for block in blocks.into_iter().flatten() {
+        for block in blocks.iter().flatten() {
             held += u64::from(block::count_of(&block.value, &id));
             if is_held_already(&block.value, self.request) {
-                return self.renewed(block).await;
+                return self.renewed(block.clone()).await;
             }
         }
         if held >= counted || held >= refusal.held {
             return Err(refusal.into());
         }
-        self.hand.forget();
+        self.looks += 1;
+        if self.looks < cap::LOOKS {
+            return Ok(Look::Again);
+        }
+        if self.looks > cap::MOST_LOOKS
+            || cap::lower(self.store, &mut self.hand, blocks).await? == Lowered::Nothing
+        {
+            return Err(refusal.into());
+        }
         Ok(Look::Again)
     }
 

@@ -5,13 +5,22 @@
 use crate::block;
 use crate::clock::Clock;
 use crate::explain::Explain;
-use crate::failure::{ATTEMPTS, StoreError};
+use crate::failure::StoreError;
+use crate::plan::Want;
 use crate::query::addresses_in;
 use crate::renewal;
-use crate::seen::{self, HandleInHand};
+use crate::seen::{self, HandleInHand, Seen};
+use crate::surplus::plan_lowering;
 use api::{Block, Cidr, Handle, IpVersion};
-use datastore::Datastore;
+use datastore::{CommitError, Datastore};
 use std::net::IpAddr;
+
+/// Times that a handle is looked at whose count is ahead of its blocks before that is taken for what a crash left: somebody may be
+/// between the write of the handle and that of the block.
+pub(crate) const LOOKS: usize = 3;
+
+/// Times that it is looked at in all, by whoever meets others at each of them.
+pub(crate) const MOST_LOOKS: usize = 8;
 
 /// A handle that would hold more than it may.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,11 +127,12 @@ impl Limit {
     /// Looks what the handle holds, to answer with it a request for `wanted` addresses of which `missing` are missing. What is
     /// answered is renewed (see [`renewal`]).
     ///
-    /// Who holds fewer than are wanted looks again while somebody else may be taking for the same handle: while the handle
-    /// counts more than its blocks hold.
+    /// Who holds fewer than are wanted looks again while the handle counts more than its blocks hold: somebody else may be
+    /// taking for it. At the third look that is taken for what a crash left, and lowered (see [`lower`]).
     ///
-    /// Datastore calls: 1 read per block of the handle, 24 at a time, and 1 commit per block of the answer; each further look as
-    /// much and 1 read of the handle.
+    /// Datastore calls: 1 read per block of the handle, 24 at a time, and 1 commit per block of the answer. Where the handle
+    /// counts more than its blocks hold: three times the reads, and 1 commit; each further look as much and 1 read of the
+    /// handle, at most eight looks in all.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -132,11 +142,11 @@ impl Limit {
         clock: &dyn Clock,
         hand: &mut HandleInHand,
         explain: &mut Explain,
-        (wanted, missing): (usize, usize),
+        (want, missing): (&Want, usize),
     ) -> Result<AtCap, StoreError> {
-        let version = self.version;
+        let (version, wanted) = (self.version, want.count);
         let mut held = Vec::new();
-        for _ in 0..ATTEMPTS {
+        for look in 1..=MOST_LOOKS {
             hand.look(store).await?;
             let Some(handle) = hand.record() else { return Ok(AtCap::Room) };
             let cidrs: Vec<Cidr> =
@@ -147,7 +157,8 @@ impl Limit {
             held = addresses_in(&blocks, &id);
             if let Some(answer) = instead(&held, version, wanted) {
                 let addresses: Vec<IpAddr> = answer.iter().map(|held| held.network()).collect();
-                if renewal::renew_all(store, clock, blocks, &addresses, hand, explain).await? {
+                let whom = &want.attributes;
+                if renewal::renew_all(store, clock, blocks, &addresses, whom, hand, explain).await? {
                     return Ok(AtCap::Holds(answer));
                 }
                 continue;
@@ -155,14 +166,54 @@ impl Limit {
             if u64::try_from(held.len()).is_ok_and(|held| held >= counted) {
                 break;
             }
-            hand.forget();
-            hand.look(store).await?;
+            if look < LOOKS {
+                hand.forget();
+                hand.look(store).await?;
+            } else if lower(store, hand, blocks).await? == Lowered::Nothing {
+                break;
+            }
             if !self.is_over(hand, missing) {
                 return Ok(AtCap::Room);
             }
         }
         Ok(AtCap::Short(held.len()))
     }
+}
+
+/// What became of a count that was ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lowered {
+    /// It was lowered, or somebody wrote one of the records meanwhile: look again.
+    Perhaps,
+    /// Nothing can be done about it here: the blocks that it counts are not there.
+    Nothing,
+}
+
+/// Takes off the handle in hand what it counts too much in these blocks, which were read after it.
+///
+/// The blocks are written first, which keeps out whoever is still between the handle and the block (see [`plan_lowering`]). A
+/// block that is not there cannot be written: it may be about to be made, and its entry is the collector's.
+///
+/// Datastore calls: 1 commit, and 1 read of the handle where that is refused.
+///
+/// # Errors
+/// [`StoreError`].
+pub(crate) async fn lower<D: Datastore>(
+    store: &D,
+    hand: &mut HandleInHand,
+    blocks: Vec<Option<Seen<Block>>>,
+) -> Result<Lowered, StoreError> {
+    let writes = hand.seen().and_then(|handle| plan_lowering(handle, blocks.into_iter().flatten(), &[]));
+    let Some(writes) = writes else { return Ok(Lowered::Nothing) };
+    match store.commit(&[], &writes).await {
+        Ok(versions) => hand.wrote(&writes, &versions),
+        Err(CommitError::Conflict { .. } | CommitError::Unknown { .. }) => {
+            hand.forget();
+            hand.look(store).await?;
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(Lowered::Perhaps)
 }
 
 #[cfg(test)]

@@ -214,8 +214,12 @@ pub fn set_owner(
     };
     let shared = block.allocations.iter().filter(|allocation| **allocation == Some(index)).count() > 1;
     if shared && block.attributes.get(index).is_some_and(|before| **before != after) {
-        block.attributes.push(after.into());
-        let split = block.attributes.len() - 1;
+        // Others that changed hands with it may refer to the same already.
+        let same = block.attributes.iter().position(|attribute| **attribute == after);
+        let split = same.unwrap_or(block.attributes.len());
+        if same.is_none() {
+            block.attributes.push(after.into());
+        }
         if let Some(allocation) = slot.and_then(|slot| block.allocations.get_mut(slot)) {
             *allocation = Some(split);
         }
@@ -277,7 +281,7 @@ pub async fn set_owner_attributes<D: Datastore>(
         block::collect(&mut changed, cooldown, clock.now());
         set_owner(&mut changed, address, handle, update)?;
         if update.names_somebody() {
-            renewal::renew(&mut changed, address, handle);
+            renewal::restamp(&mut changed, address, handle);
         }
         let after = block::attribute_of(&changed, address).cloned();
         let stamp = stamp_of(&changed);

@@ -254,7 +254,12 @@ impl HandleInHand {
 
     /// The record, if it is known to exist.
     pub fn record(&self) -> Option<&Handle> {
-        self.seen.as_ref()?.as_ref().map(|seen| &seen.value)
+        self.seen().map(|seen| &seen.value)
+    }
+
+    /// The record with its version, if it is known to exist.
+    pub fn seen(&self) -> Option<&Seen<Handle>> {
+        self.seen.as_ref()?.as_ref()
     }
 
     /// Makes it be read again before it is relied on.

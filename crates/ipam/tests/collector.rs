@@ -8,7 +8,7 @@ use api::{Affinity, AffinityState, Block, Cidr, Handle, Node, Owner};
 use datastore::memory::Memory;
 use datastore::{Datastore as _, Key, Record, Revision, Version, Write};
 use futures::executor::block_on;
-use gated::{By, Call, Fate, Gated};
+use gated::{By, Call, Fate, Gate, Gated};
 use ipam::block::{self, Release, Take};
 use ipam::clock::FixedClock;
 use ipam::collect::{Outcome, Task, carry_out};
@@ -309,5 +309,69 @@ fn an_assignment_that_was_paused_before_its_block_does_not_find_its_handle_colle
             block_on(store.commit(&[], &[write])).unwrap();
             assert_eq!(run(&store, &lower), Outcome::Moot);
         }
+    }
+}
+
+/// At the gate: the node `c` joins again, if it is to, when it is asked for; and what is noted is whatever the store is asked
+/// while the block is not there.
+struct Joins {
+    store: Memory,
+    back: bool,
+    without_block: std::sync::Mutex<Vec<String>>,
+}
+
+impl Gate for Joins {
+    async fn pass(&self, call: Call<'_>) -> Fate {
+        if seen::block(&self.store, cidr()).await.unwrap().is_none() {
+            self.without_block.lock().unwrap().push(format!("{call:?}"));
+        }
+        if self.back && matches!(call, Call::Get(Key::Node(_))) {
+            let node = Record::Node(Node { name: "c".to_owned(), ..Node::default() });
+            let _ = self.store.commit(&[], &[Write::Create(node)]).await;
+        }
+        Fate::Pass
+    }
+}
+
+/// Carries a task out on a store without transactions, and answers what was asked of it while the block was not there.
+fn guarded(store: &Memory, task: &Task, back: bool) -> (Outcome, Vec<String>) {
+    let gate = Joins { store: store.clone(), back, without_block: Default::default() };
+    let gated = Gated { store: store.clone(), ordered: true, gate };
+    let outcome = block_on(carry_out(&gated, &CLOCK, task)).unwrap();
+    (outcome, gated.gate.without_block.into_inner().unwrap())
+}
+
+/// A check of such a store fails after the writes. A block that was deleted and is made again was away meanwhile, and somebody
+/// may have made one across it.
+#[test]
+fn a_block_stays_where_it_is_until_the_checks_have_held() {
+    for back in [true, false] {
+        let (store, held) = store();
+        let seen = block_on(seen::block(&store, cidr())).unwrap().unwrap();
+        let unowned = Block { affinity: None, claim_time: None, ..seen.value };
+        block_on(store.commit(&[], &[Write::Update(Record::Block(unowned), seen.version)])).unwrap();
+        let (outcome, without_block) = guarded(&store, &release(&held, Some("c")), back);
+        assert_eq!(without_block, Vec::<String>::new(), "{outcome:?}");
+        if back {
+            assert!(matches!(outcome, Outcome::Later { .. }), "{outcome:?}");
+            assert_eq!(block::allocated(&found(&store).unwrap()).count(), 1);
+        } else {
+            assert_eq!(outcome, Outcome::Done { released: vec![held.address] });
+            assert_eq!(found(&store), None, "deleted in the end");
+        }
+    }
+}
+
+#[test]
+fn the_block_of_a_node_that_is_gone_stays_until_it_is_known_to_be_gone() {
+    for back in [true, false] {
+        let store = Memory::new();
+        create(&store, Record::Block(block::new_block(cidr(), &Owner::host("c"), CLOCK.0)));
+        let task = Task::Abandon { owner: Owner::host("c"), block: cidr() };
+        let (outcome, without_block) = guarded(&store, &task, back);
+        assert_eq!(without_block, Vec::<String>::new(), "{outcome:?}");
+        assert_eq!(matches!(outcome, Outcome::Later { .. }), back, "{outcome:?}");
+        let owner = found(&store).map(|block| block.affinity);
+        assert_eq!(owner, back.then(|| Some(Owner::host("c"))));
     }
 }

@@ -562,3 +562,79 @@ fn a_particular_address_does_not_wait_for_a_claim_that_another_node_began() {
     assert!(calls.gets + calls.lists + calls.commits <= 40, "{calls:?}");
     assert_eq!(held(&store, "h"), 0);
 }
+
+fn machine(handle: &str) -> AssignRequest {
+    AssignRequest { max_per_handle: 1, ..request("a", handle, 1) }
+}
+
+/// A store in which node `a` has a block, and a handle counts an address of it that its ADD died before it wrote.
+fn with_a_count_ahead() -> Memory {
+    let store = v4_lab();
+    ask(&store, "a", "other", 1);
+    let cidr = block_on(seen::blocks(&store)).unwrap()[0].value.cidr;
+    let blocks = BTreeMap::from([(cidr, 1)]);
+    put(&store, Record::Handle(api::Handle { id: "vm".to_owned(), blocks, deleted: false }));
+    store
+}
+
+#[test]
+fn a_count_that_a_crash_left_keeps_a_handle_at_its_cap_for_three_looks_and_no_longer() {
+    let store = with_a_count_ahead();
+    let (answer, calls) = counted(&store, async |store| assign(store, &CLOCK, &machine("vm")).await.unwrap());
+    assert_eq!((answer.taken.len(), answer.held.len(), held(&store, "vm")), (1, 0, 1));
+    // Handle and own block; the handle twice and its block thrice more; what lowers it, and what takes.
+    assert!(calls.are_within(Calls { gets: 10, lists: 3, commits: 2, trips: 10 }), "{calls:?}");
+    let again = ask_machine(&store);
+    assert_eq!((again.taken.len(), again.held.len()), (0, 1), "what it holds now is the answer");
+
+    let store = with_a_count_ahead();
+    let address = "10.0.0.14".parse().unwrap();
+    let exact = AddressRequest::new(Owner::host("a"), address, Some("vm"));
+    let exact = AddressRequest { max_per_handle: 1, ..exact };
+    let (answer, calls) = counted(&store, async |store| assign_address(store, &CLOCK, &exact).await.unwrap());
+    assert_eq!((answer.taken[0].address, held(&store, "vm")), (address, 1));
+    assert!(calls.are_within(Calls { gets: 20, lists: 8, commits: 4, trips: 20 }), "{calls:?}");
+}
+
+fn ask_machine(store: &Memory) -> Assigned {
+    block_on(assign(store, &CLOCK, &machine("vm"))).unwrap()
+}
+
+#[test]
+fn a_handle_that_counts_what_nobody_can_look_at_is_refused_after_three_looks() {
+    let store = v4_lab();
+    ask(&store, "a", "other", 1);
+    let blocks = BTreeMap::from([("10.0.1.0/30".parse().unwrap(), 1)]);
+    put(&store, Record::Handle(api::Handle { id: "vm".to_owned(), blocks, deleted: false }));
+    let (answer, calls) = counted(&store, async |store| assign(store, &CLOCK, &machine("vm")).await.unwrap());
+    assert!(matches!(answer.explain.shortage, Some(Shortage::HandleLimit { limit: 1, held: 0 })));
+    assert!(calls.are_within(Calls { gets: 10, lists: 3, commits: 0, trips: 8 }), "{calls:?}");
+}
+
+/// An ADD that is slow between its handle and its block, on a store without transactions, meets one that takes its count for
+/// what a crash left: whichever is first, the handle holds one address and both are told that one.
+#[test]
+fn a_machine_that_is_asked_for_twice_at_once_gets_one_address() {
+    for pause in 0..40 {
+        let store = v4_lab();
+        ask(&store, "a", "other", 1);
+        let gated = Gated { store: store.clone(), ordered: true, gate: InTurn };
+        let asked = machine("vm");
+        let mut slow = Box::pin(assign(&gated, &CLOCK, &asked));
+        let (first, second) = block_on(async {
+            for _ in 0..pause {
+                if let std::task::Poll::Ready(answer) = futures::poll!(slow.as_mut()) {
+                    return (answer.unwrap(), assign(&gated, &CLOCK, &asked).await.unwrap());
+                }
+            }
+            let second = assign(&gated, &CLOCK, &asked).await.unwrap();
+            (slow.await.unwrap(), second)
+        });
+        assert_eq!(held(&store, "vm"), 1, "{pause}");
+        let told = |answer: &Assigned| -> Vec<IpAddr> {
+            let taken = answer.taken.iter().map(|taken| taken.address);
+            taken.chain(answer.held.iter().map(|held| held.network())).collect()
+        };
+        assert_eq!((told(&first).len(), told(&first)), (1, told(&second)), "{pause}");
+    }
+}

@@ -367,3 +367,26 @@ fn an_address_that_is_answered_or_handed_over_is_not_freed_by_what_was_judged_be
         }
     });
 }
+
+/// A container id that comes back with another pod, after a DEL that was cut short: under the name of the earlier pod the
+/// collector would take the address for leaked.
+#[test]
+fn what_is_answered_again_is_of_the_pod_that_asks() {
+    block_on(async {
+        let (store, held) = machine(2).await;
+        for (way, asker) in ["asked for by name", "answered at the cap"].into_iter().zip(["b", "c"]) {
+            if way == "asked for by name" {
+                let request = AddressRequest::new(Owner::host("a"), held[0], Some(MACHINE));
+                let request = AddressRequest { attributes: attributes(asker), ..request };
+                assign_address(&store, &CLOCK, &request).await.unwrap();
+            } else {
+                let want = Want { count: 1, handle: Some(MACHINE.to_owned()), attributes: attributes(asker) };
+                let request = AssignRequest::new(Owner::host("a"), IpVersion::V4, Use::Workload, want);
+                let request = AssignRequest { max_per_handle: 1, ..request };
+                assert_eq!(assign(&store, &CLOCK, &request).await.unwrap().held.len(), 1);
+            }
+            assert!(is(owners(&store, held[0]).await, asker, ""), "{way}");
+            assert!(is(owners(&store, held[1]).await, "source", ""), "{way}: nobody asked for it");
+        }
+    });
+}

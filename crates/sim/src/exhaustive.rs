@@ -114,7 +114,7 @@ impl World for SmallWorld {
             }
         }
         let leave = Leave::Nothing;
-        let step = Step { task: 0, leave: &leave, serves: true, latest: actors::latest() };
+        let step = Step { task: 0, leave: &leave, serves: true, by_peer: false, latest: actors::latest() };
         // What crashes have left before is where a world begins: only what comes of it is judged.
         judge.see(&db, &applied, step, &promises, &mut Vec::new());
         let db = Arc::new(Mutex::new(db));
@@ -285,7 +285,7 @@ impl Execution {
         self.db().take_applied(&mut applied);
         let leave = self.actors[number].leave();
         let task = u64::try_from(number).unwrap_or(0) + 1;
-        let step = Step { task, leave: &leave, serves: true, latest: actors::latest() };
+        let step = Step { task, leave: &leave, serves: true, by_peer: false, latest: actors::latest() };
         let db = Arc::clone(&self.db);
         let db = db.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wrong = Vec::new();

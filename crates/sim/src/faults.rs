@@ -188,6 +188,11 @@ impl Operation {
         matches!(self, PluginAdd | PluginBoth | PluginExact | AgentBatch | AgentClaim | MoveOwner)
     }
 
+    /// Whether a peer does it.
+    pub fn is_of_a_peer(self) -> bool {
+        matches!(self, Self::PeerAdd | Self::PeerDel)
+    }
+
     /// Every operation.
     pub const ALL: [Self; 15] = [
         Self::PluginAdd,

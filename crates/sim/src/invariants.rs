@@ -35,6 +35,8 @@ pub struct Step<'a> {
     pub leave: &'a Leave,
     /// It serves an ADD: it may renew what its handle holds.
     pub serves: bool,
+    /// A peer did it, which takes off a handle again what it put there itself, whatever the handle says by then.
+    pub by_peer: bool,
     /// The latest instant that any clock has shown.
     pub latest: Timestamp,
 }
@@ -69,9 +71,6 @@ pub struct Judge {
     counts: BTreeMap<Cidr, Vec<(String, u32)>>,
     /// Every stamp that an ordinal was ever given, and by which task.
     issued: BTreeMap<(IpAddr, u64), u64>,
-    /// What was allocated in blocks that were deleted: by address and stamp, whose, and who deleted it. Only that task may
-    /// bring it back, when it undoes what it did.
-    deleted: BTreeMap<(IpAddr, u64), (String, u64)>,
     /// Blocks whose affinity is confirmed and that are missing or another's, with the task that may yet take that back.
     hollow: Vec<(Cidr, u64)>,
     /// Pairs of blocks that overlap: tolerated while one of them does not count yet.
@@ -127,7 +126,6 @@ impl Judge {
             spoilt: BTreeSet::new(),
             counts: BTreeMap::new(),
             issued: BTreeMap::new(),
-            deleted: BTreeMap::new(),
             hollow: Vec::new(),
             overlapping: Vec::new(),
         }
@@ -153,7 +151,14 @@ impl Judge {
                     let before = change.before.as_deref().and_then(handle_of);
                     if let Some(before) = before {
                         let blocks = before.blocks.keys().copied();
-                        wrong.extend(blocks.filter_map(|cidr| self.unreachable(db, &before.id, cidr)));
+                        let unreachable: Vec<String> =
+                            blocks.filter_map(|cidr| self.unreachable(db, &before.id, cidr)).collect();
+                        if step.by_peer && !unreachable.is_empty() {
+                            // The collector lowered the handle while the peer paused, and the peer lowers it once more.
+                            self.spoilt.insert(before.id.clone());
+                        } else {
+                            wrong.extend(unreachable);
+                        }
                     }
                 }
                 Key::Affinity(_, cidr) => self.is_confirmed(db, *cidr, step, wrong),
@@ -288,9 +293,6 @@ impl Judge {
             let renewed = step.serves
                 && was.zip(is).is_some_and(|(was, is)| was.handle == is.handle && was.stamp < is.stamp);
             if let Some(was) = was.filter(|_| !renewed) {
-                if after.is_none() {
-                    self.deleted.insert((address, was.stamp), (was.handle.to_owned(), step.task));
-                }
                 wrong.extend(self.freed(address, was, step, promises));
                 let told = promises.of(address).is_some_and(|promise| promise.sequence == was.stamp);
                 if after.is_none() && !told && self.wrote(address, was, step) {
@@ -343,16 +345,6 @@ impl Judge {
         before: Option<&Block>,
         step: Step<'_>,
     ) -> Option<String> {
-        let again = before.is_none()
-            && step.task != 0
-            && self
-                .deleted
-                .get(&(address, is.stamp))
-                .is_some_and(|(handle, task)| handle == is.handle && *task == step.task);
-        if again {
-            // A delete that was undone: the same allocation, which keeps the one that made it.
-            return None;
-        }
         if let Some(task) = self.issued.insert((address, is.stamp), step.task)
             && before.is_none_or(|block| stamp(block, is.ordinal) != is.stamp)
             && task != step.task

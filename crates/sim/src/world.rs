@@ -192,7 +192,7 @@ impl World {
             }
         }
         // A peer that is not answered rolls back what was done (W14): its handle is not to be relied on from here on.
-        if matches!(operation, Operation::PeerAdd | Operation::PeerDel)
+        if operation.is_of_a_peer()
             && matches!(fault, Some(Fault::ReplyLost | Fault::Late))
             && let Purpose::Add { attachment, .. } | Purpose::Del { attachment, .. } = purpose
         {
@@ -243,8 +243,7 @@ impl World {
         self.next += 1;
         let port = Port::default();
         let store = SimStore::new(Arc::clone(&self.db), port.clone(), &self.time);
-        let of_a_peer = matches!(operation, Operation::PeerAdd | Operation::PeerDel);
-        let store = if of_a_peer { store.marking() } else { store };
+        let store = if operation.is_of_a_peer() { store.marking() } else { store };
         let clock = node.map_or_else(|| self.time.clock(), |node| self.nodes[node].clock.clone());
         let slow = self.rng.chance(1, 2);
         self.end.coverage.ran(operation);
@@ -291,7 +290,8 @@ impl World {
             let leave = task.map_or(&Leave::Unpromised, |task| &task.leave);
             // What arrives late may have been sent for an ADD.
             let serves = task.is_none_or(|task| task.operation.serves_adds());
-            let step = Step { task: number, leave, serves, latest: self.time.latest() };
+            let by_peer = task.is_some_and(|task| task.operation.is_of_a_peer());
+            let step = Step { task: number, leave, serves, by_peer, latest: self.time.latest() };
             let mut wrong = Vec::new();
             self.judge.see(&db, &applied, step, &self.promises, &mut wrong);
             for task in self.tasks.iter_mut().filter(|task| task.number != number) {

@@ -30,6 +30,22 @@ fn seeds_that_found_something_find_nothing_any_more() {
         (1_454_820, "a DEL was judged by what an ADD after it was given"),
         (1_803_753, "the answer to an old read of a handle hid what a DEL was to free"),
         (1_810_203, "a block across another was judged although it was about to be taken back"),
+        (2_017_551, "a machine's ADD looked a hundred times at a count that a crash had left"),
+        (
+            2_070_842,
+            "an address that was answered again kept the name of an earlier pod, and was freed as that pod's",
+        ),
+        (2_092_758, "a block was deleted under a check that failed, and made again too late"),
+        (
+            2_111_385,
+            "an address that was answered again kept the name of an earlier pod, and was freed as that pod's",
+        ),
+        (2_191_367, "a block was deleted under a check that failed, and made again too late"),
+        (
+            2_745_636,
+            "a block was deleted under a check that failed, and another was made across it meanwhile",
+        ),
+        (3_013_980, "a peer took off a handle what the collector had taken off it already"),
     ];
     for (seed, found) in kept {
         assert_eq!(run(seed, false).broken, Vec::<String>::new(), "seed {seed}, which once found: {found}");

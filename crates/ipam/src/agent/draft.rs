@@ -4,7 +4,7 @@ use crate::block::{self, Release, Take, TakeError, Taken};
 use crate::host_reserved::{self, HostReserved};
 use crate::mistake::{Mistake, made};
 use crate::plan::handle_write;
-use crate::renewal;
+use crate::renewal::{self, Asker};
 use crate::reservations::ReservationSet;
 use crate::seen::Seen;
 use api::{Block, Cidr, Handle, Ordinal, Owner};
@@ -130,9 +130,10 @@ impl Draft {
         Ok(())
     }
 
-    /// Answers addresses that the handle holds already, in a new life, and says how many.
+    /// Answers addresses that the handle holds already, in a new life as the taker's, and says how many.
     pub(super) fn renew(&mut self, taker: Taker<'_>, addresses: &[IpAddr]) -> usize {
-        let renew = |address: &IpAddr| renewal::renew(&mut self.block, *address, taker.handle);
+        let asker = Asker { handle: taker.handle, attributes: taker.attributes };
+        let renew = |address: &IpAddr| renewal::renew(&mut self.block, *address, asker);
         let renewed: Vec<Taken> = addresses.iter().filter_map(renew).collect();
         let count = renewed.len();
         if count > 0 {

@@ -1,19 +1,21 @@
 //! The datastore calls of the collector's tasks. Each makes sure of what was judged before it writes.
 
-use super::{Task, leftovers};
+use super::Task;
 use crate::administration;
 use crate::affinity::{self, ReleaseAffinityError, ReleaseTerms};
 use crate::block::{self, Release};
 use crate::clock::Clock;
 use crate::cold::{self, Pass};
 use crate::failure::StoreError;
+use crate::guarded::commit_guarded;
 use crate::mistake::{Mistake, made};
 use crate::plan::{self, Handles};
 use crate::release;
 use crate::seen::{self, Seen};
+use crate::surplus::plan_lowering;
 use api::{Affinity, AffinityState, Block, Cidr, Handle, Owner};
 use datastore::{Check, CommitError, Datastore, Key, ReadError, Record, Revision, Write};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// Reads and decisions per task: who loses more races than this waits for the next pass.
@@ -49,7 +51,8 @@ impl Outcome {
 
 /// Carries a task out.
 ///
-/// Datastore calls, where nobody interferes: release: 1 read, 1 read per handle, 1 commit, and 2 reads if the block became empty;
+/// Datastore calls, where nobody interferes: release: 1 read, 1 read per handle, 1 commit, and 2 reads if the block became empty, or
+/// 1 commit more on a store without transactions if it was nobody's;
 /// giving up: those of [`affinity::release_affinity`], per block; tidying: 1 read, 1 commit; affinity: 3 reads, 2 commits; handle:
 /// 1 read, 1 per block named, 1 commit. Each conflict repeats them, at most five times.
 ///
@@ -129,7 +132,7 @@ async fn release_leaks<D: Datastore>(
         let Ok((plan, _)) = plan::plan_release(&block, &wanted, &handles, cooldown_seconds, now) else {
             return Ok(Outcome::Moot);
         };
-        match store.commit(&checks, &plan.writes).await {
+        match commit_guarded(store, &checks, plan.writes).await {
             Ok(_) => {
                 if let Some(block) = &plan.block {
                     // The addresses are given back, whether this succeeds or not (algorithm §12.4).
@@ -173,7 +176,7 @@ async fn abandon<D: Datastore>(store: &D, owner: &Owner, cidr: Cidr) -> Result<O
     if seen.value.affinity.as_ref() != Some(owner) {
         return Ok(Outcome::Moot);
     }
-    match store.commit(&checks, &[plan::disown(seen)]).await {
+    match commit_guarded(store, &checks, vec![plan::disown(seen)]).await {
         Ok(_) => Ok(Outcome::DONE),
         Err(error) => {
             refused(error)?;
@@ -247,9 +250,8 @@ async fn drop_affinity<D: Datastore>(
 
 /// Lowers a handle that has stood still since it was judged.
 ///
-/// An ADD that was paused between its handle and its block must not find its handle gone: the blocks are written too,
-/// unchanged but for their sequence number, so that the block write it planned is refused. Where there is no block, the
-/// commit holds only as long as there is none.
+/// An ADD that was paused between its handle and its block must not find its handle gone: the blocks are written too (see
+/// [`plan_lowering`]). Where there is no block, the commit holds only as long as there is none.
 async fn lower_handle<D: Datastore>(
     store: &D,
     id: &str,
@@ -260,43 +262,25 @@ async fn lower_handle<D: Datastore>(
     let Some(handle) = found.filter(|found| found.version.revision == revision) else {
         return Ok(Outcome::Moot);
     };
-    let mut held = BTreeMap::new();
-    let mut checks = Vec::new();
-    let mut writes = Vec::new();
+    let (mut blocks, mut gone) = (Vec::new(), Vec::new());
     // Blocks are read after the handle: whoever counts on it has written it again since, or wrote its block before.
     let mut unreadable = None;
-    for (cidr, count) in handle.value.blocks.iter().filter(|(cidr, _)| suspect.contains(cidr)) {
-        if held.len() == ENTRIES {
+    for cidr in handle.value.blocks.keys().filter(|cidr| suspect.contains(cidr)) {
+        if blocks.len() + gone.len() == ENTRIES {
             break;
         }
         match seen::block(store, *cidr).await {
             // What it holds of the handle nobody knows; that is no reason to leave the other entries.
             Err(error @ ReadError::Malformed { .. }) => unreadable = Some(error),
             Err(error) => return Err(error.into()),
-            Ok(Some(seen)) => {
-                let found = block::count_of(&seen.value, block::sanitized(id));
-                held.insert(*cidr, found);
-                if found < *count && !made(Mistake::HandleCollected) {
-                    let mut block = seen.value;
-                    block::advance(&mut block);
-                    writes.push(Write::Update(Record::Block(block), seen.version));
-                }
-            }
-            Ok(None) => {
-                held.insert(*cidr, 0);
-                checks.push(Check::Absent(Key::Block(*cidr)));
-            }
+            Ok(Some(seen)) => blocks.push(seen),
+            Ok(None) => gone.push(*cidr),
         }
     }
-    let blocks = leftovers::true_counts(&handle.value, &held);
-    if blocks == handle.value.blocks && !blocks.is_empty() {
+    let Some(writes) = plan_lowering(&handle, blocks, &gone) else {
         return unreadable.map_or(Ok(Outcome::Moot), |error| Err(error.into()));
-    }
-    writes.push(if blocks.is_empty() {
-        Write::Delete(Record::Handle(handle.value), handle.version)
-    } else {
-        Write::Update(Record::Handle(Handle { blocks, ..handle.value }), handle.version)
-    });
+    };
+    let checks: Vec<Check> = gone.into_iter().map(|cidr| Check::Absent(Key::Block(cidr))).collect();
     match store.commit(&checks, &writes).await {
         Ok(_) => Ok(Outcome::DONE),
         Err(error) => {

@@ -9,7 +9,7 @@ use crate::seen::Seen;
 use api::{Affinity, AffinityState, Cidr, Handle};
 use datastore::Revision;
 use jiff::Timestamp;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// Handles judged in one pass at most; the next goes on after them, so that none waits behind those that cannot be lowered.
 pub(super) const HANDLES: usize = 1_000;
@@ -102,17 +102,4 @@ fn counts_too_much(records: &Records, claimed: &BTreeSet<Cidr>, handle: &Handle)
     let blocks: BTreeSet<Cidr> =
         handle.blocks.iter().filter(counts_too_much).map(|(cidr, _)| *cidr).collect();
     (!blocks.is_empty() || handle.blocks.is_empty()).then_some(blocks)
-}
-
-/// What a handle should count, given some of the blocks that it names as they are now; other entries stay as they are.
-pub(super) fn true_counts(handle: &Handle, held: &BTreeMap<Cidr, u32>) -> BTreeMap<Cidr, u32> {
-    handle
-        .blocks
-        .iter()
-        .map(|(cidr, count)| match held.get(cidr) {
-            Some(found) => (*cidr, *count.min(found)),
-            None => (*cidr, *count),
-        })
-        .filter(|(_, count)| *count > 0)
-        .collect()
 }

@@ -150,3 +150,18 @@ fn handles_that_somebody_else_released_are_let_go() {
     }
     assert!(bench.agent.handles.len() < 200, "{}", bench.agent.handles.len());
 }
+
+/// Two pods of one container id: the DEL of the first never came.
+#[test]
+fn address_that_is_answered_again_is_of_the_pod_that_asks() {
+    let mut bench = bench_on(&store(), "n1");
+    let address = bench.address("a");
+    let (id, add) = bench.add_event("a");
+    let Event::Add(request, mut demand) = add else { panic!() };
+    demand.attributes.insert("pod".to_owned(), "second".to_owned());
+    bench.run(vec![Event::Add(request, demand)]);
+    assert!(matches!(&bench.replies[&id], Reply::Added(taken) if taken[0].address == address));
+    let held = block::attribute_of(&bench.blocks()[0], address).cloned();
+    assert_eq!(held.unwrap().secondary["pod"], "second");
+    bench.check();
+}
