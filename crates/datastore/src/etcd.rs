@@ -37,9 +37,9 @@ use jiff::Timestamp;
 use members::Members;
 use messages::{KeyValue, RangeRequest, RangeResponse, TxnResponse};
 use own::OwnBlocks;
-use prost::Message;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use transaction::{Change, Condition, Step};
@@ -58,8 +58,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub struct Etcd {
     members: Arc<Members>,
     deadline: Duration,
-    operations: usize,
-    request_bytes: usize,
+    /// What the servers take in one transaction, as far as they said.
+    operations: Arc<AtomicUsize>,
     /// Whole resources as last seen, by key: an update must not lose what others wrote in them. Nodes are not kept,
     /// they are many and seldom written.
     resources: Arc<Mutex<BTreeMap<Key, (Revision, Value)>>>,
@@ -75,8 +75,7 @@ impl Etcd {
         Ok(Self {
             members: Arc::new(Members::new(&settings)?),
             deadline: settings.deadline,
-            operations: settings.operations.max(1),
-            request_bytes: settings.request_bytes,
+            operations: Arc::new(AtomicUsize::new(settings.operations.max(1))),
             resources: Arc::default(),
             own: Arc::default(),
         })
@@ -176,31 +175,88 @@ impl Etcd {
     }
 
     /// One transaction, after `written` writes of the same commit.
-    async fn transact(&self, steps: &[Step], written: usize) -> Result<Revision, CommitError> {
+    async fn transact(&self, steps: &[Step], written: usize) -> Result<Revision, NotMade> {
         let Some(first) = steps.iter().find(|step| step.change.is_some()).or_else(|| steps.first()) else {
             return Ok(Revision(0));
         };
         let key = || first.key.clone();
         let request = transaction::request(steps);
-        let size = request.encoded_len();
-        if size > self.request_bytes {
-            let reason = format!(
-                "it takes a request of {size} bytes and etcd takes {}: raise --max-request-bytes of the servers",
-                self.request_bytes
-            );
-            return Err(CommitError::Refused { key: key(), reason, written });
-        }
-        let answer: TxnResponse = self
-            .members
-            .call(messages::TXN, request, self.deadline)
-            .await
-            .map_err(|failure| failure.writing(key(), written))?;
+        let answer: TxnResponse =
+            self.members.call(messages::TXN, request, self.deadline).await.map_err(|failure| {
+                if failure.is_too_many_operations() {
+                    NotMade::TooMany
+                } else {
+                    NotMade::For(failure.writing(key(), written))
+                }
+            })?;
         if !answer.succeeded {
             let culprit = transaction::culprit(steps, &answer).unwrap_or_else(key);
-            return Err(CommitError::Conflict { key: culprit, written });
+            return Err(NotMade::For(CommitError::Conflict { key: culprit, written }));
         }
         Ok(answer.header.map_or(Revision(0), |header| messages::revision(header.revision)))
     }
+
+    /// Makes `changes` if `checks` hold, in as few transactions as the servers take. Told after each is how many changes it made.
+    ///
+    /// What is known of the servers' limit is a guess until they say that it is too much, which they do before anything is
+    /// done: then it is cut anew. What cannot be cut is sent as it is.
+    async fn transact_in_parts(
+        &self,
+        mut checks: Vec<Step>,
+        mut changes: Vec<Step>,
+        mut made: impl FnMut(&[Step], Revision) -> usize,
+    ) -> Result<(), CommitError> {
+        let mut written = 0;
+        'cut: loop {
+            let limit = self.operations.load(Ordering::Relaxed);
+            let all = checks.len() + changes.len();
+            let cut = transaction::parts(checks.clone(), changes.clone(), limit);
+            let (parts, last_word) = match cut {
+                Ok(parts) => (parts, false),
+                Err(_) => (vec![checks.iter().chain(&changes).cloned().collect()], true),
+            };
+            for part in parts {
+                match self.transact(&part, written).await {
+                    Ok(revision) => {
+                        let count = made(&part, revision);
+                        written += count;
+                        changes.drain(..count);
+                        // Checks and what belongs together are over with the first change that is no handle.
+                        let is_rest =
+                            |step: &Step| step.change.is_some() && !matches!(step.key, Key::Handle(_));
+                        if part.iter().any(is_rest) {
+                            checks.clear();
+                        }
+                    }
+                    Err(NotMade::TooMany) if !last_word && part.len() > 1 => {
+                        let less = part.len().div_ceil(2).min(limit);
+                        tracing::info!(limit = less, "etcd takes fewer operations in one transaction");
+                        self.operations.store(less, Ordering::Relaxed);
+                        continue 'cut;
+                    }
+                    Err(NotMade::TooMany) => {
+                        let key = changes.first().map_or(Key::Config, |step| step.key.clone());
+                        let reason = format!(
+                            "it takes a transaction of {all} operations, more than etcd takes: raise --max-txn-ops of the servers, or ask for less at once"
+                        );
+                        return Err(CommitError::Refused { key, reason, written });
+                    }
+                    Err(NotMade::For(error)) => return Err(error),
+                }
+            }
+            if last_word {
+                self.operations.fetch_max(all, Ordering::Relaxed);
+            }
+            return Ok(());
+        }
+    }
+}
+
+/// Why a transaction was not made.
+enum NotMade {
+    /// The servers do not take as many operations. Nothing was done.
+    TooMany,
+    For(CommitError),
 }
 
 /// The conditions that `checks` ask.
@@ -300,23 +356,17 @@ impl Datastore for Etcd {
             }
             changes.push(step);
         }
-        let parts = transaction::parts(checks, changes, self.operations).map_err(|too_many| {
-            let key = writes.first().map_or(Key::Config, Write::key);
-            let reason = format!(
-                "it takes a transaction of {} operations and etcd takes {}: raise --max-txn-ops of the servers, or ask for less at once",
-                too_many.together, self.operations
-            );
-            CommitError::Refused { key, reason, written: 0 }
-        })?;
         let mut versions = Vec::with_capacity(writes.len());
-        for part in parts {
-            let revision = self.transact(&part, versions.len()).await?;
+        self.transact_in_parts(checks, changes, |part, revision| {
+            let before = versions.len();
             for step in part.iter().filter(|step| step.change.is_some()) {
                 self.forget(&step.key);
                 versions
                     .extend(writes.get(versions.len()).map(|write| transaction::version_of(write, revision)));
             }
-        }
+            versions.len() - before
+        })
+        .await?;
         Ok(versions)
     }
 

@@ -69,6 +69,16 @@ impl Failure {
         self.says("authentication is not enabled")
     }
 
+    /// The member has no leader, so that it can neither read nor write.
+    pub(super) fn is_without_leader(&self) -> bool {
+        self.says("etcdserver: no leader")
+    }
+
+    /// The transaction has more operations than the servers take in one. It was not looked at.
+    pub(super) fn is_too_many_operations(&self) -> bool {
+        self.says("too many operations in txn request")
+    }
+
     /// Whether this member cannot serve now, so that another may.
     pub(super) fn is_of_the_member(&self) -> bool {
         match self {
@@ -118,24 +128,24 @@ impl Failure {
         };
         let not_now = match code {
             None => true,
-            // Said before a proposal is made: without a leader, with too many waiting, with the disk quota used up.
-            Some(Code::Unavailable) => self.says("etcdserver: no leader"),
-            Some(Code::ResourceExhausted) => {
-                self.says("too many requests") || self.says("database space exceeded")
-            }
+            // Said before a proposal is made: without a leader, with too many waiting.
+            Some(Code::Unavailable) => self.is_without_leader(),
+            Some(Code::ResourceExhausted) => self.says("too many requests"),
             Some(_) => false,
         };
         if not_now && written == 0 {
-            let full = self.says("database space exceeded");
-            let mut reason = self.reason();
-            if full {
-                reason.push_str("; compact and defragment etcd, then clear its NOSPACE alarm");
-            }
-            return CommitError::Unavailable { key, reason };
+            return CommitError::Unavailable { key, reason: self.reason() };
         }
-        // Larger than the server reads at all.
-        if self.says("received message larger than max") {
-            return CommitError::Refused { key, reason: self.reason(), written };
+        // Said before a proposal too, but also by a server that made the write and found its quota used up by the writes of
+        // others in between.
+        if self.says("database space exceeded") {
+            let remedy = "compact and defragment etcd, then clear its NOSPACE alarm";
+            return CommitError::Unknown { key, reason: format!("{}; {remedy}", self.reason()) };
+        }
+        // The second is what the server does not even read.
+        if self.says("request is too large") || self.says("received message larger than max") {
+            let remedy = "raise --max-request-bytes of the servers, or ask for less at once";
+            return CommitError::Refused { key, reason: format!("{}; {remedy}", self.reason()), written };
         }
         match code {
             Some(
@@ -182,6 +192,7 @@ mod tests {
             answered(Code::Unavailable, "etcdserver: server stopped"),
             answered(Code::DeadlineExceeded, "context deadline exceeded"),
             answered(Code::Unknown, "raft: stopped"),
+            answered(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             Failure::deadline(DEADLINE),
         ] {
             assert!(matches!(written(failure), CommitError::Unknown { .. }));
@@ -195,7 +206,6 @@ mod tests {
         for failure in [
             answered(Code::Unavailable, "etcdserver: no leader"),
             answered(Code::ResourceExhausted, "etcdserver: too many requests"),
-            answered(Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             Failure::NotConnected("connection refused".to_owned()),
         ] {
             assert!(matches!(written(failure), CommitError::Unavailable { .. }));

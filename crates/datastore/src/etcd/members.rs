@@ -124,6 +124,8 @@ impl Members {
         for step in 0..self.endpoints.len() {
             let member = (first + step) % self.endpoints.len();
             let endpoint = &self.endpoints[member];
+            // A caller whose time is over leaves this here: the next one begins where it did not come to.
+            self.state().member = (member + 1) % self.endpoints.len();
             // The endpoint's own limit does not cover the TLS handshake.
             let connected = tokio::time::timeout(CONNECT, endpoint.connect()).await;
             let reason = match connected {
@@ -138,7 +140,10 @@ impl Members {
                         state.connection = Some((connection.clone(), ending));
                         return Ok(connection);
                     }
-                    format!("no sign of life within {} ms", SIGN_OF_LIFE.as_millis())
+                    format!(
+                        "it has no leader, or gives no sign of life within {} ms",
+                        SIGN_OF_LIFE.as_millis()
+                    )
                 }
                 Ok(Err(error)) => root_cause(&error),
                 Err(_) => format!("no connection within {} ms", CONNECT.as_millis()),
@@ -250,18 +255,18 @@ impl Members {
         state.authentication_off = false;
     }
 
-    /// Opens a call that goes on in both directions. `requests` is what is said, from the first on.
+    /// Opens a call over `connection` that goes on in both directions. `requests` is what is said, from the first on.
     pub(super) async fn open<Q, A>(
         &self,
+        connection: &Connection,
         path: &'static str,
         requests: impl tokio_stream::Stream<Item = Q> + Send + 'static,
-    ) -> Result<(Connection, Streaming<A>), Failure>
+    ) -> Result<Streaming<A>, Failure>
     where
         Q: prost::Message + 'static,
         A: prost::Message + Default + 'static,
     {
-        let connection = self.connection().await?;
-        let token = self.token(&connection).await?;
+        let token = self.token(connection).await?;
         let opened = async {
             let mut grpc =
                 tonic::client::Grpc::new(connection.channel.clone()).max_decoding_message_size(usize::MAX);
@@ -271,19 +276,15 @@ impl Members {
             let answer = grpc.streaming(request, PathAndQuery::from_static(path), codec).await;
             answer.map(tonic::Response::into_inner).map_err(|status| Failure::from_status(&status))
         };
-        match opened.await {
-            Ok(stream) => Ok((connection, stream)),
-            Err(failure) => {
-                if failure.is_of_the_member() {
-                    self.give_up(&connection);
-                }
-                Err(failure)
+        opened.await.inspect_err(|failure| {
+            if failure.is_of_the_member() {
+                self.give_up(connection);
             }
-        }
+        })
     }
 }
 
-/// Whether a member answers at all, be it that it has no leader or wants a login.
+/// Whether a member serves, be it that it wants a login. One that is cut off from the others answers too, that it has no leader.
 async fn is_alive(connection: &Connection) -> bool {
     let look = RangeRequest {
         key: b"/calico".to_vec(),
@@ -293,8 +294,9 @@ async fn is_alive(connection: &Connection) -> bool {
     };
     let answer = send::<_, RangeResponse>(connection, RANGE, look, None);
     match tokio::time::timeout(SIGN_OF_LIFE, answer).await {
-        Ok(Ok(_) | Err(Failure::Answered { .. })) => true,
-        Ok(Err(_)) | Err(_) => false,
+        Ok(Ok(_)) => true,
+        Ok(Err(failure)) => matches!(failure, Failure::Answered { .. }) && !failure.is_without_leader(),
+        Err(_) => false,
     }
 }
 

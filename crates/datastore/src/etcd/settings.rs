@@ -11,9 +11,6 @@ pub const DEADLINE: Duration = Duration::from_secs(2);
 /// Operations in one transaction that an etcd takes unless its `--max-txn-ops` says otherwise.
 const OPERATIONS: usize = 128;
 
-/// Bytes in one request that an etcd takes unless its `--max-request-bytes` says otherwise.
-const REQUEST_BYTES: usize = 1_572_864;
-
 /// A certificate or key: a file, or its PEM text.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pem {
@@ -60,10 +57,8 @@ pub struct Settings {
     pub login: Option<Login>,
     /// How long one call may take.
     pub deadline: Duration,
-    /// Operations that the servers take in one transaction (`--max-txn-ops`).
+    /// Operations in one transaction (`--max-txn-ops` of the servers) to begin with: the servers' answers teach more.
     pub operations: usize,
-    /// Bytes that the servers take in one request (`--max-request-bytes`).
-    pub request_bytes: usize,
 }
 
 /// Settings that make no driver.
@@ -115,7 +110,6 @@ impl Settings {
             login: None,
             deadline: DEADLINE,
             operations: OPERATIONS,
-            request_bytes: REQUEST_BYTES,
         }
     }
 

@@ -67,9 +67,17 @@ impl Etcd {
         from: Revision,
     ) -> Result<BoxStream<'static, Result<Event, ReadError>>, ReadError> {
         let request = request(scope, from).map_err(|bad| bad.reading(scope.to_string()))?;
-        let opening = self.open_once(scope, from, request);
-        let Ok(opened) = tokio::time::timeout(self.deadline, opening).await else {
-            return Err(Failure::deadline(self.deadline).reading(scope.to_string()));
+        let failed = |failure: Failure| failure.reading(scope.to_string());
+        let until = tokio::time::Instant::now() + self.deadline;
+        let Ok(connection) = tokio::time::timeout_at(until, self.members.connection()).await else {
+            return Err(failed(Failure::deadline(self.deadline)));
+        };
+        let connection = connection.map_err(failed)?;
+        let opening = self.open_once(scope, from, request, connection.clone());
+        let Ok(opened) = tokio::time::timeout_at(until, opening).await else {
+            // The next try is not to wait for the same member.
+            self.members.give_up(&connection);
+            return Err(failed(Failure::deadline(self.deadline)));
         };
         let watch = opened?;
         Ok(stream::unfold(watch, |mut watch| async move {
@@ -84,15 +92,15 @@ impl Etcd {
         scope: &Scope,
         from: Revision,
         request: WatchRequest,
+        connection: Connection,
     ) -> Result<Watch, ReadError> {
         let failed = |failure: Failure| failure.reading(scope.to_string());
         let (requests, waiting) = mpsc::channel(1);
         // The channel has room for it.
         let _ = requests.try_send(request);
-        let opened =
-            self.members.open::<_, WatchResponse>(messages::WATCH, ReceiverStream::new(waiting)).await;
-        let (connection, mut responses) =
-            opened.map_err(|failure| self.forgetting(failure)).map_err(failed)?;
+        let waiting = ReceiverStream::new(waiting);
+        let opened = self.members.open::<_, WatchResponse>(&connection, messages::WATCH, waiting).await;
+        let mut responses = opened.map_err(|failure| self.forgetting(failure)).map_err(failed)?;
         let silent = || Failure::NoAnswer("the watch ended before it began".to_owned());
         let first: Result<WatchResponse, Failure> = match responses.message().await {
             Ok(first) => first.ok_or_else(silent),

@@ -7,7 +7,7 @@ use datastore::conformance::concurrent::{Deletes, history_is_linearizable, run_c
 use datastore::conformance::history::{Did, judge};
 use datastore::etcd::{Etcd, Settings};
 use datastore::follow::{Change, follow};
-use datastore::{CommitError, Datastore, Key, Kind, Record, Scope, Version, Write};
+use datastore::{CommitError, Datastore, Key, Kind, ReadError, Record, Scope, Version, Write};
 use futures::StreamExt;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -22,34 +22,42 @@ async fn ten_thousand_operations_of_eight_clients_are_linearizable() {
 }
 
 #[tokio::test]
-async fn a_full_disk_makes_writes_unavailable_with_what_to_do_and_reads_go_on() {
-    let Some(server) =
-        Server::start(&Plan { arguments: &["--quota-backend-bytes", "400000"], ..Plan::default() })
-    else {
-        return;
-    };
-    let store = server.driver();
+async fn a_full_quota_makes_writes_unknown_with_what_to_do_and_reads_go_on() {
+    let arguments = ["--quota-backend-bytes", "4000000"];
+    let Some(server) = Server::start(&Plan { arguments: &arguments, ..Plan::default() }) else { return };
+    let settings = Settings { deadline: Duration::from_secs(60), ..server.settings() };
+    let store = Etcd::new(settings).unwrap();
     ready(&store).await;
-    let big = |number: u32| {
+    let big = |writer: u32, number: u32| {
         let blocks =
             (0..3000_u32).map(|at| (format!("10.{}.{}.0/24", at / 256, at % 256).parse().unwrap(), 1));
-        Record::Handle(Handle { id: format!("h{number}"), blocks: blocks.collect(), deleted: false })
+        Record::Handle(Handle { id: format!("w{writer}.{number}"), blocks: blocks.collect(), deleted: false })
     };
-    let mut answered = Vec::new();
-    let full = loop {
-        assert!(answered.len() < 100, "the quota is never reached");
-        let record = big(u32::try_from(answered.len()).unwrap());
-        match one(&store, Write::Create(record.clone())).await {
-            Ok(version) => answered.push((record.key(), version)),
-            Err(error) => break error,
+    // Several at once: one may be carried out though others used up the quota after it was let in, and then it is told of the
+    // quota nevertheless.
+    let write_until_full = |writer: u32| {
+        let store = &store;
+        async move {
+            let mut answered = Vec::new();
+            for number in 0..100 {
+                let record = big(writer, number);
+                match one(store, Write::Create(record.clone())).await {
+                    Ok(version) => answered.push((record.key(), version)),
+                    Err(error) => return (answered, error),
+                }
+            }
+            panic!("the quota is never reached");
         }
     };
-    assert!(
-        matches!(&full, CommitError::Unavailable { reason, .. } if reason.contains("NOSPACE")),
-        "{full:?}"
-    );
-    for (key, version) in answered {
-        assert_eq!(store.get(&key).await.unwrap().unwrap().version, version);
+    let ended = futures::future::join_all((0..8).map(write_until_full)).await;
+    for (answered, full) in ended {
+        assert!(
+            matches!(&full, CommitError::Unknown { reason, .. } if reason.contains("NOSPACE")),
+            "{full:?}"
+        );
+        for (key, version) in answered {
+            assert_eq!(store.get(&key).await.unwrap().unwrap().version, version);
+        }
     }
 }
 
@@ -102,6 +110,13 @@ async fn the_history_stays_linearizable_while_the_server_is_killed_and_paused() 
     assert!(run.written.len() > 300, "{} writes", run.written.len());
 }
 
+/// Which member leads, as `member` knows.
+async fn leader_of(member: &Server) -> Option<String> {
+    let status = member.post("/v3/maintenance/status", json!({})).await;
+    let leader = status.get("leader").and_then(|leader| leader.as_str());
+    leader.filter(|leader| *leader != "0").map(str::to_owned)
+}
+
 /// The member that leads, once there is one.
 async fn leader(members: &[Server]) -> usize {
     loop {
@@ -138,16 +153,17 @@ async fn insist(store: &Etcd, id: &str) -> Version {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_members_go_on_without_their_leader_and_nothing_that_was_answered_is_lost() {
     let Some(mut members) = Server::cluster(3, &Plan::default()) else { return };
-    let endpoints: Vec<String> = members.iter().map(|member| member.endpoint.clone()).collect();
-    let store = Etcd::new(Settings::of(endpoints)).unwrap();
     for member in &members {
         ready(&member.driver()).await;
     }
-    let mut changes = follow(store.clone(), Scope::All(Kind::Handle));
-    assert!(matches!(changes.next().await, Some(Change::Reset(_))));
-    let mut answered = BTreeMap::new();
     for round in 0..2 {
         let leading = leader(&members).await;
+        // The member that it is connected to is the one that will be missing.
+        let order = (0..3).map(|step| members[(leading + step) % 3].endpoint.clone());
+        let store = Etcd::new(Settings::of(order)).unwrap();
+        let mut changes = follow(store.clone(), Scope::All(Kind::Handle));
+        assert!(matches!(changes.next().await, Some(Change::Reset(_))));
+        let mut answered = BTreeMap::new();
         let paused = round == 1;
         if paused {
             members[leading].pause();
@@ -175,19 +191,47 @@ async fn three_members_go_on_without_their_leader_and_nothing_that_was_answered_
         for member in &members {
             ready(&member.driver()).await;
         }
-    }
-    for (key, version) in &answered {
-        assert_eq!(&store.get(key).await.unwrap().unwrap().version, version);
-    }
-    let mut told = BTreeMap::new();
-    while told != answered {
-        match changes.next().await.unwrap() {
-            Change::Put(stored) => {
-                let again = told.insert(stored.record.key(), stored.version);
-                assert_eq!(again, None, "each write is told once");
+        for (key, version) in &answered {
+            assert_eq!(&store.get(key).await.unwrap().unwrap().version, version);
+        }
+        let mut told = BTreeMap::new();
+        while told != answered {
+            match changes.next().await.unwrap() {
+                Change::Put(stored) => {
+                    let again = told.insert(stored.record.key(), stored.version);
+                    assert_eq!(again, None, "each write is told once");
+                }
+                Change::Reset(_) => panic!("a watch goes on where it was"),
+                _ => {}
             }
-            Change::Reset(_) => panic!("a watch goes on where it was"),
-            _ => {}
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_a_leader_ends_its_watches_and_is_passed_over_for_one_that_has_one() {
+    let Some(mut pair) = Server::cluster(2, &Plan::default()) else { return };
+    let Some(other) = Server::start(&Plan::default()) else { return };
+    let alone = pair[0].driver();
+    for store in [&alone, &pair[1].driver(), &other.driver()] {
+        ready(store).await;
+    }
+    let scope = Scope::All(Kind::Handle);
+    let from = alone.list(&scope).await.unwrap().revision;
+    let mut watch = alone.watch(&scope, from).await.unwrap();
+    pair[1].kill();
+    // Nothing more can come from this member, and it says so, or this waits for ever.
+    let ended = loop {
+        match watch.next().await.unwrap() {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&ended, ReadError::Unavailable { .. }), "{ended:?}");
+    while leader_of(&pair[0]).await.is_some() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // The first write already goes to the other.
+    let both = Etcd::new(Settings::of([&pair[0].endpoint, &other.endpoint])).unwrap();
+    one(&both, Write::Create(handle("h", 1))).await.unwrap();
 }

@@ -9,7 +9,9 @@ use datastore::conformance::concurrent::{Deletes, run_clients};
 use datastore::conformance::history::{Did, judge};
 use datastore::etcd::{Etcd, Settings};
 use datastore::follow::{Change, follow};
-use datastore::{CommitError, Datastore, Key, Kind, ReadError, Record, Scope, Version, Write};
+use datastore::{
+    CommitError, Datastore, Event, Key, Kind, ReadError, Record, Revision, Scope, Version, Write,
+};
 use futures::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
@@ -114,6 +116,31 @@ fn a_server_that_is_cut_off_makes_writes_unknown_until_they_are_read_and_a_follo
             }
         },
     );
+}
+
+#[test]
+fn a_first_endpoint_where_nobody_is_keeps_nobody_from_the_next() {
+    beside_a_host("isolated::a_first_endpoint_where_nobody_is_keeps_nobody_from_the_next", async |link| {
+        let server = link.server();
+        ready(&server.driver()).await;
+        // Packets to there are not answered, not even with a refusal.
+        let nobody = ["http://10.99.0.77:2379", "http://10.99.0.78:2379"];
+        let behind = |count: usize| {
+            Etcd::new(Settings::of(nobody[..count].iter().copied().chain([server.endpoint.as_str()])))
+                .unwrap()
+        };
+        let read = behind(1).get(&Key::Config).await;
+        assert_eq!(read, Ok(None), "in the time of one read");
+        let version = one(&behind(1), Write::Create(handle("h", 1))).await.unwrap();
+        let mut watch = behind(1).watch(&Scope::All(Kind::Handle), Revision(1)).await.unwrap();
+        assert!(matches!(watch.next().await, Some(Ok(Event::Put(stored))) if stored.version == version));
+        // Two of them take up all the time of a write, which is not sent; the next begins where it did not come to.
+        let far = behind(2);
+        let first = one(&far, Write::Create(handle("far", 1))).await;
+        assert!(matches!(first, Ok(_) | Err(CommitError::Unavailable { .. })), "{first:?}");
+        let second = one(&far, Write::Create(handle("again", 1))).await;
+        assert!(second.is_ok(), "{second:?}");
+    });
 }
 
 #[test]
