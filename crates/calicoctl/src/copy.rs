@@ -1,9 +1,13 @@
 //! `tortie datastore copy`: all records of one datastore into another, of whatever kind the two are.
 
 use crate::connection;
+use datastore::backend::Backend;
 use datastore::copy::{Options, Progress, Report, copy};
 use std::fmt::Write as _;
 use std::path::Path;
+
+/// Plurals of the resources that are records.
+const COPIED: [&str; 4] = ["ippools", "ipreservations", "nodes", "clusterinformations"];
 
 /// Copies the datastore that the configuration file `from` names into the one of `to`, and returns what was done.
 ///
@@ -25,8 +29,30 @@ pub async fn run(
         })
     };
     let (source, target) = (connect(from).await?, connect(to).await?);
+    let left = left_behind(&source).await?;
     let report = copy(&source, &target, options, progress).await.map_err(|error| error.to_string())?;
-    Ok(text(&report, options))
+    Ok(text(&report, options) + &left)
+}
+
+/// What of the source is not copied, in a line. What stands among blocks and is none refuses the copy: it may hold addresses.
+async fn left_behind(source: &Backend) -> Result<String, String> {
+    let Backend::Etcd(etcd) = source else {
+        return Ok("Only what addresses are about is copied: no policies, no BGP, no settings of Felix.\n"
+            .to_owned());
+    };
+    if let Some(key) = etcd.stranger_among_blocks().await.map_err(|error| error.to_string())? {
+        return Err(format!(
+            "{key} is no block as Calico names them, and what it holds would be lost: mend or delete it"
+        ));
+    }
+    let mut kinds = etcd.kinds_of_resources().await.map_err(|error| error.to_string())?;
+    kinds.retain(|plural, _| !COPIED.contains(&plural.as_str()));
+    if kinds.is_empty() {
+        return Ok(String::new());
+    }
+    let kinds: Vec<String> =
+        kinds.into_iter().map(|(plural, count)| format!("{count} of {plural}")).collect();
+    Ok(format!("Not copied, because addresses are not about it: {}.\n", kinds.join(", ")))
 }
 
 fn text(report: &Report, options: Options) -> String {

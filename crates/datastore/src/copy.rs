@@ -1,10 +1,16 @@
 //! Copying all records from one store to another, whatever their drivers are.
 //!
-//! The target is locked while records arrive, and nothing in it is ever replaced: a record that is there already must
-//! say the same. So a copy that was cut short is finished by running it again.
+//! Both stores are read before anything is written: what cannot be understood in the source, or stands in the target beside what
+//! is to come, refuses the copy as a whole. The target is locked while records arrive, and nothing in it is ever replaced: a
+//! record that is there already must say the same. So a copy that was cut short is finished by running it again.
 
-use crate::{CommitError, Datastore, Key, Kind, ReadError, Record, Scope, Stored, Write};
+mod whole;
+
+pub use whole::Whole;
+
+use crate::{CommitError, Datastore, Key, Kind, ReadError, Record, Scope, Write};
 use api::ClusterInformation;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Records written in one commit, below what any store takes.
@@ -62,6 +68,20 @@ pub enum CopyError {
         "the source is not locked: lock it first (calicoctl datastore migrate lock), or say that it may change"
     )]
     Unlocked,
+    /// The source has a record that cannot be understood. Addresses that it holds would be given to others in the target.
+    #[error(
+        "{key} cannot be understood in the source, and what it holds would be lost: mend or delete it there"
+    )]
+    Unreadable {
+        /// The record.
+        key: Key,
+    },
+    /// The source has a resource that is on its way out, which a copy would bring back.
+    #[error("{key} is being deleted in the source: let that end first")]
+    Leaving {
+        /// The record.
+        key: Key,
+    },
     /// The target belongs to another cluster, which has addresses in use.
     #[error("the target holds cluster {found} and the source is {wanted}: copy into an empty datastore")]
     OtherCluster {
@@ -74,6 +94,21 @@ pub enum CopyError {
     #[error("{key} is in the target already and differs: delete it there, or copy into an empty datastore")]
     Differs {
         /// The record.
+        key: Key,
+    },
+    /// The target has a record that the source has not: its addresses may be the same as others'.
+    #[error("{key} is in the target and not in the source: delete it there, or copy into an empty datastore")]
+    Beside {
+        /// The first such record.
+        key: Key,
+    },
+    /// The target does not say what was written.
+    #[error(
+        "{key} does not read back from the target as it was written: if its custom resource definitions are of an older release, update them; \
+         if somebody writes there though it is locked, stop that; then empty the target and copy again"
+    )]
+    NotKept {
+        /// The first such record.
         key: Key,
     },
     /// The source changed while it was copied.
@@ -92,19 +127,29 @@ pub enum CopyError {
     Write(#[from] CommitError),
 }
 
+/// The records of one kind that are to be made in the target.
+struct Missing {
+    kind: Kind,
+    records: Vec<Record>,
+    /// Pools, reservations and nodes, as they stand in the source.
+    whole: BTreeMap<Key, Value>,
+    count: Count,
+}
+
 /// Copies every record of `from` to `to`, and leaves `to` locked.
 ///
-/// Afterwards the source is read once more: unless it may change, whatever is not as it was copied is an error.
+/// Afterwards the target is read, and must say what was written; and the source is read once more: unless it may change,
+/// whatever is not as it was copied is an error.
 ///
-/// Datastore calls: two lists of each kind of the source and one of the target, and one commit for each 64 records
-/// (more where the target does not take as many in one request).
+/// Datastore calls: three lists of each kind of the source at most and two of the target, and one commit for each 64 records
+/// (more where the target does not take as many in one request), one for each pool, reservation and node.
 ///
 /// # Errors
 /// See [`CopyError`].
 ///
 /// # Cancellation
 /// Leaves the target locked and part of the records in it; run it again.
-pub async fn copy<S: Datastore, T: Datastore>(
+pub async fn copy<S: Whole, T: Whole>(
     from: &S,
     to: &T,
     options: Options,
@@ -114,29 +159,29 @@ pub async fn copy<S: Datastore, T: Datastore>(
     if cluster.as_ref().is_none_or(|cluster| cluster.datastore_ready) && !options.unlocked {
         return Err(CopyError::Unlocked);
     }
-    let mut report = Report::default();
-    lock(to, cluster.unwrap_or_default(), options, &mut report).await?;
-    let mut copied: BTreeMap<Key, Record> = BTreeMap::new();
+    let source = records(from).await?;
+    let locked = ClusterInformation { datastore_ready: false, ..cluster.unwrap_or_default() };
+    same_cluster(to, &locked).await?;
+    let mut missing = Vec::new();
     for kind in KINDS {
-        let source = from.list(&Scope::All(kind)).await?.items;
-        let mut missing = Vec::new();
-        let there: BTreeMap<Key, Record> =
-            to.list(&Scope::All(kind)).await?.items.into_iter().map(keyed).collect();
-        let mut count = Count::default();
-        for (key, record) in source.into_iter().map(keyed) {
-            match there.get(&key) {
-                Some(found) if *found == record => count.same += 1,
-                // Nodes belong to the cluster of the target where it has any.
-                Some(_) if kind == Kind::Node => count.left_out += 1,
-                Some(_) => return Err(CopyError::Differs { key }),
-                None => missing.push(record.clone()),
-            }
-            copied.insert(key, record);
-        }
-        let total = missing.len() + count.same + count.left_out;
-        for batch in missing.chunks(TOGETHER) {
+        missing.push(compared(from, to, kind, &source).await?);
+    }
+    let mut report = Report::default();
+    let count = if options.dry_run { lock_count(to, &locked).await?.0 } else { lock(to, locked).await? };
+    report.kinds.insert(Kind::ClusterInformation, count);
+    for Missing { kind, records, whole, mut count } in missing {
+        let total = records.len() + count.same + count.left_out;
+        // One by one where there is more than the record.
+        let together = if whole.is_empty() { TOGETHER } else { 1 };
+        for batch in records.chunks(together) {
             if !options.dry_run {
-                match write(to, batch).await {
+                let made = match batch {
+                    [record] if whole.contains_key(&record.key()) => {
+                        create_whole(to, record, &whole[&record.key()]).await
+                    }
+                    batch => write(to, batch).await,
+                };
+                match made {
                     Err(CommitError::Refused { reason, .. }) if kind == Kind::Node => {
                         count.left_out += batch.len();
                         report.left_out.insert(kind, reason);
@@ -152,14 +197,73 @@ pub async fn copy<S: Datastore, T: Datastore>(
             report.kinds.insert(kind, count);
         }
     }
+    if !options.dry_run {
+        kept(to, &source).await?;
+    }
     if !options.unlocked {
-        unchanged(from, copied).await?;
+        unchanged(from, source).await?;
     }
     Ok(report)
 }
 
-fn keyed(stored: Stored) -> (Key, Record) {
-    (stored.record.key(), stored.record)
+/// Every record of the source. One that cannot be understood refuses the copy, but for nodes, which belong to the target's cluster.
+async fn records<S: Whole>(from: &S) -> Result<BTreeMap<Key, Record>, CopyError> {
+    let mut all = BTreeMap::new();
+    for kind in KINDS {
+        let listing = from.list(&Scope::All(kind)).await?;
+        if kind != Kind::Node
+            && let Some(key) = listing.unreadable.into_iter().next()
+        {
+            return Err(CopyError::Unreadable { key });
+        }
+        for stored in listing.items {
+            let record = match stored.record {
+                Record::Node(node) => Record::Node(from.node_elsewhere(node)),
+                record => record,
+            };
+            let key = record.key();
+            if matches!(&record, Record::Pool(pool) if pool.deleting) {
+                return Err(CopyError::Leaving { key });
+            }
+            all.insert(key, record);
+        }
+    }
+    Ok(all)
+}
+
+/// What of `kind` is in the source and not in the target, which must have nothing else.
+async fn compared<S: Whole, T: Whole>(
+    from: &S,
+    to: &T,
+    kind: Kind,
+    source: &BTreeMap<Key, Record>,
+) -> Result<Missing, CopyError> {
+    let listing = to.list(&Scope::All(kind)).await?;
+    let there: BTreeMap<Key, Record> =
+        listing.items.into_iter().map(|stored| (stored.record.key(), stored.record)).collect();
+    let is_node = kind == Kind::Node;
+    if !is_node {
+        if let Some(key) = listing.unreadable.into_iter().next() {
+            let known = source.contains_key(&key);
+            return Err(if known { CopyError::Differs { key } } else { CopyError::Beside { key } });
+        }
+        if let Some(key) = there.keys().find(|key| !source.contains_key(key)) {
+            return Err(CopyError::Beside { key: key.clone() });
+        }
+    }
+    let (mut count, mut records) = (Count::default(), Vec::new());
+    for (key, record) in source.iter().filter(|(key, _)| key.kind() == kind) {
+        match there.get(key) {
+            Some(found) if found == record => count.same += 1,
+            // Nodes belong to the cluster of the target where it has any.
+            Some(_) if is_node => count.left_out += 1,
+            Some(_) => return Err(CopyError::Differs { key: key.clone() }),
+            None => records.push(record.clone()),
+        }
+    }
+    let has_more = matches!(kind, Kind::Pool | Kind::Reservation | Kind::Node) && !records.is_empty();
+    let whole = if has_more { from.whole(kind).await? } else { BTreeMap::new() };
+    Ok(Missing { kind, records, whole, count })
 }
 
 async fn cluster<D: Datastore>(store: &D) -> Result<Option<ClusterInformation>, ReadError> {
@@ -169,40 +273,60 @@ async fn cluster<D: Datastore>(store: &D) -> Result<Option<ClusterInformation>, 
     })
 }
 
-/// Gives the target the source's identity, locked.
-async fn lock<D: Datastore>(
-    to: &D,
-    cluster: ClusterInformation,
-    options: Options,
-    report: &mut Report,
-) -> Result<(), CopyError> {
-    let locked = ClusterInformation { datastore_ready: false, ..cluster };
-    let found = to.get(&Key::ClusterInformation).await?;
-    let before = found.as_ref().map(|stored| &stored.record);
-    let mut count = Count::default();
-    if before == Some(&Record::ClusterInformation(locked.clone())) {
-        count.same = 1;
-    } else {
-        if let Some(Record::ClusterInformation(other)) = before
-            && !other.cluster_guid.is_empty()
-            && other.cluster_guid != locked.cluster_guid
-            && !to.list(&Scope::All(Kind::Block)).await?.items.is_empty()
-        {
-            let (wanted, found) = (locked.cluster_guid, other.cluster_guid.clone());
-            return Err(CopyError::OtherCluster { wanted, found });
-        }
-        count.copied = 1;
-        if !options.dry_run {
-            let record = Record::ClusterInformation(locked);
-            let write = match found {
-                Some(stored) => Write::Update(record, stored.version),
-                None => Write::Create(record),
-            };
-            to.commit(&[], &[write]).await?;
-        }
+/// Whether the target is nobody's, or of the cluster whose information is to be `locked`.
+async fn same_cluster<D: Datastore>(to: &D, locked: &ClusterInformation) -> Result<(), CopyError> {
+    if let Some(other) = cluster(to).await?
+        && !other.cluster_guid.is_empty()
+        && other.cluster_guid != locked.cluster_guid
+        && !to.list(&Scope::All(Kind::Block)).await?.items.is_empty()
+    {
+        let (wanted, found) = (locked.cluster_guid.clone(), other.cluster_guid);
+        return Err(CopyError::OtherCluster { wanted, found });
     }
-    report.kinds.insert(Kind::ClusterInformation, count);
     Ok(())
+}
+
+/// Whether the target's information is to be written, and the write.
+async fn lock_count<D: Datastore>(
+    to: &D,
+    locked: &ClusterInformation,
+) -> Result<(Count, Option<Write>), CopyError> {
+    let found = to.get(&Key::ClusterInformation).await?;
+    let record = Record::ClusterInformation(locked.clone());
+    let (same, copied) = (Count { same: 1, ..Count::default() }, Count { copied: 1, ..Count::default() });
+    Ok(match found {
+        Some(stored) if stored.record == record => (same, None),
+        Some(stored) => (copied, Some(Write::Update(record, stored.version))),
+        None => (copied, Some(Write::Create(record))),
+    })
+}
+
+/// Gives the target the identity of a cluster, locked, whatever `cluster` says of that.
+///
+/// Datastore calls: 1, and 1 to write.
+///
+/// # Errors
+/// See [`CopyError`].
+pub async fn lock<D: Datastore>(to: &D, cluster: ClusterInformation) -> Result<Count, CopyError> {
+    let locked = ClusterInformation { datastore_ready: false, ..cluster };
+    let (count, write) = lock_count(to, &locked).await?;
+    if let Some(write) = write {
+        to.commit(&[], &[write]).await?;
+    }
+    Ok(count)
+}
+
+/// Creates what is more than its record. Where an answer is lost, what is there afterwards decides.
+async fn create_whole<T: Whole>(to: &T, record: &Record, whole: &Value) -> Result<(), CommitError> {
+    let error = match to.create_whole(record, whole).await {
+        Err(error @ (CommitError::Unknown { .. } | CommitError::Conflict { .. })) => error,
+        result => return result,
+    };
+    match to.get(&record.key()).await.map_err(|_| error)? {
+        Some(stored) if stored.record == *record => Ok(()),
+        Some(_) => Err(CommitError::Conflict { key: record.key(), written: 0 }),
+        None => to.create_whole(record, whole).await,
+    }
 }
 
 /// Creates records. Where an answer is lost, what is there afterwards decides.
@@ -231,13 +355,25 @@ async fn write<D: Datastore>(to: &D, records: &[Record]) -> Result<(), CommitErr
     Ok(())
 }
 
-/// Whether the source still says what was copied.
-async fn unchanged<D: Datastore>(from: &D, mut copied: BTreeMap<Key, Record>) -> Result<(), CopyError> {
+/// Whether the target says what was written.
+async fn kept<S: Datastore>(to: &S, source: &BTreeMap<Key, Record>) -> Result<(), CopyError> {
     for kind in KINDS.into_iter().filter(|kind| *kind != Kind::Node) {
-        for (key, record) in from.list(&Scope::All(kind)).await?.items.into_iter().map(keyed) {
-            if copied.remove(&key) != Some(record) {
-                return Err(CopyError::Changed { key });
-            }
+        let listing = to.list(&Scope::All(kind)).await?;
+        let there: BTreeMap<Key, Record> =
+            listing.items.into_iter().map(|stored| (stored.record.key(), stored.record)).collect();
+        let wanted = source.iter().filter(|(key, _)| key.kind() == kind);
+        if let Some((key, _)) = wanted.into_iter().find(|(key, record)| there.get(key) != Some(*record)) {
+            return Err(CopyError::NotKept { key: key.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// Whether the source still says what was copied.
+async fn unchanged<S: Whole>(from: &S, mut copied: BTreeMap<Key, Record>) -> Result<(), CopyError> {
+    for (key, record) in records(from).await?.into_iter().filter(|(key, _)| key.kind() != Kind::Node) {
+        if copied.remove(&key) != Some(record) {
+            return Err(CopyError::Changed { key });
         }
     }
     match copied.into_keys().find(|key| key.kind() != Kind::Node) {
@@ -277,6 +413,121 @@ mod tests {
         put(&store, [Record::Pool(Pool::with_defaults("p", "10.0.0.0/16".parse().unwrap()))]);
         put(&store, (0..150).map(handle));
         store
+    }
+
+    /// Memory as a store with faults of its own.
+    #[derive(Clone)]
+    struct Odd {
+        memory: Memory,
+        /// A record that nobody can read any more.
+        unreadable: Option<Key>,
+        /// Handles lose a field on their way in.
+        forgetful: bool,
+    }
+
+    impl Odd {
+        fn over(memory: Memory) -> Self {
+            Self { memory, unreadable: None, forgetful: false }
+        }
+    }
+
+    impl Datastore for Odd {
+        fn capabilities(&self) -> crate::Capabilities {
+            self.memory.capabilities()
+        }
+
+        async fn get(&self, key: &Key) -> Result<Option<crate::Stored>, ReadError> {
+            self.memory.get(key).await
+        }
+
+        async fn list(&self, scope: &Scope) -> Result<crate::Listing, ReadError> {
+            let mut listing = self.memory.list(scope).await?;
+            let hidden = |key: &Key| Some(key) == self.unreadable.as_ref();
+            if listing.items.iter().any(|stored| hidden(&stored.record.key())) {
+                listing.items.retain(|stored| !hidden(&stored.record.key()));
+                listing.unreadable.extend(self.unreadable.clone());
+            }
+            Ok(listing)
+        }
+
+        async fn commit(
+            &self,
+            checks: &[crate::Check],
+            writes: &[Write],
+        ) -> Result<Vec<crate::Version>, CommitError> {
+            let mut writes = writes.to_vec();
+            for write in &mut writes {
+                if let (true, Write::Create(Record::Handle(handle))) = (self.forgetful, write) {
+                    handle.blocks.clear();
+                }
+            }
+            self.memory.commit(checks, &writes).await
+        }
+
+        async fn watch(
+            &self,
+            scope: &Scope,
+            from: crate::Revision,
+        ) -> Result<futures::stream::BoxStream<'static, Result<crate::Event, ReadError>>, ReadError> {
+            self.memory.watch(scope, from).await
+        }
+    }
+
+    impl Whole for Odd {
+        async fn whole(&self, kind: Kind) -> Result<BTreeMap<Key, Value>, ReadError> {
+            self.memory.whole(kind).await
+        }
+
+        async fn create_whole(&self, record: &Record, whole: &Value) -> Result<(), CommitError> {
+            self.memory.create_whole(record, whole).await
+        }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_understood_refuses_the_copy_before_anything_is_written() {
+        let key = handle(7).key();
+        let from = Odd { unreadable: Some(key.clone()), ..Odd::over(source(false)) };
+        for dry_run in [true, false] {
+            let to = Memory::new();
+            let options = Options { dry_run, ..Options::default() };
+            let refused = block_on(copy(&from, &to, options, |_| {}));
+            assert_eq!(refused, Err(CopyError::Unreadable { key: key.clone() }));
+            assert_eq!(to.revision(), Memory::new().revision());
+        }
+        // In the target it is in the way too.
+        let to = Odd { unreadable: Some(key.clone()), ..Odd::over(Memory::new()) };
+        put(&to.memory, [handle(7)]);
+        let before = to.memory.revision();
+        let refused = block_on(copy(&source(false), &to, Options::default(), |_| {}));
+        assert_eq!(refused, Err(CopyError::Differs { key }));
+        assert_eq!(to.memory.revision(), before);
+    }
+
+    #[test]
+    fn what_the_target_has_beside_the_source_refuses_the_copy_before_anything_is_written() {
+        let (from, to) = (source(false), Memory::new());
+        put(&to, [crate::conformance::block("192.0.2.0/30", "n").unwrap()]);
+        let before = to.revision();
+        let key = Key::Block("192.0.2.0/30".parse().unwrap());
+        assert_eq!(run(&from, &to, Options::default()), Err(CopyError::Beside { key }));
+        assert_eq!(to.revision(), before);
+    }
+
+    #[test]
+    fn a_target_that_does_not_keep_what_is_written_is_found_out() {
+        let to = Odd { forgetful: true, ..Odd::over(Memory::new()) };
+        let result = block_on(copy(&source(false), &to, Options::default(), |_| {}));
+        assert_eq!(result, Err(CopyError::NotKept { key: handle(0).key() }));
+    }
+
+    #[test]
+    fn a_pool_that_is_being_deleted_is_not_brought_back() {
+        let from = source(false);
+        let mut pool = Pool::with_defaults("going", "10.1.0.0/16".parse().unwrap());
+        pool.deleting = true;
+        put(&from, [Record::Pool(pool)]);
+        let result = run(&from, &Memory::new(), Options::default());
+        assert_eq!(result, Err(CopyError::Leaving { key: Key::Pool("going".to_owned()) }));
     }
 
     fn run(from: &Memory, to: &Memory, options: Options) -> Result<Report, CopyError> {

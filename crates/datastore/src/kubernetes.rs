@@ -11,6 +11,7 @@ mod object;
 mod others;
 mod rate;
 mod together;
+mod whole;
 
 use crate::{
     Capabilities, Check, CommitError, Datastore, Event, Key, Kind, Listing, ReadError, Revision, Scope,

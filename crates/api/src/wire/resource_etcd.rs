@@ -138,7 +138,28 @@ fn named(value: &Value, name: &str) -> Value {
     object
 }
 
+/// The value in etcd of a resource that is created as `whole` has it, which keeps its identity if it has one.
+fn whole_text(
+    kind: &'static str,
+    name: &str,
+    whole: &Value,
+    identity: (&str, Timestamp),
+    first: &[&str],
+) -> String {
+    let mut draft = Draft::over(Over::Value(whole), kind, name);
+    let (uid, created) = identity;
+    draft.metadata.entry("uid").or_insert_with(|| json!(uid));
+    draft.metadata.entry("creationTimestamp").or_insert_with(|| json!(super::field::whole_seconds(created)));
+    draft.text(first)
+}
+
 impl Pool {
+    /// The value in etcd of the pool as the resource `whole` has it, with fields and metadata that no record has; made by a
+    /// writer that gives it this identity, unless it has one.
+    pub fn whole_etcd(&self, whole: &Value, uid: &str, created: Timestamp) -> String {
+        whole_text(Resource::POOL.kind, &self.name, whole, (uid, created), &POOL_FIELDS)
+    }
+
     /// The value in etcd.
     pub fn to_etcd(&self, over: Over<'_>) -> String {
         let mut draft = Draft::over(over, Resource::POOL.kind, &self.name);
@@ -156,6 +177,11 @@ impl Pool {
 }
 
 impl Reservation {
+    /// As [`Pool::whole_etcd`], with entries that make no sense as they stand.
+    pub fn whole_etcd(&self, whole: &Value, uid: &str, created: Timestamp) -> String {
+        whole_text(Resource::RESERVATION.kind, &self.name, whole, (uid, created), &["reservedCIDRs"])
+    }
+
     /// The value in etcd.
     pub fn to_etcd(&self, over: Over<'_>) -> String {
         let mut draft = Draft::over(over, Resource::RESERVATION.kind, &self.name);
@@ -190,6 +216,11 @@ impl ClusterInformation {
 }
 
 impl Node {
+    /// As [`Pool::whole_etcd`].
+    pub fn whole_etcd(&self, whole: &Value, uid: &str, created: Timestamp) -> String {
+        whole_text(NODE_KIND, &self.name, whole, (uid, created), &[])
+    }
+
     /// The value in etcd. Annotations that have a field of their own there go into that field; of a node that exists
     /// labels and addresses stay.
     pub fn to_etcd(&self, over: Over<'_>) -> String {

@@ -10,7 +10,7 @@ use super::others::Others;
 use crate::failure::Failure;
 use crate::output;
 use datastore::backend::Backend;
-use datastore::copy::{CopyError, Options, copy};
+use datastore::copy::{CopyError, Options, copy, lock};
 use datastore::etcd::entry;
 use datastore::kubernetes::Kubernetes;
 use datastore::memory::Memory;
@@ -145,8 +145,11 @@ impl Import {
         let dry = Options { dry_run: true, unlocked: false };
         copy(&source, target, dry, |_| {}).await.map_err(|error| untouched(&error))?;
         // The lock before all else: a pool that is there would be used.
-        let lock = holding(of_kind(&|kind| kind == Kind::ClusterInformation)).await?;
-        copy(&lock, target, Options::default(), |_| {}).await.map_err(|error| stopped(&error))?;
+        for record in of_kind(&|kind| kind == Kind::ClusterInformation) {
+            if let Record::ClusterInformation(cluster) = record {
+                lock(target, cluster).await.map_err(|error| stopped(&error))?;
+            }
+        }
         for (key, resource) in &resources {
             let made = target.create_as_it_stands(key, resource).await;
             made.map_err(|error| stopped(&CopyError::Write(error)))?;

@@ -2,10 +2,14 @@
 
 use super::failure::Failure;
 use super::messages::{KeyValue, RangeRequest};
+use super::transaction::{Change, Condition, Step};
 use super::{Etcd, path, value};
-use crate::{Key, Kind, ReadError, Record};
+use crate::copy::Whole;
+use crate::{CommitError, Datastore, Key, Kind, ReadError, Record, Scope, Write};
 use api::wire::Over;
+use jiff::Timestamp;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// Keys asked for in one request.
 const PAGE: i64 = 1000;
@@ -56,7 +60,65 @@ pub struct Snapshot {
 /// Kinds of record that are entries of IPAM.
 const ENTRIES: [Kind; 4] = [Kind::Affinity, Kind::Block, Kind::Handle, Kind::Config];
 
+impl Whole for Etcd {
+    async fn whole(&self, kind: Kind) -> Result<BTreeMap<Key, Value>, ReadError> {
+        let (root, _) = path::range(&Scope::All(kind)).map_err(|bad| bad.reading(kind.to_string()))?;
+        let (found, _) = self.under(&root, 0, false).await?;
+        let read = |one: &KeyValue| {
+            let key = path::read(kind, std::str::from_utf8(&one.key).ok()?)?;
+            Some((key, serde_json::from_slice(&one.value).ok()?))
+        };
+        Ok(found.iter().filter_map(read).collect())
+    }
+
+    async fn create_whole(&self, record: &Record, whole: &Value) -> Result<(), CommitError> {
+        let key = record.key();
+        let path = path::of(&key).map_err(|bad| bad.writing(key.clone()))?;
+        let uid = uuid::Uuid::new_v4().to_string();
+        let text = match record {
+            Record::Pool(pool) => pool.whole_etcd(whole, &uid, Timestamp::now()),
+            Record::Reservation(reservation) => reservation.whole_etcd(whole, &uid, Timestamp::now()),
+            Record::Node(node) => node.whole_etcd(whole, &uid, Timestamp::now()),
+            _ => return self.commit(&[], &[Write::Create(record.clone())]).await.map(drop),
+        };
+        let step = Step { key, path, condition: Condition::Absent, change: Some(Change::Put(text)) };
+        self.transact_in_parts(Vec::new(), vec![step], |part, _| part.len()).await
+    }
+}
+
 impl Etcd {
+    /// Keys under those of blocks that name none: nobody reads what stands there.
+    ///
+    /// Datastore calls: 1 per 1,000 blocks.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn stranger_among_blocks(&self) -> Result<Option<String>, ReadError> {
+        let (root, _) =
+            path::range(&Scope::All(Kind::Block)).map_err(|bad| bad.reading(Kind::Block.to_string()))?;
+        let (found, _) = self.under(&root, 0, true).await?;
+        let keys = found.iter().map(|one| String::from_utf8_lossy(&one.key).into_owned());
+        Ok(keys.into_iter().find(|key| path::read(Kind::Block, key).is_none()))
+    }
+
+    /// Plurals of the resources of `projectcalico.org/v3` that stand here, and how many there are of each.
+    ///
+    /// Datastore calls: 1 per 1,000 resources.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn kinds_of_resources(&self) -> Result<BTreeMap<String, usize>, ReadError> {
+        let (found, _) = self.under(path::RESOURCES, 0, true).await?;
+        let mut kinds = BTreeMap::new();
+        for one in &found {
+            let key = String::from_utf8_lossy(&one.key);
+            let rest = key.strip_prefix(path::RESOURCES).unwrap_or_default();
+            let plural = rest.split('/').next().unwrap_or_default();
+            *kinds.entry(plural.to_owned()).or_default() += 1;
+        }
+        Ok(kinds)
+    }
+
     /// Reads everything at one revision. `None` if an entry of IPAM was written while that went on.
     ///
     /// Datastore calls: 1 per 1,000 keys, and those of IPAM's entries once more.

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 /// Annotation of Calico's clients with the metadata of the object's other face. Empty, it says nothing.
-const METADATA_ANNOTATION: &str = "projectcalico.org/metadata";
+pub(super) const METADATA_ANNOTATION: &str = "projectcalico.org/metadata";
 
 /// Metadata that other writers keep on an object and that an update must not lose.
 const KEPT: [&str; 4] = ["labels", "annotations", "finalizers", "ownerReferences"];

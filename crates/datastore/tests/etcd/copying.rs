@@ -1,10 +1,16 @@
 //! Records that go into etcd and out of it are the same.
 
+use crate::fake::Fake;
+use crate::golden::value_of;
 use crate::server::{Plan, Server, ready};
+use api::wire::Group;
 use api::{Affinity, AffinityState, ClusterInformation, Handle, IpamConfig, Node, Owner, Pool, Reservation};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use datastore::copy::{CopyError, Options, copy};
+use datastore::kubernetes::Kubernetes;
 use datastore::memory::Memory;
-use datastore::{Datastore, Kind, Record, Scope, Write};
+use datastore::{Datastore, Key, Kind, Record, Scope, Write};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 fn records() -> Vec<Record> {
@@ -98,6 +104,82 @@ async fn everything_that_was_copied_into_etcd_and_out_of_it_is_the_same() {
     // Once more finds nothing to do.
     let again = copy(&from, &etcd, options, |_| {}).await.unwrap();
     assert!(again.kinds.values().all(|count| count.copied == 0 && count.same > 0), "{again:?}");
+}
+
+/// Puts a value past the driver.
+async fn put(server: &Server, key: &str, value: &str) {
+    let body = json!({"key": BASE64_STANDARD.encode(key), "value": BASE64_STANDARD.encode(value)});
+    server.post("/v3/kv/put", body).await;
+}
+
+#[tokio::test]
+async fn a_damaged_block_refuses_a_copy_and_the_target_stays_as_it_was() {
+    let Some(server) = Server::start(&Plan::default()) else { return };
+    let etcd = server.driver();
+    ready(&etcd).await;
+    let writes: Vec<Write> = records().into_iter().map(Write::Create).collect();
+    etcd.commit(&[], &writes[..20]).await.unwrap();
+    assert_eq!(etcd.stranger_among_blocks().await, Ok(None));
+    put(&server, "/calico/ipam/v2/assignment/ipv4/block/10.9.0.0-26", "{\"cidr\":").await;
+    put(&server, "/calico/ipam/v2/assignment/ipv4/block/10.9.0.1-26", "{}").await;
+    let target = Memory::new();
+    for dry_run in [true, false] {
+        let refused = copy(&etcd, &target, Options { dry_run, ..Options::default() }, |_| {}).await;
+        let key = Key::Block("10.9.0.0/26".parse().unwrap());
+        assert_eq!(refused, Err(CopyError::Unreadable { key }));
+    }
+    assert_eq!(target.revision(), Memory::new().revision());
+    // A key that names no block is told by itself.
+    let stranger = etcd.stranger_among_blocks().await.unwrap();
+    assert_eq!(stranger.as_deref(), Some("/calico/ipam/v2/assignment/ipv4/block/10.9.0.1-26"));
+}
+
+#[tokio::test]
+async fn labels_and_fields_that_no_record_has_go_from_kubernetes_to_etcd_and_back() {
+    let Some(server) = Server::start(&Plan::default()) else { return };
+    let etcd = server.driver();
+    ready(&etcd).await;
+    let (fake, root) = (Fake::new(), "/apis/crd.projectcalico.org/v1");
+    let pool = json!({"kind": "IPPool", "metadata": {"labels": {"team": "a"},
+        "annotations": {"projectcalico.org/metadata": "{\"labels\":{\"kept\":\"b\"}}"}},
+        "spec": {"cidr": "10.0.0.0/16", "ipipMode": "Never", "vxlanMode": "Always", "ofTheFuture": {"x": 1}}});
+    fake.put(&format!("{root}/ippools/p"), pool);
+    // What makes no sense here may make sense to another release.
+    let reservation =
+        json!({"kind": "IPReservation", "spec": {"reservedCIDRs": ["10.0.0.1", "the gateways"]}});
+    fake.put(&format!("{root}/ipreservations/r"), reservation);
+    fake.put(
+        &format!("{root}/clusterinformations/default"),
+        json!({"spec": {"datastoreReady": false, "clusterGUID": "g"}}),
+    );
+    let annotations = json!({"projectcalico.org/IPv4VXLANTunnelAddr": "10.0.0.64", "kubeadm.alpha.kubernetes.io/cri-socket": "x"});
+    fake.put("/api/v1/nodes/worker", json!({"metadata": {"annotations": annotations}}));
+    let from = Kubernetes::with_client(fake.client()).with_group(Group::V1);
+    let (options, place) = (Options::default(), "/calico/resources/v3/projectcalico.org");
+    copy(&from, &etcd, options, |_| {}).await.unwrap();
+    let value = async |kind_and_name: &str| -> Value {
+        serde_json::from_str(&value_of(&server, &format!("{place}/{kind_and_name}")).await).unwrap()
+    };
+    let pool = value("ippools/p").await;
+    assert_eq!(pool["metadata"]["labels"], json!({"team": "a", "kept": "b"}));
+    assert_eq!(pool["spec"]["ofTheFuture"], json!({"x": 1}));
+    assert!(pool["metadata"]["uid"].is_string() && pool["metadata"]["creationTimestamp"].is_string());
+    assert_eq!(value("ipreservations/r").await["spec"]["reservedCIDRs"], json!(["10.0.0.1", "the gateways"]));
+    let node = value("nodes/worker").await;
+    assert_eq!(node["spec"]["orchRefs"], json!([{"nodeName": "worker", "orchestrator": "k8s"}]));
+    assert_eq!(node["spec"]["ipv4VXLANTunnelAddr"], "10.0.0.64");
+    assert_eq!(node["metadata"].get("annotations"), None, "what others wrote on the node stays there");
+    let again = copy(&from, &etcd, options, |_| {}).await.unwrap();
+    assert!(again.kinds.values().all(|count| count.copied == 0), "{again:?}");
+
+    let back = Fake::new();
+    let to = Kubernetes::with_client(back.client()).with_group(Group::V1);
+    copy(&etcd, &to, options, |_| {}).await.unwrap();
+    let pool = back.object(&format!("{root}/ippools/p")).unwrap();
+    assert_eq!(pool["metadata"]["labels"], json!({"team": "a", "kept": "b"}));
+    assert_eq!(pool["spec"]["ofTheFuture"], json!({"x": 1}));
+    let reservation = back.object(&format!("{root}/ipreservations/r")).unwrap();
+    assert_eq!(reservation["spec"]["reservedCIDRs"], json!(["10.0.0.1", "the gateways"]));
 }
 
 #[tokio::test]
