@@ -29,6 +29,19 @@ const FIELDS: [(&str, &str); 15] = [
     ("etcdCACert", "ETCD_CA_CERT"),
 ];
 
+/// Variables of Calico's that say where the Kubernetes API is, and are not read here: passed over, another cluster would be meant.
+const NOT_READ: [&str; 9] = [
+    "K8S_API_ENDPOINT",
+    "K8S_API_TOKEN",
+    "K8SAPITOKEN",
+    "K8S_CERT_FILE",
+    "K8S_KEY_FILE",
+    "K8S_CA_FILE",
+    "K8S_INSECURE_SKIP_TLS_VERIFY",
+    "K8S_CURRENT_CONTEXT",
+    "KUBECONFIG_INLINE",
+];
+
 /// What is configured, by the names of variables.
 type Variables = BTreeMap<&'static str, String>;
 
@@ -47,7 +60,9 @@ fn variables(config: Option<&Path>) -> Result<Variables, Failure> {
     let file = config.unwrap_or_else(|| Path::new(DEFAULT_FILE));
     match std::fs::read_to_string(file) {
         Ok(text) => from_file(file, &text),
-        Err(_) if config.is_none_or(|file| file == Path::new(DEFAULT_FILE)) => Ok(from_environment()),
+        Err(_) if config.is_none_or(|file| file == Path::new(DEFAULT_FILE)) => {
+            from_environment(in_environment)
+        }
         // Scripts look for this text on stdout.
         Err(_) => {
             let sentence = format!("Error reading config file: {}", file.display());
@@ -73,14 +88,35 @@ fn from_file(file: &Path, text: &str) -> Result<Variables, Failure> {
             "invalid config file: expected kind 'CalicoAPIConfig', got '{kind}'"
         )));
     }
+    let spec = document.get("spec").and_then(Value::as_object);
+    let says_something = |value: &Value| !(value.is_null() || value == "" || value == &Value::Bool(false));
+    let unread = spec
+        .into_iter()
+        .flatten()
+        .find(|(field, value)| says_something(value) && !FIELDS.iter().any(|(known, _)| known == field));
+    if let Some((field, _)) = unread {
+        return Err(not_read(&format!("spec.{field} of {}", file.display())));
+    }
     Ok(FIELDS
         .into_iter()
         .filter_map(|(field, variable)| Some((variable, text(&format!("/spec/{field}"))?)))
         .collect())
 }
 
-fn from_environment() -> Variables {
-    FIELDS.into_iter().filter_map(|(_, variable)| Some((variable, in_environment(variable)?))).collect()
+fn from_environment(lookup: impl Fn(&str) -> Option<String>) -> Result<Variables, Failure> {
+    let variables: Variables =
+        FIELDS.into_iter().filter_map(|(_, variable)| Some((variable, lookup(variable)?))).collect();
+    let etcd = variables.get("DATASTORE_TYPE").map(String::as_str) == Some("etcdv3");
+    match NOT_READ.into_iter().find(|name| !etcd && lookup(name).is_some()) {
+        Some(name) => Err(not_read(name)),
+        None => Ok(variables),
+    }
+}
+
+fn not_read(what: &str) -> Failure {
+    Failure::new(format!(
+        "{what} is not supported, and without it another datastore may be meant: write where the API is into a kubeconfig, and name that"
+    ))
 }
 
 #[cfg(test)]
@@ -109,6 +145,35 @@ mod tests {
         let wrong = from_file(Path::new("f"), "apiVersion: v1\nkind: CalicoAPIConfig\n").unwrap_err();
         assert_eq!(wrong.sentence(), "invalid config file: unknown APIVersion 'v1'");
         assert!(from_file(Path::new("f"), "a: [").is_err());
+    }
+
+    #[test]
+    fn what_is_not_read_and_says_where_the_datastore_is_is_refused_by_name() {
+        for (field, value) in [
+            ("k8sAPIEndpoint", "https://10.0.0.1:6443"),
+            ("k8sAPIToken", "t"),
+            ("k8sCertFile", "/c"),
+            ("k8sKeyFile", "/k"),
+            ("k8sCAFile", "/ca"),
+            ("kubeconfigInline", "{}"),
+            ("k8sCurrentContext", "other"),
+            ("k8sInsecureSkipTLSVerify", "true"),
+            ("kubeConfig", "/misspelt"),
+        ] {
+            let text = format!(
+                "apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nspec: {{{field}: '{value}'}}\n"
+            );
+            let refused = from_file(Path::new("f"), &text).unwrap_err().sentence();
+            assert!(refused.starts_with(&format!("spec.{field} of f is not supported")), "{refused}");
+        }
+        let empty = "apiVersion: projectcalico.org/v3\nkind: CalicoAPIConfig\nspec: {k8sAPIEndpoint: '', k8sInsecureSkipTLSVerify: false}\n";
+        assert!(from_file(Path::new("f"), empty).is_ok());
+        let named = |wanted: &'static str| move |name: &str| (name == wanted).then(|| "x".to_owned());
+        for name in NOT_READ {
+            let refused = from_environment(named(name)).unwrap_err().sentence();
+            assert!(refused.starts_with(name), "{refused}");
+        }
+        assert!(from_environment(named("KUBECONFIG")).is_ok());
     }
 
     #[test]

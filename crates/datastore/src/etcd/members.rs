@@ -13,6 +13,7 @@ use http::uri::PathAndQuery;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Streaming};
@@ -20,6 +21,9 @@ use tonic_prost::ProstCodec;
 
 /// How long making a connection to one member may take.
 const CONNECT: Duration = Duration::from_secs(1);
+
+/// How long a member was tried that is not tried first by the next caller, if its own had no more time.
+const CHANCE: Duration = Duration::from_millis(250);
 
 /// How long a member that took a connection may take for a first answer, where there are others. One that stands still takes
 /// connections too: the system accepts them for it.
@@ -124,8 +128,7 @@ impl Members {
         for step in 0..self.endpoints.len() {
             let member = (first + step) % self.endpoints.len();
             let endpoint = &self.endpoints[member];
-            // A caller whose time is over leaves this here: the next one begins where it did not come to.
-            self.state().member = (member + 1) % self.endpoints.len();
+            let trying = Trying { members: self, member, since: Instant::now() };
             // The endpoint's own limit does not cover the TLS handshake.
             let connected = tokio::time::timeout(CONNECT, endpoint.connect()).await;
             let reason = match connected {
@@ -134,6 +137,7 @@ impl Members {
                     let number = self.state().number + 1;
                     let connection = Connection { channel, number, given_up };
                     if self.endpoints.len() == 1 || is_alive(&connection).await {
+                        drop(trying);
                         let mut state = self.state();
                         state.member = member;
                         state.number = number;
@@ -281,6 +285,22 @@ impl Members {
                 self.give_up(connection);
             }
         })
+    }
+}
+
+/// A member that is being connected to. A caller whose time is over goes in the middle of it: then the next one begins with
+/// the member after it, or else nobody would ever come past one that is off.
+struct Trying<'a> {
+    members: &'a Members,
+    member: usize,
+    since: Instant,
+}
+
+impl Drop for Trying<'_> {
+    fn drop(&mut self) {
+        // One that had hardly begun is to have its turn.
+        let next = self.member + usize::from(self.since.elapsed() >= CHANCE);
+        self.members.state().member = next % self.members.endpoints.len();
     }
 }
 
