@@ -8,6 +8,7 @@ pub mod block;
 pub mod cidr;
 pub mod cluster_information;
 pub mod config;
+pub mod direct;
 pub mod handle;
 pub mod node;
 pub mod pool;

@@ -1,9 +1,7 @@
 //! The node's agent, seen from the plugin: HTTP/1.1 and JSON over a unix socket, with a deadline.
 
 use crate::error::{CniError, code};
-use api::attachment::{
-    AddReply, AddRequest, CheckRequest, DelRequest, ErrorReply, GcReply, GcRequest, StatusRequest,
-};
+use api::attachment::ErrorReply;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::io::{self, Read as _, Write as _};
@@ -38,46 +36,12 @@ impl Agent {
         self
     }
 
-    /// Asks for addresses.
+    /// Posts a request and returns the body of its answer.
     ///
     /// # Errors
     /// The agent's own verdict, or code 11 when it does not answer.
-    pub fn add(&self, request: &AddRequest) -> Result<AddReply, CniError> {
-        let body = self.exchange("POST", "/v1/add", &encode(request)?)?;
-        serde_json::from_slice(&body).map_err(|error| self.garbled(&error))
-    }
-
-    /// Gives addresses back.
-    ///
-    /// # Errors
-    /// As [`Agent::add`].
-    pub fn del(&self, request: &DelRequest) -> Result<(), CniError> {
-        self.exchange("POST", "/v1/del", &encode(request)?).map(|_| ())
-    }
-
-    /// Asks whether addresses are still held as they were answered.
-    ///
-    /// # Errors
-    /// As [`Agent::add`].
-    pub fn check(&self, request: &CheckRequest) -> Result<(), CniError> {
-        self.exchange("POST", "/v1/check", &encode(request)?).map(|_| ())
-    }
-
-    /// Has given back what no valid attachment holds.
-    ///
-    /// # Errors
-    /// As [`Agent::add`].
-    pub fn gc(&self, request: &GcRequest) -> Result<GcReply, CniError> {
-        let body = self.exchange("POST", "/v1/gc", &encode(request)?)?;
-        serde_json::from_slice(&body).map_err(|error| self.garbled(&error))
-    }
-
-    /// Asks whether such addresses can be given out.
-    ///
-    /// # Errors
-    /// As [`Agent::add`]; the agent says 50 or 51 when they cannot.
-    pub fn status(&self, request: &StatusRequest) -> Result<(), CniError> {
-        self.exchange("POST", "/v1/status", &encode(request)?).map(|_| ())
+    pub fn post(&self, path: &str, body: &[u8]) -> Result<Vec<u8>, CniError> {
+        self.exchange("POST", path, body)
     }
 
     fn garbled(&self, cause: &dyn std::fmt::Display) -> CniError {
@@ -150,11 +114,6 @@ impl Agent {
     }
 }
 
-fn encode(request: &impl serde::Serialize) -> Result<Vec<u8>, CniError> {
-    serde_json::to_vec(request)
-        .map_err(|error| CniError::new(code::PLUGIN, "a request cannot be written").because(&error))
-}
-
 /// Connects within `deadline`. While the agent restarts its socket stays, and connections wait in the backlog; only a
 /// full backlog makes connecting itself wait, which the send timeout bounds.
 fn connect(socket: &Path, deadline: Duration) -> io::Result<UnixStream> {
@@ -212,16 +171,15 @@ mod tests {
 
     #[test]
     fn a_missing_agent_may_be_tried_again() {
-        let error = Agent::at(PathBuf::from("/nonexistent/agent.sock"))
-            .status(&StatusRequest::default())
-            .unwrap_err();
+        let error =
+            Agent::at(PathBuf::from("/nonexistent/agent.sock")).post("/v1/status", b"{}").unwrap_err();
         assert_eq!(error.code, 11);
         assert!(error.msg.contains("/nonexistent/agent.sock"), "{}", error.msg);
     }
 
     #[test]
     fn a_path_longer_than_a_socket_address_is_an_error() {
-        let error = Agent::at(PathBuf::from("/x".repeat(100))).status(&StatusRequest::default()).unwrap_err();
+        let error = Agent::at(PathBuf::from("/x".repeat(100))).post("/v1/status", b"{}").unwrap_err();
         assert_eq!(error.code, 11);
     }
 }

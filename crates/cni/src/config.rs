@@ -1,5 +1,6 @@
 //! The network configuration on standard input, as far as the plugins look at it.
 
+use crate::datastore_keys::DatastoreKeys;
 use crate::environment::is_identifier;
 use crate::error::{CniError, code};
 use api::attachment::ValidAttachment;
@@ -8,9 +9,6 @@ use std::path::PathBuf;
 
 /// Versions of the specification that the plugins speak, oldest first.
 pub const SUPPORTED_VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-
-/// Where the agent listens unless the configuration says otherwise.
-pub const DEFAULT_AGENT_SOCKET: &str = "/run/tortie/ipam.sock";
 
 /// A configuration. Keys that are not named here are passed over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -27,6 +25,9 @@ pub struct NetworkConfig {
     pub agent_socket: Option<PathBuf>,
     /// Address management.
     pub ipam: IpamConfig,
+    /// The datastore and the node's name, as Calico's configuration has them.
+    #[serde(flatten)]
+    pub datastore: DatastoreKeys,
     /// What pods may do.
     pub container_settings: ContainerSettings,
     /// Result of an earlier ADD, with CHECK and DEL.
@@ -71,6 +72,8 @@ pub struct IpamConfig {
     pub ipv6_pools: Vec<String>,
     /// Unix socket of the agent.
     pub agent_socket: Option<PathBuf>,
+    /// Program that goes to the datastore where no agent is named.
+    pub direct_program: Option<PathBuf>,
 }
 
 /// The part `container_settings` of a configuration.
@@ -140,13 +143,6 @@ impl NetworkConfig {
         Ok(listed.iter().map(attachment).collect())
     }
 
-    /// Where the agent listens.
-    #[must_use]
-    pub fn agent_socket(&self) -> PathBuf {
-        let named = self.ipam.agent_socket.as_ref().or(self.agent_socket.as_ref());
-        named.cloned().unwrap_or_else(|| PathBuf::from(DEFAULT_AGENT_SOCKET))
-    }
-
     /// Whether an IPv4 address is wanted.
     #[must_use]
     pub fn wants_ipv4(&self) -> bool {
@@ -185,7 +181,6 @@ mod tests {
         assert_eq!(config.cni_version, "0.1.0");
         assert!(config.wants_ipv4() && !config.wants_ipv6());
         assert!(!config.speaks("0.4.0"));
-        assert_eq!(config.agent_socket(), PathBuf::from(DEFAULT_AGENT_SOCKET));
     }
 
     #[test]
@@ -200,15 +195,5 @@ mod tests {
         }
         let malformed = br#"{"name":"net","cni.dev/valid-attachments":[{"containerID":"a"}]}"#;
         assert_eq!(NetworkConfig::parse(malformed).unwrap_err().code, 6);
-    }
-
-    #[test]
-    fn the_socket_below_ipam_wins() {
-        let config = NetworkConfig::parse(
-            br#"{"name":"net","cniVersion":"1.0.0","agent_socket":"/a","ipam":{"agent_socket":"/b"}}"#,
-        )
-        .unwrap();
-        assert_eq!(config.agent_socket(), PathBuf::from("/b"));
-        assert!(config.speaks("0.4.0") && !config.speaks("1.1.0"));
     }
 }

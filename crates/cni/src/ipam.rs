@@ -1,10 +1,10 @@
-//! The plugin `calico-ipam`: asks the node's agent for addresses and gives them back.
+//! The plugin `calico-ipam`: asks for addresses and gives them back.
 
-use crate::agent::Agent;
 use crate::error::{CniError, code};
 use crate::invocation::{Invocation, Verbs};
 use crate::result::{AddResult, Address, Route};
 use crate::sandbox;
+use crate::server::Server;
 use api::attachment::{
     AddRequest, Attachment, CheckRequest, DelRequest, GcRequest, NETWORK, SANDBOX, StatusRequest,
 };
@@ -74,7 +74,7 @@ impl Verbs for Ipam {
         if request.ipv4 == 0 && request.ipv6 == 0 && request.requested.is_none() {
             return Ok(AddResult::default());
         }
-        let reply = Agent::at(call.config.agent_socket()).add(&request)?;
+        let reply = Server::of(call)?.add(&request)?;
         let ips = reply.addresses.iter().cloned().map(|address| Address { address, interface: None });
         // A route of the block's length for each address: that is what Calico's result carries.
         let routes = reply.addresses.iter().cloned().map(|dst| Route { dst });
@@ -82,7 +82,7 @@ impl Verbs for Ipam {
     }
 
     fn del(&self, call: &Invocation) -> Result<(), CniError> {
-        Agent::at(call.config.agent_socket()).del(&del_request(call))
+        Server::of(call)?.del(&del_request(call))
     }
 
     /// Compares the addresses of the earlier result with the datastore.
@@ -95,7 +95,7 @@ impl Verbs for Ipam {
         if request.addresses.is_empty() {
             return Err(CniError::new(code::BAD_CONFIG, "prevResult names no address"));
         }
-        Agent::at(call.config.agent_socket()).check(&request)
+        Server::of(call)?.check(&request)
     }
 
     fn status(&self, call: &Invocation) -> Result<(), CniError> {
@@ -106,9 +106,9 @@ impl Verbs for Ipam {
             ipv4_pools: config.ipam.ipv4_pools.clone(),
             ipv6_pools: config.ipam.ipv6_pools.clone(),
         };
-        let agent = Agent::at(config.agent_socket()).within(STATUS_DEADLINE);
+        let server = Server::of(call)?.within(STATUS_DEADLINE);
         // Whatever else keeps it from answering, as an agent that does not: a runtime understands these two.
-        agent.status(&request).map_err(|error| match error.code {
+        server.status(&request).map_err(|error| match error.code {
             code::NOT_AVAILABLE | code::IMPAIRED => error,
             _ => CniError { code: code::NOT_AVAILABLE, ..error },
         })
@@ -124,11 +124,11 @@ impl Verbs for Ipam {
             valid: call.config.valid_attachments()?,
             gone: Vec::new(),
         };
-        let agent = Agent::at(call.config.agent_socket());
-        let asked = agent.gc(&request)?.asked;
+        let server = Server::of(call)?;
+        let asked = server.gc(&request)?.asked;
         request.gone = asked.into_iter().filter(|sandbox| sandbox::is_gone(sandbox)).collect();
         if !request.gone.is_empty() {
-            agent.gc(&request)?;
+            server.gc(&request)?;
         }
         Ok(())
     }

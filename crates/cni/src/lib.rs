@@ -8,7 +8,9 @@
 pub mod agent;
 pub mod compare;
 pub mod config;
+pub mod datastore_keys;
 pub mod delegate;
+pub mod direct;
 pub mod environment;
 pub mod error;
 pub mod invocation;
@@ -17,6 +19,7 @@ pub mod netlink;
 pub mod plugin;
 pub mod result;
 pub mod sandbox;
+pub mod server;
 pub mod wire;
 
 pub use config::NetworkConfig;

@@ -100,6 +100,11 @@ impl Health {
         self.locked.swap(locked, Ordering::Relaxed)
     }
 
+    /// Whether the store is locked.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.locked.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn set_owed(&self, releases: usize) {
         self.owed.store(releases, Ordering::Relaxed);
     }

@@ -14,6 +14,7 @@
 
 mod cni_conf;
 mod dataplane_sync;
+pub mod direct;
 mod driver;
 mod health;
 mod host_address;
@@ -34,6 +35,7 @@ pub use release_log::LogError;
 
 use dataplane_sync::DataplaneSync;
 use datastore::backend::{Backend, Settings, SettingsError};
+use datastore::gate::Gate;
 use driver::Driver;
 use futures::FutureExt as _;
 use health::Health;
@@ -119,7 +121,7 @@ pub async fn serve(options: Options, store: Backend) -> Result<(), RunError> {
     let health = Arc::new(Health::default());
     let registry = Registry::new(store.clone(), options.datastore.client(&store).await?);
     let releases = Releases::open(options.state_dir.as_deref(), store.clone(), Arc::clone(&health)).await?;
-    let upkeep = service::Upkeep { store: store.clone(), node: options.node_name.clone() };
+    let upkeep = service::Upkeep { store: Gate::new(store.clone()), node: options.node_name.clone() };
     let (driver, door) =
         Driver::new(&options.node_name, store, registry.clone(), releases, Arc::clone(&health));
     let sync = DataplaneSync::new(options.clone(), door.clone(), Arc::clone(&health), registry, netlink)?;

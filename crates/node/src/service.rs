@@ -14,6 +14,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use datastore::backend::Backend;
+use datastore::gate::Gate;
 use datastore::{Datastore as _, Key, ReadError};
 use futures::TryFutureExt as _;
 use ipam::agent::{BAD_REQUEST, Reply, TRY_AGAIN};
@@ -46,7 +47,7 @@ const LOOK_DEADLINE: Duration = Duration::from_secs(8);
 /// What CHECK and GC are about, beside the driver.
 #[derive(Clone, Debug)]
 pub(crate) struct Upkeep {
-    pub(crate) store: Backend,
+    pub(crate) store: Gate<Backend>,
     pub(crate) node: String,
 }
 
@@ -78,6 +79,7 @@ async fn add(State(service): State<Service>, body: Bytes) -> Response {
         Ok(request) => request,
         Err(error) => return refused(&error),
     };
+    let is_particular = request.requested.is_some();
     let reply = tokio::select! {
         reply = service.door.ask(|sender| Input::Add(request, sender)) => reply,
         // What was begun goes on, and is the answer to the same ADD when it comes again.
@@ -88,7 +90,12 @@ async fn add(State(service): State<Service>, body: Bytes) -> Response {
     };
     match reply {
         Reply::Added(taken) => {
-            let addresses = taken.iter().map(ipam::block::Taken::with_block_prefix).collect();
+            // An address that was asked for is answered alone, as Calico's plugin does.
+            let text = |taken: &ipam::block::Taken| match is_particular {
+                true => api::Cidr::from(taken.address).to_string(),
+                false => taken.with_block_prefix(),
+            };
+            let addresses = taken.iter().map(text).collect();
             json_answer(StatusCode::OK, &AddReply { addresses })
         }
         Reply::Failed(error) => refused(&error),
@@ -117,6 +124,11 @@ async fn gc(State(service): State<Service>, body: Bytes) -> Response {
         Ok(request) => request,
         Err(error) => return refused(&error),
     };
+    if service.health.is_locked() {
+        let message =
+            "the datastore is locked while it is migrated; try again when it is unlocked".to_owned();
+        return refused(&ErrorReply { code: TRY_AGAIN, message, details: String::new() });
+    }
     let collected = upkeep::gc(&service.upkeep.store, &SystemClock, &service.upkeep.node, &request);
     let told = |reply: GcReply| {
         info!(
@@ -195,7 +207,7 @@ async fn status(State(service): State<Service>, body: Bytes) -> Response {
 }
 
 /// Whether the datastore says anything at all now. Watches may not have noticed yet.
-async fn answers(store: &Backend) -> bool {
+async fn answers(store: &Gate<Backend>) -> bool {
     let word = tokio::time::timeout(PATIENCE, store.get(&Key::ClusterInformation)).await;
     !matches!(word, Err(_) | Ok(Err(ReadError::Unavailable { .. })))
 }

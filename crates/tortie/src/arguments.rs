@@ -29,6 +29,9 @@ pub(crate) enum Part {
     Apiserver(Apiserver),
     /// The node agent: gives addresses to this node's pods and programs its routes.
     Node(Node),
+    /// The CNI plugins of this node.
+    #[command(subcommand)]
+    Cni(Cni),
     /// Calico's controllers: give back what deleted nodes and vanished pods have left.
     Controllers(Controllers),
     /// The operator: turns the Installation into pools and workloads, and reports by TigeraStatus.
@@ -49,6 +52,13 @@ pub(crate) enum Part {
     },
     /// Print the manual page.
     Manual,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cni {
+    /// Serve one request of the plugin from the datastore, on a node without an agent (executed by calico-ipam).
+    #[command(hide = true)]
+    Direct,
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,11 +3,12 @@
 
 mod apiserver;
 mod arguments;
+mod cni;
 mod inherited;
 
 use ::datastore::backend::Settings;
 use anyhow::Context as _;
-use arguments::{Arguments, Datastore, Lab, Part};
+use arguments::{Arguments, Cni, Datastore, Lab, Part};
 use clap::{CommandFactory as _, Parser as _};
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -24,7 +25,11 @@ fn main() -> ExitCode {
     if let Some(command) = words.get(1).and_then(|word| command(&word.to_string_lossy())) {
         return command(words.split_off(1));
     }
-    match run(Arguments::parse_from(words).part) {
+    let part = Arguments::parse_from(words).part;
+    if matches!(part, Part::Cni(Cni::Direct)) {
+        return cni::direct();
+    }
+    match run(part) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nowhere to complain if even this fails.
@@ -71,6 +76,8 @@ fn run(part: Part) -> anyhow::Result<()> {
             };
             Ok(node::run(options).await?)
         }),
+        // Its failures are answers, and were given above.
+        Part::Cni(Cni::Direct) => Ok(()),
         Part::Controllers(part) => serve(async { Ok(controllers::run(&settings(part.kubeconfig)?).await?) }),
         Part::Operator(part) => serve(async {
             let options = controllers::operator::Options {

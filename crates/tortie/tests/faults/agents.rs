@@ -42,7 +42,8 @@ impl Agents {
         (0..count).for_each(|at| all.run(at));
         let since = Instant::now();
         for socket in &all.sockets {
-            while cni::agent::Agent::at(socket.clone()).status().is_err() {
+            let server = cni::server::Server::Agent(cni::agent::Agent::at(socket.clone()));
+            while server.status(&api::attachment::StatusRequest::default()).is_err() {
                 assert!(since.elapsed() < PATIENCE, "the agent at {} cannot serve", socket.display());
                 std::thread::sleep(Duration::from_millis(50));
             }

@@ -4,6 +4,7 @@ use crate::{AGENTS, PATIENCE};
 use api::attachment::{AddRequest, Attachment, DelRequest};
 use cni::agent::Agent;
 use cni::error::{CniError, code};
+use cni::server::Server;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -85,7 +86,7 @@ impl Ledger {
                 .into(),
             namespace: Some("default".to_owned()),
         };
-        match Agent::at(socket.to_owned()).add(&request) {
+        match Server::Agent(Agent::at(socket.to_owned())).add(&request) {
             Ok(reply) => {
                 self.added.fetch_add(1, Ordering::Relaxed);
                 let address = reply.addresses[0].split('/').next().unwrap().parse().unwrap();
@@ -105,7 +106,7 @@ impl Ledger {
     /// One DEL; false: it was told to try again.
     pub(crate) fn try_del(&self, socket: &Path, container: &str) -> bool {
         let request = DelRequest { attachment: attachment(container), legacy_handle: None };
-        match Agent::at(socket.to_owned()).del(&request) {
+        match Server::Agent(Agent::at(socket.to_owned())).del(&request) {
             Ok(()) => true,
             Err(error) => {
                 self.refused(&error, &format!("DEL of {container}"));
