@@ -6,6 +6,7 @@ use api::{Attribute, Block, Cidr, Handle, Node, Pool};
 use datastore::backend::Backend;
 use datastore::{Kind, Scope};
 use ipam::Seen;
+use ipam::crossing::{Crossing, crossings};
 use ipam::{block, seen};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -207,7 +208,19 @@ fn report(inventory: &Inventory, options: &Check) -> String {
         }
     }
     say(format!("Found {invalid} invalid IPAMBlocks."));
-    let problems = leaked.len() + outside + missing + idle.len() + invalid;
+    let crossed = crossings(inventory.blocks.iter().map(|one| one.cidr));
+    for Crossing { block, other } in &crossed {
+        say(format!(
+            "  IPAMBlock {block} lies in IPAMBlock {other}: give back what one of them holds, then delete it."
+        ));
+    }
+    if !crossed.is_empty() {
+        say(format!(
+            "Found {} IPAMBlocks that lie in another; nothing that both have is given out.",
+            crossed.len()
+        ));
+    }
+    let problems = leaked.len() + outside + missing + idle.len() + invalid + crossed.len();
     say(format!("Check complete; found {problems} problems."));
     text
 }
@@ -331,6 +344,16 @@ Found 0 invalid IPAMBlocks.
 Check complete; found 2 problems.
 "
         );
+    }
+
+    #[test]
+    fn blocks_across_each_other_are_told_with_both_names() {
+        let mut inventory = inventory();
+        let small = "10.65.79.32/27".parse().unwrap();
+        inventory.blocks.push(block::new_block(small, &Owner::host("node-b"), jiff::Timestamp::UNIX_EPOCH));
+        let text = report(&inventory, &Check::default());
+        assert!(text.contains("IPAMBlock 10.65.79.32/27 lies in IPAMBlock 10.65.79.0/26"), "{text}");
+        assert!(text.ends_with("Check complete; found 3 problems.\n"), "{text}");
     }
 
     #[test]

@@ -606,6 +606,9 @@ fn log(note: &Note) {
             tracing::debug!(%address, node, handle, "found address without its pod");
         }
         Note::Spared { address } => tracing::info!(%address, "kept address, the API server knows its owner"),
+        Note::Crossed { block, other } => {
+            tracing::warn!(%block, %other, "block lies in another block, one of them has to go");
+        }
         Note::Malformed { block, fault } => tracing::warn!(%block, fault, "left malformed block alone"),
     }
 }

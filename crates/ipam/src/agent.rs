@@ -53,6 +53,7 @@ pub use job::{BAD_REQUEST, Demand, INTERFACE, NOT_SERVED, Reply, RequestId, Surr
 pub use view::View;
 
 use crate::account::Account;
+use crate::crossing::Crossing;
 use crate::explain::Explain;
 use crate::seen::Seen;
 use api::attachment::ErrorReply;
@@ -155,6 +156,13 @@ pub enum Note {
     LostRace {
         /// The block.
         block: Cidr,
+    },
+    /// A block lies in another: what both have is given to nobody.
+    Crossed {
+        /// The smaller.
+        block: Cidr,
+        /// The one around it.
+        other: Cidr,
     },
     /// An address was assigned.
     Assigned {
@@ -342,6 +350,9 @@ impl Agent {
                 Event::Listed(ticket, result) => self.listed(ticket, result),
                 Event::Tick => {}
             }
+        }
+        for Crossing { block, other } in self.view.hold_back_shared() {
+            self.note(Note::Crossed { block, other });
         }
         self.plan(now);
         std::mem::take(&mut self.effects)

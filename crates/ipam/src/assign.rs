@@ -25,6 +25,7 @@ use crate::vacancy::{self, Search, Vacant};
 use api::{Affinity, AffinityState, Block, Cidr, IpVersion, Owner, Pool, Use};
 use datastore::Datastore;
 use jiff::Timestamp;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 pub use ensure::{EnsureBlockError, Ensured, ensure_block};
@@ -141,7 +142,8 @@ pub enum AssignError {
 /// to be made, where the own blocks' place is taken by the list of all blocks. On a Kubernetes API the commit is 2 requests
 /// one after another (handle, block), with a new block 4 trips (affinity and handle, block, pool, affinity). Own blocks
 /// that are all full: 1 trip more, of the list. Each further block taken from: 1 commit. More than 24 own blocks are read 24
-/// at a time. Taking an empty block from its owner: 5 trips more. A handle at its cap: 1 read and 1
+/// at a time. Affinities that lie across each
+/// other: 1 trip more, of the list. Taking an empty block from its owner: 5 trips more. A handle at its cap: 1 read and 1
 /// commit per block of it, which renews what is answered.
 ///
 /// # Errors
@@ -254,6 +256,12 @@ impl<D: Datastore> Run<'_, D> {
             return Err(Stop::Failed(AssignError::StrictAffinityRequired { node }));
         }
         let setting = self.set_out(world)?;
+        let careful = if world.may_be_crossed() {
+            world.holding_back_shared(&seen::all_blocks(self.store).await?)
+        } else {
+            None
+        };
+        let world = careful.as_ref().unwrap_or(world);
         if self.is_over_cap() {
             self.answer_at_cap().await?;
         }
@@ -344,6 +352,7 @@ impl<D: Datastore> Run<'_, D> {
         setting: &Setting,
         mut unmade: VecDeque<Seen<Affinity>>,
     ) -> Result<(), Stop> {
+        let mut world = Cow::Borrowed(world);
         let limit = block_limit(self.request.max_blocks, world.config.max_blocks_per_host);
         let mut owned = u32::try_from(setting.affine.len()).unwrap_or(u32::MAX);
         let mut listed: Option<AllBlocks> = None;
@@ -359,7 +368,7 @@ impl<D: Datastore> Run<'_, D> {
                 } else {
                     Shortage::AutoAllocateOff
                 };
-                let search = search_of(self.request, world, self.clock.now());
+                let search = search_of(self.request, &world, self.clock.now());
                 let listed = listed.as_ref();
                 let relief =
                     listed.map_or_else(Relief::default, |all| relief(&search, &setting.usable, &all.blocks));
@@ -371,8 +380,8 @@ impl<D: Datastore> Run<'_, D> {
                 return Err(StoreError::Contention { what }.into());
             }
             if let Some(affinity) = unmade.pop_front() {
-                match self.make_up(world, setting, affinity).await? {
-                    Some(claimed) => self.take_from_claimed(world, claimed).await?,
+                match self.make_up(&world, setting, affinity).await? {
+                    Some(claimed) => self.take_from_claimed(&world, claimed).await?,
                     None => owned = owned.saturating_sub(1),
                 }
                 continue;
@@ -380,15 +389,21 @@ impl<D: Datastore> Run<'_, D> {
             // Listed after the pools were read: only a changed pool, which the claim notices, has other blocks.
             let mut all = match listed.take() {
                 Some(all) => all,
-                None => seen::all_blocks(self.store).await?,
+                None => {
+                    let all = seen::all_blocks(self.store).await?;
+                    if let Some(careful) = world.holding_back_shared(&all) {
+                        world = Cow::Owned(careful);
+                    }
+                    all
+                }
             };
             lost.retain(|cidr| all.blocks.iter().all(|seen| seen.value.cidr != *cidr));
             all.unreadable.extend(&lost);
-            let Some(Vacant { pool, cidr, known }) = self.vacant(world, setting, &all).await? else {
-                self.borrow(world, setting, all.blocks).await?;
+            let Some(Vacant { pool, cidr, known }) = self.vacant(&world, setting, &all).await? else {
+                self.borrow(&world, setting, all.blocks).await?;
                 return Ok(());
             };
-            match self.claim(world, pool, cidr, known).await? {
+            match self.claim(&world, pool, cidr, known).await? {
                 Some(claimed) => {
                     owned = owned.saturating_add(1);
                     // One that was there already is no longer as it was listed.
@@ -396,7 +411,7 @@ impl<D: Datastore> Run<'_, D> {
                         all.blocks.push(claimed.block.clone());
                         listed = Some(all);
                     }
-                    self.take_from_claimed(world, claimed).await?;
+                    self.take_from_claimed(&world, claimed).await?;
                 }
                 None => {
                     races += 1;
@@ -512,6 +527,7 @@ impl<D: Datastore> Run<'_, D> {
                     self.taken.extend(taken);
                     outcome
                 }
+                OnBlock::Full if world.shared.touches(cidr) => BlockOutcome::Crossed,
                 OnBlock::Full => BlockOutcome::Full,
                 OnBlock::Gone => BlockOutcome::Gone,
                 OnBlock::Refused(PlanRefusal::Take(TakeError::NotOwner { .. })) => BlockOutcome::NotOurs,

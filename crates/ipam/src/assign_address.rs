@@ -5,6 +5,7 @@ use crate::assign::Assigned;
 use crate::block::{self, TakeError, Taken};
 use crate::cap::{self, CapReached, Lowered};
 use crate::clock::Clock;
+use crate::crossing::{Crossing, crossings};
 use crate::explain::{BlockOutcome, Explain, Explained};
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::plan::{self, AddressRequest, Handles, PlanRefusal};
@@ -52,6 +53,19 @@ pub enum AssignAddressError {
         /// The block that would be made.
         block: Cidr,
         /// The block that is there.
+        other: Cidr,
+    },
+    /// Two blocks have it, so that nobody can say who holds it.
+    #[error(
+        "address {address} is in block {block} and in block {other}, which lie across each other: nothing of what both have \
+         is given out; delete one of them when nothing is held in it (calicoctl ipam check)"
+    )]
+    Crossed {
+        /// The address.
+        address: IpAddr,
+        /// The smaller block.
+        block: Cidr,
+        /// The one around it.
         other: Cidr,
     },
     /// It is assigned, or its block is another's under strict affinity.
@@ -298,6 +312,10 @@ impl<D: Datastore> Run<'_, D> {
         let address = self.request.address;
         // Listed after the pool was read, so that only a changed pool, which the claim notices, has other blocks.
         let all = seen::all_blocks(self.store).await.map_err(StoreError::from)?;
+        let around = || all.blocks.iter().map(|seen| seen.value.cidr).filter(|cidr| cidr.contains(address));
+        if let Some(Crossing { block, other }) = crossings(around()).last() {
+            return Err(AssignAddressError::Crossed { address, block: *block, other: *other });
+        }
         let others = || all.blocks.iter().map(|seen| seen.value.cidr);
         if let Some(around) = all.blocks.iter().find(|seen| seen.value.cidr.contains(address)) {
             let (other, now) = (around.value.cidr, self.clock.now());

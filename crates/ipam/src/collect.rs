@@ -34,6 +34,7 @@ pub use addresses::{Holder, Leak, POD_UID, Pod, PodName, Pods, needs};
 pub use carry_out::{Outcome, carry_out};
 
 use crate::block::{self, Release};
+use crate::crossing::{Crossing, crossings};
 use crate::seen::Seen;
 use api::{Affinity, Block, Cidr, Handle, Owner};
 use datastore::Revision;
@@ -231,6 +232,13 @@ pub enum Note {
         /// What is wrong with it.
         fault: String,
     },
+    /// A block lies in another: nobody but an operator can say which is right.
+    Crossed {
+        /// The smaller.
+        block: Cidr,
+        /// The one around it.
+        other: Cidr,
+    },
 }
 
 /// What a pass wants done, before it has asked.
@@ -305,6 +313,9 @@ impl Collector {
                 effects.push(Effect::Note(Note::Malformed { block: *cidr, fault }));
             }
         }
+        let crossed = crossings(records.blocks.keys().copied());
+        let note = |Crossing { block, other }| Effect::Note(Note::Crossed { block, other });
+        effects.extend(crossed.into_iter().map(note));
         let mut verdicts = Verdicts::default();
         self.judge_addresses(now, records, cluster, &mut verdicts, &mut effects);
         self.judge_blocks(now, records, cluster, &mut verdicts);

@@ -81,6 +81,8 @@ pub enum BlockOutcome {
     Borrowed,
     /// It has no address that is free and not reserved.
     Full,
+    /// What it has free is in another block too.
+    Crossed,
     /// Another node was quicker.
     LostRace,
     /// It could not be read or written.
@@ -98,6 +100,7 @@ impl fmt::Display for BlockOutcome {
             Self::Claimed => "was claimed",
             Self::Borrowed => "was borrowed from",
             Self::Full => "is full",
+            Self::Crossed => "lies across another block",
             Self::LostRace => "went to another node",
             Self::Failed => "could not be read or written",
             Self::NotOurs => "is another's",
@@ -360,8 +363,8 @@ impl fmt::Display for Explain {
             }
             // That blocks of a full pool are full goes without saying.
             let odd = |tried: &&BlockTried| {
-                use BlockOutcome::{Failed, Gone, LostRace, NotOurs};
-                matches!(tried.outcome, LostRace | Failed | NotOurs | Gone)
+                use BlockOutcome::{Crossed, Failed, Gone, LostRace, NotOurs};
+                matches!(tried.outcome, Crossed | LostRace | Failed | NotOurs | Gone)
             };
             let odd = self.blocks.listed().iter().filter(odd).take(SHOWN);
             line.extend(odd.map(|tried| format!("; block {} {}", tried.block, tried.outcome)));

@@ -18,6 +18,7 @@ pub mod clock;
 pub mod cold;
 pub mod collect;
 pub mod config;
+pub mod crossing;
 pub mod dual_stack;
 pub mod explain;
 pub mod failure;

@@ -37,6 +37,16 @@ impl ReservationSet {
         set
     }
 
+    /// The union of this and `other`.
+    #[must_use]
+    pub fn with(mut self, other: &Self) -> Self {
+        self.v4.extend(&other.v4);
+        self.v6.extend(&other.v6);
+        merge(&mut self.v4);
+        merge(&mut self.v6);
+        self
+    }
+
     /// Whether nothing is reserved.
     pub fn is_empty(&self) -> bool {
         self.v4.is_empty() && self.v6.is_empty()

@@ -1,11 +1,12 @@
 //! What requests for addresses work with (algorithm §6 and §7): everything that does not hang on a block, read in one trip.
 
 use crate::assign::{AssignError, AssignRequest};
+use crate::crossing;
 use crate::failure::StoreError;
 use crate::host_reserved;
 use crate::pools::{self, Considered, PoolRequest};
 use crate::reservations::ReservationSet;
-use crate::seen::{self, HandleInHand, Seen};
+use crate::seen::{self, AllBlocks, HandleInHand, Seen};
 use api::{Affinity, Cidr, IpamConfig, Node, Owner, OwnerKind, Pool};
 use datastore::{Datastore, Key, ReadError, Scope};
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ pub(crate) struct World {
     pub(crate) config: IpamConfig,
     /// Addresses never handed out automatically.
     pub(crate) reserved: ReservationSet,
+    /// Addresses that two blocks have, as far as all blocks were looked at; they are among the reserved ones.
+    pub(crate) shared: ReservationSet,
     /// All pools, in pool order.
     pub(crate) pools: Vec<Seen<Pool>>,
     /// Labels of the owner; `None` if it is a node that does not exist.
@@ -49,10 +52,25 @@ impl World {
         Ok(Self {
             config: config?,
             reserved: ReservationSet::new(reservations?.iter().map(|seen| &seen.value)),
+            shared: ReservationSet::none(),
             pools: pools?,
             labels: labels?,
             affinities,
         })
+    }
+}
+
+impl World {
+    /// The same with what two of all blocks have held back; `None` if nothing is.
+    pub(crate) fn holding_back_shared(&self, all: &AllBlocks) -> Option<Self> {
+        let shared = crossing::shared(all);
+        let reserved = (!shared.is_empty()).then(|| self.reserved.clone().with(&shared))?;
+        Some(Self { reserved, shared, ..self.clone() })
+    }
+
+    /// Whether affinities of the owner lie across each other, as blocks may then.
+    pub(crate) fn may_be_crossed(&self) -> bool {
+        !crossing::crossings(self.affinities.iter().map(|seen| seen.value.cidr)).is_empty()
     }
 }
 

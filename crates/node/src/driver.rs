@@ -545,6 +545,9 @@ impl Driver {
                 info!(node = self.node, %block, owner, "took back unused block");
             }
             Note::LostRace { block } => info!(node = self.node, %block, "lost race for block"),
+            Note::Crossed { block, other } => {
+                warn!(%block, %other, "block lies in another block, nothing that both have is given out");
+            }
             Note::Assigned { handle, address, block, borrowed } => {
                 self.health.count(Count::Assigned);
                 if borrowed {

@@ -3,9 +3,12 @@
 //! Everything that a claim asks is answered without walking the blocks: the next free network of a pool, whether a
 //! network overlaps a block, how many blocks a pool has, and which blocks of others have room.
 
+mod crossed;
+
 use super::runs::Covered;
 use crate::block;
 use crate::candidate::candidates_past;
+use crate::crossing::Crossing;
 use crate::explain::PoolFill;
 use crate::reservations::ReservationSet;
 use api::{Block, Cidr, IpVersion, Ordinal, Owner, Pool};
@@ -169,6 +172,10 @@ pub(super) struct Index {
     me: Owner,
     entries: BTreeMap<Cidr, Entry>,
     covered: Covered,
+    /// Blocks that lie in another one, and the smallest around each.
+    crossed: BTreeMap<Cidr, Cidr>,
+    /// Those of them that nobody was told of yet.
+    untold: Vec<Crossing>,
     /// Blocks that are not this node's and have an address left.
     lendable: BTreeSet<Cidr>,
     /// Blocks that are not this node's and whose free addresses are all reserved.
@@ -185,6 +192,8 @@ impl Index {
             me,
             entries: BTreeMap::new(),
             covered: Covered::default(),
+            crossed: BTreeMap::new(),
+            untold: Vec::new(),
             lendable: BTreeSet::new(),
             withheld: BTreeSet::new(),
             unused: BTreeSet::new(),
@@ -205,7 +214,12 @@ impl Index {
         self.file(cidr, &entry);
         let before = self.entries.insert(cidr, entry);
         if before.is_none() {
-            self.covered.of_mut(cidr.version()).add(cidr);
+            let covered = self.covered.of_mut(cidr.version());
+            let is_across = covered.end_of_run_in(cidr).is_some();
+            covered.add(cidr);
+            if is_across {
+                self.cross(cidr);
+            }
         }
         let was_mine = before.as_ref().is_some_and(|before| before.owner.as_ref() == Some(&self.me));
         self.tally(cidr, |tally| {
@@ -246,8 +260,16 @@ impl Index {
         });
         self.covered.of_mut(cidr.version()).remove(cidr);
         // Blocks that an operator made across each other cover what is left of each.
-        for other in self.overlapping(cidr) {
-            self.covered.of_mut(cidr.version()).add(other);
+        let others = self.overlapping(cidr);
+        for other in &others {
+            self.covered.of_mut(cidr.version()).add(*other);
+        }
+        if !others.is_empty() {
+            self.crossed.remove(&cidr);
+            others
+                .into_iter()
+                .filter(|other| cidr.contains_cidr(*other))
+                .for_each(|inside| self.cross_in(inside));
         }
     }
 

@@ -36,7 +36,7 @@ impl Agent {
             .copied()
             .filter(|cidr| in_pools(*cidr, &selection.usable) && self.view.is_in_hand(*cidr))
             .collect();
-        if let Some(next) = self.take_from(id, job, demand, own, round, now) {
+        if let Some(next) = self.take_from(id, job, demand, own.clone(), round, now) {
             return next;
         }
         if self.claim.is_some() || self.indexing || self.is_reclaiming() {
@@ -57,6 +57,11 @@ impl Agent {
         let mut explain = self.account(job, demand, version);
         explain.shortage = Some(shortage);
         explain.relief = self.relief(&selection);
+        for cidr in own {
+            if let Some(outcome) = self.has_nothing(cidr) {
+                explain.tried(cidr, outcome);
+            }
+        }
         let considered: Vec<String> = explain
             .pools
             .listed()
@@ -68,6 +73,14 @@ impl Agent {
             self.note(super::Note::Explained { request, explain: Box::new(explain) });
         }
         Next::Refuse(ErrorReply { code: NOT_SERVED, message, details: considered.join(", ") })
+    }
+
+    /// Why an own block gives nothing, unless that was noted when it was tried.
+    fn has_nothing(&self, cidr: Cidr) -> Option<BlockOutcome> {
+        let blocks = self.view.blocks();
+        let entry = blocks.get(cidr).filter(|entry| entry.fault.is_none())?;
+        let is_crossed = || blocks.crossed().keys().any(|block| block.overlaps(cidr));
+        Some(if entry.waiting() > 0 && is_crossed() { BlockOutcome::Crossed } else { BlockOutcome::Full })
     }
 
     /// Takes from the first block of somebody else that has an address left. `None`: none has.

@@ -4,6 +4,7 @@ use super::Agent;
 use super::draft::{Draft, Taker};
 use super::job::{BAD_REQUEST, Demand, Job, NOT_SERVED, TRY_AGAIN};
 use super::place::{Access, Next, Round, faulty, refusal};
+use crate::crossing::Crossing;
 use crate::vacancy;
 use api::Cidr;
 use jiff::Timestamp;
@@ -33,6 +34,15 @@ impl Agent {
                     "address {address} is of pool {}, which is not allowed for use {}",
                     pool.name,
                     demand.intended_use.as_str()
+                ),
+            );
+        }
+        if let Some(Crossing { block, other }) = self.view.blocks().crossing_at(address) {
+            return refusal(
+                NOT_SERVED,
+                format!(
+                    "address {address} is in block {block} and in block {other}, which lie across each other: nothing of \
+                     what both have is given out; delete one of them when nothing is held in it (calicoctl ipam check)"
                 ),
             );
         }

@@ -6,6 +6,7 @@
 
 use super::index::{Entry, Index};
 use crate::block;
+use crate::crossing::Crossing;
 use crate::reservations::ReservationSet;
 use crate::seen::{Recorded, Seen};
 use api::{
@@ -34,11 +35,14 @@ pub struct View {
     pools: BTreeMap<String, Seen<Pool>>,
     config: BTreeMap<(), Seen<IpamConfig>>,
     reservations: BTreeMap<String, Seen<Reservation>>,
+    /// What reservations name, and what two blocks have.
     reserved: ReservationSet,
     own_node: BTreeMap<(), Seen<Node>>,
     cluster: BTreeMap<(), Seen<ClusterInformation>>,
     affinities: BTreeMap<Cidr, Seen<Affinity>>,
     index: Index,
+    /// Blocks that lie in another one, as far as they are held back.
+    crossed: BTreeSet<Cidr>,
     whole: BTreeMap<Cidr, Seen<Block>>,
     /// Own blocks by the handles that hold something in them.
     holders: BTreeMap<String, BTreeSet<Cidr>>,
@@ -97,6 +101,7 @@ impl View {
             own_node: BTreeMap::new(),
             cluster: BTreeMap::new(),
             affinities: BTreeMap::new(),
+            crossed: BTreeSet::new(),
             whole: BTreeMap::new(),
             holders: BTreeMap::new(),
             borrowed: BTreeSet::new(),
@@ -165,7 +170,7 @@ impl View {
         self.own_node.get(&())
     }
 
-    /// What is never handed out automatically.
+    /// What is never handed out automatically: what is reserved, and addresses of two blocks at once.
     pub fn reserved(&self) -> &ReservationSet {
         &self.reserved
     }
@@ -288,6 +293,16 @@ impl View {
             }
         }
         self.lost.remove(&kind);
+    }
+
+    /// Holds back what two blocks have, once they came to lie across each other, and gives free what only one has by now. To
+    /// be called after changes and before anything is planned; answers which blocks it is about for the first time.
+    pub(super) fn hold_back_shared(&mut self) -> Vec<Crossing> {
+        if !self.crossed.iter().eq(self.index.crossed().keys()) {
+            self.crossed = self.index.crossed().keys().copied().collect();
+            self.reserve();
+        }
+        self.index.newly_crossed()
     }
 
     fn advance(&mut self, kind: Kind, at: Revision) {
@@ -559,7 +574,8 @@ impl View {
     }
 
     fn reserve(&mut self) {
-        let reserved = ReservationSet::new(self.reservations.values().map(|seen| &seen.value));
+        let reserved = ReservationSet::new(self.reservations.values().map(|seen| &seen.value))
+            .with(&ReservationSet::of_cidrs(self.crossed.iter().copied()));
         let before = std::mem::replace(&mut self.reserved, reserved);
         self.index.recount(&before, &self.reserved);
         self.generation += 1;
