@@ -4,10 +4,10 @@ use crate::arguments::Check;
 use crate::failure::Failure;
 use api::{Attribute, Block, Cidr, Handle, Node, Pool};
 use datastore::backend::Backend;
-use datastore::{Kind, Scope};
-use ipam::Seen;
+use datastore::{Datastore as _, Kind, Listing, Scope};
+use ipam::block;
 use ipam::crossing::{Crossing, crossings};
-use ipam::{block, seen};
+use ipam::seen::Recorded;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,25 +33,49 @@ struct Inventory {
     handles: Vec<Handle>,
     /// Addresses of pods, with the pod as `namespace/name`.
     workloads: Vec<(IpAddr, String)>,
+    /// Records that cannot be understood, or were mended as they were read, with what is wrong.
+    odd: Vec<String>,
 }
 
 /// Runs the command. Problems found are no failure of it.
 pub(crate) async fn run(store: &Backend, options: &Check) -> Result<String, Failure> {
     // In this order a handle is idle only if the later blocks do not mention it, and an address leaked only if no pod has
     // it after the blocks were read: what appears in between is never taken for garbage.
-    let handles: Vec<Seen<Handle>> = seen::list(store, &Scope::All(Kind::Handle)).await?;
-    let blocks = seen::blocks(store).await?.into_iter().map(|seen| seen.value).collect();
-    let pools = seen::pools(store).await?.into_iter().map(|seen| seen.value).collect();
-    let nodes: Vec<Seen<Node>> = seen::list(store, &Scope::All(Kind::Node)).await?;
+    let mut odd = Vec::new();
+    let handles: Vec<Handle> = list(store, Kind::Handle, &mut odd).await?;
+    let blocks: Vec<Block> = list(store, Kind::Block, &mut odd).await?;
+    let pools = list(store, Kind::Pool, &mut odd).await?;
+    let nodes = list(store, Kind::Node, &mut odd).await?;
+    for kind in [Kind::Affinity, Kind::Config, Kind::Reservation] {
+        odd.extend(oddities(&store.list(&Scope::All(kind)).await?));
+    }
     let workloads = workloads(store).await?;
     let inventory = Inventory {
-        blocks,
+        blocks: blocks.into_iter().filter(|block| !block.deleted).collect(),
         pools,
-        nodes: nodes.into_iter().map(|seen| seen.value).collect(),
-        handles: handles.into_iter().map(|seen| seen.value).filter(|handle| !handle.deleted).collect(),
+        nodes,
+        handles: handles.into_iter().filter(|handle| !handle.deleted).collect(),
         workloads,
+        odd,
     };
     Ok(report(&inventory, options))
+}
+
+/// Every record of a kind; those that are not in order are told.
+async fn list<T: Recorded>(store: &Backend, kind: Kind, odd: &mut Vec<String>) -> Result<Vec<T>, Failure> {
+    let listing = store.list(&Scope::All(kind)).await?;
+    odd.extend(oddities(&listing));
+    Ok(listing.items.into_iter().filter_map(|stored| T::from_record(stored.record)).collect())
+}
+
+fn oddities(listing: &Listing) -> Vec<String> {
+    let unreadable = listing.unreadable.iter();
+    let unreadable = unreadable
+        .map(|key| format!("{key} cannot be understood and is left alone: correct it or delete it"));
+    let mended = listing.mended.iter();
+    let mended = mended
+        .map(|(key, fault)| format!("{key} contradicts itself ({fault}); the next write of it mends that"));
+    unreadable.chain(mended).collect()
 }
 
 /// The addresses of all pods that have some of their own.
@@ -220,7 +244,12 @@ fn report(inventory: &Inventory, options: &Check) -> String {
             crossed.len()
         ));
     }
-    let problems = leaked.len() + outside + missing + idle.len() + invalid + crossed.len();
+    inventory.odd.iter().for_each(|odd| say(format!("  {odd}")));
+    if !inventory.odd.is_empty() {
+        say(format!("Found {} records that are not in order.", inventory.odd.len()));
+    }
+    let odd = invalid + crossed.len() + inventory.odd.len();
+    let problems = leaked.len() + outside + missing + idle.len() + odd;
     say(format!("Check complete; found {problems} problems."));
     text
 }
@@ -270,6 +299,7 @@ fn attributes(attribute: &Attribute) -> String {
 mod tests {
     use super::*;
     use api::Owner;
+    use datastore::Key;
     use serde_json::json;
 
     fn inventory() -> Inventory {
@@ -294,6 +324,7 @@ mod tests {
             }],
             handles: vec![handle("tunnel"), handle("web"), handle("leaked"), handle("idle")],
             workloads: vec![("10.65.79.2".parse().unwrap(), "default/web-0".to_owned())],
+            odd: Vec::new(),
         }
     }
 
@@ -354,6 +385,24 @@ Check complete; found 2 problems.
         let text = report(&inventory, &Check::default());
         assert!(text.contains("IPAMBlock 10.65.79.32/27 lies in IPAMBlock 10.65.79.0/26"), "{text}");
         assert!(text.ends_with("Check complete; found 3 problems.\n"), "{text}");
+    }
+
+    #[test]
+    fn records_that_are_not_in_order_are_told_with_their_names() {
+        let listing = Listing {
+            unreadable: vec![Key::Reservation("keep".to_owned())],
+            mended: vec![(
+                Key::Block("10.65.79.0/26".parse().unwrap()),
+                "ordinal 1 is queued twice".to_owned(),
+            )],
+            ..Listing::default()
+        };
+        let inventory = Inventory { odd: oddities(&listing), ..inventory() };
+        let text = report(&inventory, &Check::default());
+        for name in [listing.unreadable[0].to_string(), listing.mended[0].0.to_string()] {
+            assert!(text.contains(&name), "{name}: {text}");
+        }
+        assert!(text.ends_with("Check complete; found 4 problems.\n"), "{text}");
     }
 
     #[test]

@@ -113,6 +113,9 @@ impl Etcd {
     /// The record as read; of a whole resource the value is kept for the next update.
     fn note(&self, key: &Key, found: value::Found) -> Result<Stored, String> {
         let stored = found.record?;
+        if let Some(fault) = found.mended {
+            tracing::warn!(%key, fault, "mended record as it was read");
+        }
         if !found.resource.is_null() && key.kind() != Kind::Node {
             let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
             resources.insert(key.clone(), (stored.version.revision, found.resource));
@@ -296,7 +299,7 @@ impl Datastore for Etcd {
         'again: loop {
             starts += 1;
             let (mut from, mut at) = (first.clone().into_bytes(), 0);
-            let (mut items, mut unreadable) = (Vec::new(), Vec::new());
+            let (mut items, mut unreadable, mut mended) = (Vec::new(), Vec::new(), Vec::new());
             loop {
                 let request = RangeRequest {
                     key: from,
@@ -317,8 +320,12 @@ impl Datastore for Etcd {
                 }
                 for found in &page.kvs {
                     let Some((key, record)) = value::read_any(scope.kind(), found) else { continue };
+                    let fault = record.mended.clone();
                     match self.note(&key, record) {
-                        Ok(stored) if !stored.record.is_deleted() => items.push(stored),
+                        Ok(stored) if !stored.record.is_deleted() => {
+                            mended.extend(fault.map(|fault| (key, fault)));
+                            items.push(stored);
+                        }
                         Ok(_) => {}
                         Err(reason) => {
                             tracing::warn!(%key, reason, "skipped record");
@@ -333,7 +340,8 @@ impl Datastore for Etcd {
                     }
                     _ => {
                         items.sort_by_cached_key(|stored: &Stored| stored.record.key());
-                        return Ok(Listing { items, revision: messages::revision(at), unreadable });
+                        let revision = messages::revision(at);
+                        return Ok(Listing { items, revision, unreadable, mended });
                     }
                 }
             }

@@ -393,6 +393,13 @@ impl Kubernetes {
         }
     }
 
+    /// Says once per sight what was mended in an object as it was read.
+    fn tell_mended(kind: Kind, object: &Value) -> Option<String> {
+        let fault = object::mended(kind, object)?;
+        tracing::warn!(kind = %kind, object = object::object_name(object), fault, "mended object as it was read");
+        Some(fault)
+    }
+
     /// A listed or watched object as a record. One that cannot be read is left out and said once per sight.
     fn record(&self, kind: Kind, object: &Value) -> Option<Stored> {
         self.note(kind, object);
@@ -448,6 +455,7 @@ impl Datastore for Kubernetes {
                 return Ok(None);
             };
             if !stored.record.is_deleted() {
+                Self::tell_mended(kind, &object);
                 return Ok(Some(stored));
             }
             let name = object::object_name(&object).to_owned();
@@ -551,6 +559,7 @@ impl Kubernetes {
         'again: loop {
             starts += 1;
             let (mut items, mut unreadable, mut next) = (Vec::new(), Vec::new(), String::new());
+            let mut mended = Vec::new();
             loop {
                 let from =
                     if next.is_empty() { String::new() } else { format!("&continue={}", escaped(&next)) };
@@ -570,7 +579,11 @@ impl Kubernetes {
                 if let Some(Value::Array(objects)) = page.get_mut("items").map(Value::take) {
                     for object in &objects {
                         match self.record(kind, object) {
-                            Some(stored) => items.push(stored),
+                            Some(stored) => {
+                                let fault = Self::tell_mended(kind, object);
+                                mended.extend(fault.map(|fault| (stored.record.key(), fault)));
+                                items.push(stored);
+                            }
                             None => unreadable.extend(object::key_of(kind, object)),
                         }
                     }
@@ -586,7 +599,7 @@ impl Kubernetes {
                         let revision = object::version(&page)
                             .map_err(|reason| ReadError::Malformed { what: scope.to_string(), reason })?
                             .revision;
-                        return Ok(Listing { items, revision, unreadable });
+                        return Ok(Listing { items, revision, unreadable, mended });
                     }
                 }
             }
@@ -595,6 +608,7 @@ impl Kubernetes {
 
     /// The event of an object that was created or changed.
     fn put(&self, scope: &Scope, object: &Value) -> Option<Event> {
+        Self::tell_mended(scope.kind(), object);
         let Some(stored) = self.record(scope.kind(), object) else {
             let at = object::version(object).ok()?.revision;
             return Some(Event::Unreadable(object::key_of(scope.kind(), object)?, at));

@@ -176,6 +176,8 @@ pub struct Listing {
     /// Records that exist and cannot be understood, as far as it can be told what they are of. They are not to be taken
     /// for absent: nothing may be put in their place.
     pub unreadable: Vec<Key>,
+    /// Records among the items that were mended as they were read, and what was wrong with each as it stands in the store.
+    pub mended: Vec<(Key, String)>,
 }
 
 /// What to list or watch.

@@ -49,15 +49,17 @@ mod tests;
 mod view;
 
 pub use index::Entry;
-pub use job::{BAD_REQUEST, Demand, INTERFACE, NOT_SERVED, Reply, RequestId, Surrender, TRY_AGAIN};
+pub use job::{
+    BAD_REQUEST, Demand, INTERFACE, MOST_ADDRESSES, NOT_SERVED, Reply, RequestId, Surrender, TRY_AGAIN,
+};
 pub use view::View;
 
 use crate::account::Account;
 use crate::crossing::Crossing;
-use crate::explain::Explain;
+use crate::explain::{Explain, Shortage};
 use crate::seen::Seen;
 use api::attachment::ErrorReply;
-use api::{Cidr, Handle, Owner};
+use api::{Cidr, Handle, IpVersion, Owner};
 use claim::Claim;
 use datastore::follow::Change;
 use datastore::{Check, CommitError, Key, Kind, Listing, ReadError, Scope, Stored, Version, Write};
@@ -359,6 +361,12 @@ impl Agent {
     }
 
     fn add(&mut self, now: Timestamp, request: RequestId, demand: Demand) {
+        let count = demand.versions.len();
+        if count > MOST_ADDRESSES {
+            let message =
+                format!("{count} addresses were asked for at once; ask for at most {MOST_ADDRESSES}");
+            return self.turn_away(request, &Task::Add(demand), BAD_REQUEST, message);
+        }
         self.enter(Job::new(Some(request), Task::Add(demand), late(now)));
     }
 
@@ -386,9 +394,7 @@ impl Agent {
                 "node {} has {QUEUE} requests for addresses waiting; try again when some are done",
                 self.node
             );
-            let reply = Reply::Failed(ErrorReply { code: TRY_AGAIN, message, details: String::new() });
-            self.effects.push(Effect::Reply { request, reply });
-            return;
+            return self.turn_away(request, &job.task, TRY_AGAIN, message);
         }
         let id = self.number();
         job.since = id;
@@ -400,6 +406,21 @@ impl Agent {
             turn.push_front(id);
         }
         self.jobs.insert(id, job);
+    }
+
+    /// Answers a request that is not even begun.
+    fn turn_away(&mut self, request: RequestId, task: &Task, code: u32, message: String) {
+        if let Task::Add(demand) = task {
+            let versions: BTreeSet<IpVersion> = demand.versions.iter().copied().collect();
+            for version in versions {
+                let wanted = demand.versions.iter().filter(|wanted| **wanted == version).count();
+                let mut explain = Explain::new(self.node.clone(), version, wanted);
+                explain.shortage = Some(Shortage::refused(&message));
+                self.note(Note::Explained { request, explain: Box::new(explain) });
+            }
+        }
+        let reply = Reply::Failed(ErrorReply { code, message, details: String::new() });
+        self.effects.push(Effect::Reply { request, reply });
     }
 
     fn number(&mut self) -> u64 {
@@ -448,6 +469,7 @@ impl Agent {
     fn refuse(&mut self, id: u64, error: ErrorReply) {
         let Some(job) = self.jobs.get(&id).cloned() else { return };
         self.account_for(&job);
+        self.explain_refusal(&job, &error);
         let (handle, spare) = (job.handle.clone(), job.spare.clone());
         let gained = job.got.iter().chain(&job.pledged).any(|taken| !spare.contains(&taken.address));
         let leaves = match &job.task {

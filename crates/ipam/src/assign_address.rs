@@ -9,7 +9,7 @@ use crate::crossing::{Crossing, crossings};
 use crate::explain::{BlockOutcome, Explain, Explained};
 use crate::failure::{ATTEMPTS, StoreError};
 use crate::plan::{self, AddressRequest, Handles, PlanRefusal};
-use crate::pools::{Considered, Verdict};
+use crate::pools::considered_around;
 use crate::renewal::{self, Asker};
 use crate::seen::{self, HandleInHand, Seen};
 use crate::take::{OnBlock, commit_on};
@@ -156,20 +156,9 @@ impl<D: Datastore> Run<'_, D> {
     fn pool<'p>(&mut self, pools: &'p [Seen<Pool>]) -> Result<&'p Seen<Pool>, AssignAddressError> {
         let address = self.request.address;
         let around = pools.iter().filter(|pool| pool.value.cidr.contains(address));
-        let considered = around.clone().map(|pool| Considered {
-            pool: pool.value.name.clone(),
-            cidr: pool.value.cidr,
-            verdict: match self.request.intended_use {
-                _ if pool.value.disabled => Verdict::Disabled,
-                _ if pool.value.deleting => Verdict::Deleting,
-                _ if pool.value.unallocatable => Verdict::Unallocatable,
-                Some(wanted) if !pool.value.allowed_uses.contains(&wanted) => {
-                    Verdict::OtherUse(wanted.as_str())
-                }
-                _ => Verdict::Usable,
-            },
-        });
-        self.explain.considered(considered.collect());
+        let considered =
+            considered_around(around.clone().map(|pool| &pool.value), address, self.request.intended_use);
+        self.explain.considered(considered);
         let pool = around
             .clone()
             .find(|pool| pool.value.is_enabled())

@@ -10,6 +10,9 @@ use std::fmt;
 /// Longest one-line text in bytes: what a Kubernetes event holds, with room for the caller's own words.
 const MAX_LINE: usize = 900;
 
+/// Longest name of a record: a handle's may be of any length.
+pub(crate) const MAX_RECORD: usize = 200;
+
 /// The first few of a list and how many more there were, so that no account grows with the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -177,6 +180,11 @@ pub enum Shortage {
         /// The pools.
         pools: Few<PoolFill>,
     },
+    /// The request was refused for a reason that no block could mend.
+    Refused {
+        /// In words, cut to what fits an event.
+        reason: String,
+    },
     /// The handle may not hold that many, and holds fewer than are wanted.
     HandleLimit {
         /// Addresses of the family that it may hold.
@@ -217,6 +225,13 @@ impl fmt::Display for Relief {
     }
 }
 
+impl Shortage {
+    /// A refusal in these words.
+    pub fn refused(reason: &str) -> Self {
+        Self::Refused { reason: cut(reason, MAX_LINE) }
+    }
+}
+
 impl fmt::Display for Shortage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -247,6 +262,7 @@ impl fmt::Display for Shortage {
                 write!(f, "every free address in {} is reserved", fills(pools))?;
                 f.write_str("; narrow an IPReservation, delete pods, or add a pool")
             }
+            Self::Refused { reason } => f.write_str(reason),
             Self::HandleLimit { limit, held } => write!(
                 f,
                 "the handle holds {held} addresses and may hold {limit}; ask for fewer, or release what the handle holds"
@@ -326,7 +342,7 @@ impl Explain {
 
     /// Notes a record that was changed by somebody else meanwhile.
     pub fn conflict(&mut self, record: &impl fmt::Display) {
-        self.conflicts.push(record.to_string());
+        self.conflicts.push(cut(&record.to_string(), MAX_RECORD));
     }
 
     /// Notes what became of the pools; those that were simply not asked for come last.
@@ -450,7 +466,10 @@ mod tests {
             let blocks: Cidr = "10.0.0.0/8".parse().unwrap();
             let block = blocks.nth_block(26, index).unwrap();
             explain.tried(block, BlockOutcome::Full);
-            explain.conflict(&format!("block {block}"));
+            explain.conflict(&format!(
+                "block {block} of {}",
+                if name.len() > 9 { "h".repeat(100_000) } else { String::new() }
+            ));
         }
         explain
     }

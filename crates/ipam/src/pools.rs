@@ -1,10 +1,12 @@
 //! Which pools a request may use (algorithm §6), with the reason for each that it may not.
 
+use crate::explain::cut;
 use api::selector::{ParseSelectorError, Selector};
 use api::{AssignmentMode, Cidr, IpVersion, Pool, Use};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 /// Who asks, and for what.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +51,8 @@ pub enum Verdict {
     NodeSelector(String),
     /// Its namespace selector does not match the namespace.
     NamespaceSelector(String),
+    /// One of its selectors cannot be read.
+    BadSelector,
     /// Its `allowedUses` lack the use.
     OtherUse(&'static str),
 }
@@ -66,6 +70,7 @@ impl fmt::Display for Verdict {
             Self::ManualOnly => f.write_str("for requests that name it only"),
             Self::NodeSelector(selector) => write!(f, "not for this node ({selector})"),
             Self::NamespaceSelector(selector) => write!(f, "not for this namespace ({selector})"),
+            Self::BadSelector => f.write_str("without a selector that can be read"),
             Self::OtherUse(wanted) => write!(f, "not for {wanted} use"),
         }
     }
@@ -103,6 +108,8 @@ pub enum SelectError {
     NoSuchPool {
         /// CIDR asked for.
         cidr: Cidr,
+        /// What was looked at.
+        considered: Vec<Considered>,
     },
     /// A pool asked for is of the other family.
     #[error("the given pool ({cidr}) is not an {version} pool: ask for it as the other IP version")]
@@ -111,6 +118,8 @@ pub enum SelectError {
         cidr: Cidr,
         /// Family wanted.
         version: IpVersion,
+        /// What was looked at.
+        considered: Vec<Considered>,
     },
     /// No enabled pool has blocks that are large enough.
     #[error("there is no enabled {version} pool{}: create one or enable one", reasons(.considered))]
@@ -146,17 +155,21 @@ pub enum SelectError {
         /// What is wrong with it.
         #[source]
         source: ParseSelectorError,
+        /// What was looked at.
+        considered: Vec<Considered>,
     },
 }
 
 impl SelectError {
-    /// The pools looked at, where the outcome hung on them.
+    /// The pools looked at, each with what became of it as far as the selection got.
     pub fn considered(&self) -> &[Considered] {
         match self {
             Self::NoQualifiedPool { considered, .. }
             | Self::NoPoolForNode { considered, .. }
-            | Self::NoPoolForUse { considered, .. } => considered,
-            Self::NoSuchPool { .. } | Self::WrongFamily { .. } | Self::BadSelector { .. } => &[],
+            | Self::NoPoolForUse { considered, .. }
+            | Self::NoSuchPool { considered, .. }
+            | Self::WrongFamily { considered, .. }
+            | Self::BadSelector { considered, .. } => considered,
         }
     }
 }
@@ -164,13 +177,15 @@ impl SelectError {
 fn reasons(considered: &[Considered]) -> String {
     /// More would not fit an event.
     const SHOWN: usize = 5;
+    /// Of each: names are users' texts, and so are selectors, of a thousand characters and more.
+    const ENTRY: usize = 140;
     if considered.is_empty() {
         return String::new();
     }
     let mut shown: Vec<String> = considered
         .iter()
         .take(SHOWN)
-        .map(|entry| format!("{} {} is {}", entry.pool, entry.cidr, entry.verdict))
+        .map(|entry| cut(&format!("{} {} is {}", entry.pool, entry.cidr, entry.verdict), ENTRY))
         .collect();
     if considered.len() > SHOWN {
         shown.push(format!("and {} more", considered.len() - SHOWN));
@@ -195,6 +210,27 @@ fn disqualified(pool: &Pool, request: &PoolRequest<'_>) -> Option<Verdict> {
     }
 }
 
+/// What became of the pools around one address that is asked for: selectors are not asked then. `None`: for any use.
+pub fn considered_around<'a>(
+    pools: impl IntoIterator<Item = &'a Pool>,
+    address: IpAddr,
+    intended_use: Option<Use>,
+) -> Vec<Considered> {
+    let around = pools.into_iter().filter(|pool| pool.cidr.contains(address));
+    let considered = around.map(|pool| Considered {
+        pool: pool.name.clone(),
+        cidr: pool.cidr,
+        verdict: match intended_use {
+            _ if pool.disabled => Verdict::Disabled,
+            _ if pool.deleting => Verdict::Deleting,
+            _ if pool.unallocatable => Verdict::Unallocatable,
+            Some(wanted) if !pool.allowed_uses.contains(&wanted) => Verdict::OtherUse(wanted.as_str()),
+            _ => Verdict::Usable,
+        },
+    });
+    considered.collect()
+}
+
 /// Whether the pool's node selector matches these labels.
 ///
 /// # Errors
@@ -204,9 +240,24 @@ pub fn selects_node(pool: &Pool, labels: &BTreeMap<String, String>) -> Result<bo
 }
 
 fn matches(pool: &Pool, selector: &str, labels: &BTreeMap<String, String>) -> Result<bool, SelectError> {
-    Selector::parse(selector)
-        .map(|selector| selector.matches(labels))
-        .map_err(|source| SelectError::BadSelector { pool: pool.name.clone(), source })
+    Selector::parse(selector).map(|selector| selector.matches(labels)).map_err(|source| {
+        let (pool, considered) = (pool.name.clone(), Vec::new());
+        SelectError::BadSelector { pool, source, considered }
+    })
+}
+
+/// The error of a selector with the pools that were looked at by then.
+fn with_considered(error: SelectError, so_far: &[Considered]) -> SelectError {
+    match error {
+        SelectError::BadSelector { pool, source, .. } => {
+            let mut considered = so_far.to_vec();
+            for entry in considered.iter_mut().filter(|entry| entry.pool == pool) {
+                entry.verdict = Verdict::BadSelector;
+            }
+            SelectError::BadSelector { pool, source, considered }
+        }
+        other => other,
+    }
 }
 
 /// Selects among `pools`, which come in pool order (by name).
@@ -239,7 +290,7 @@ pub fn select<'a>(
         }
     };
     if let Some(cidr) = request.requested.iter().find(|cidr| cidr.version() != request.version) {
-        return Err(SelectError::WrongFamily { cidr: *cidr, version: request.version });
+        return Err(SelectError::WrongFamily { cidr: *cidr, version: request.version, considered });
     }
     if qualified.is_empty() {
         return Err(SelectError::NoQualifiedPool { version: request.version, considered });
@@ -250,9 +301,13 @@ pub fn select<'a>(
             let namespace_selector = pool.namespace_selector.as_deref().unwrap_or_default();
             let verdict = if pool.assignment_mode == AssignmentMode::Manual {
                 Verdict::ManualOnly
-            } else if !selects_node(pool, request.node_labels)? {
+            } else if !selects_node(pool, request.node_labels)
+                .map_err(|error| with_considered(error, &considered))?
+            {
                 Verdict::NodeSelector(pool.node_selector.clone())
-            } else if !matches(pool, namespace_selector, request.namespace_labels)? {
+            } else if !matches(pool, namespace_selector, request.namespace_labels)
+                .map_err(|error| with_considered(error, &considered))?
+            {
                 Verdict::NamespaceSelector(namespace_selector.to_owned())
             } else {
                 selecting.push(pool.clone());
@@ -263,7 +318,9 @@ pub fn select<'a>(
     } else {
         for cidr in request.requested {
             let found = qualified.iter().find(|pool| pool.cidr == *cidr);
-            let pool = *found.ok_or(SelectError::NoSuchPool { cidr: *cidr })?;
+            let Some(pool) = found.copied() else {
+                return Err(SelectError::NoSuchPool { cidr: *cidr, considered });
+            };
             if !selecting.iter().any(|chosen| chosen.name == pool.name) {
                 selecting.push(pool.clone());
             }
@@ -378,5 +435,38 @@ mod tests {
         only.disabled = false;
         only.node_selector = "==".to_owned();
         assert!(matches!(select(&[only], &request(&[], &labels)), Err(SelectError::BadSelector { .. })));
+    }
+
+    #[test]
+    fn every_error_has_the_pools_that_were_looked_at() {
+        let mut pools = [pool("a", "10.0.0.0/16"), pool("b", "10.1.0.0/16")];
+        let labels = BTreeMap::new();
+        let requested = |text: &str| [text.parse().unwrap()];
+        for asked in [requested("10.9.0.0/16"), requested("fd00::/64")] {
+            let error = select(&pools, &request(&asked, &labels)).unwrap_err();
+            assert_eq!(error.considered().len(), 2, "{error}");
+        }
+        pools[1].node_selector = "==".to_owned();
+        let error = select(&pools, &request(&[], &labels)).unwrap_err();
+        let verdicts: Vec<&Verdict> = error.considered().iter().map(|entry| &entry.verdict).collect();
+        assert_eq!(verdicts, [&Verdict::Usable, &Verdict::BadSelector], "{error}");
+        pools[1].disabled = true;
+        let around = considered_around(&pools, "10.1.0.1".parse().unwrap(), None);
+        assert_eq!(around.iter().map(|entry| &entry.verdict).collect::<Vec<_>>(), [&Verdict::Disabled]);
+    }
+
+    #[test]
+    fn the_text_of_an_error_fits_an_event_however_long_names_and_selectors_are() {
+        let long = |number: u8| {
+            let mut pool = pool(&"p".repeat(253), &format!("10.{number}.0.0/16"));
+            pool.node_selector = format!("zone == '{}'", "z".repeat(900));
+            pool
+        };
+        let pools: Vec<Pool> = (0..9).map(long).collect();
+        let labels = BTreeMap::new();
+        let error = select(&pools, &request(&[], &labels)).unwrap_err();
+        let text = error.to_string();
+        assert!(text.len() < 900, "{text}");
+        assert!(text.ends_with("and 4 more): change a selector or add a pool"), "{text}");
     }
 }

@@ -21,6 +21,7 @@ mod claim_v1;
 mod etcd_text;
 mod field;
 mod group;
+mod mending;
 mod node_core;
 mod pool_v1;
 mod resource_etcd;

@@ -71,7 +71,7 @@ impl Reservation {
 }
 
 /// One entry of a reservation.
-fn reserved(entry: &str) -> Option<Cidr> {
+pub(super) fn reserved(entry: &str) -> Option<Cidr> {
     let entry = entry.trim();
     entry.parse().ok().or_else(|| entry.parse::<IpAddr>().ok().map(Cidr::from))
 }

@@ -14,6 +14,8 @@ pub(super) struct Found {
     pub(super) resource: Value,
     /// The record, or what is wrong with it.
     pub(super) record: Result<Stored, String>,
+    /// What reading mended in it.
+    pub(super) mended: Option<String>,
 }
 
 /// Whether records of `kind` are whole resources, which hold more than the record.
@@ -41,7 +43,8 @@ pub(super) fn read(key: &Key, found: &KeyValue) -> Found {
     let value = match value {
         Ok(value) => value,
         Err(error) => {
-            return Found { resource: Value::Null, record: Err(format!("it is not JSON ({error})")) };
+            let record = Err(format!("it is not JSON ({error})"));
+            return Found { resource: Value::Null, record, mended: None };
         }
     };
     let record = match key {
@@ -57,7 +60,13 @@ pub(super) fn read(key: &Key, found: &KeyValue) -> Found {
     let resource = is_resource(key.kind());
     let created = if resource { created_etcd(&value) } else { None };
     let version = version(found);
+    let mended = match key.kind() {
+        Kind::Block => Block::mending(&value),
+        Kind::Reservation => value.get("spec").and_then(Reservation::mending),
+        _ => None,
+    };
     Found {
+        mended,
         resource: if resource { value } else { Value::Null },
         record: record.map(|record| Stored { record, version, created }).map_err(|error| error.to_string()),
     }

@@ -92,6 +92,16 @@ pub(super) fn from_object(kind: Kind, object: &Value) -> Result<Option<Stored>, 
     Ok(Some(Stored { record, version, created }))
 }
 
+/// What reading mends in an object that can be read.
+pub(super) fn mended(kind: Kind, object: &Value) -> Option<String> {
+    let spec = object.get("spec")?;
+    match kind {
+        Kind::Block => Block::mending(spec),
+        Kind::Reservation => Reservation::mending(spec),
+        _ => None,
+    }
+}
+
 /// The key of an object that may be unreadable otherwise: what a delete event names.
 pub(super) fn key_of(kind: Kind, object: &Value) -> Option<Key> {
     if let Ok(Some(stored)) = from_object(kind, object) {

@@ -28,7 +28,8 @@ pub struct RequestId(pub u64);
 pub struct Demand {
     /// Handle to hold them.
     pub handle: String,
-    /// Families, one address each, in order; a family that is named more than once gets as many addresses.
+    /// Families, one address each, in order; a family that is named more than once gets as many addresses. At most
+    /// [`MOST_ADDRESSES`].
     pub versions: Vec<IpVersion>,
     /// Pools asked for, by name or CIDR, per family in order; empty: any eligible.
     pub pools: Vec<String>,
@@ -45,7 +46,12 @@ pub struct Demand {
     pub max_per_handle: u32,
     /// What the node keeps for itself in each block that it makes, as Windows nodes do.
     pub reserved: Option<HostReserved>,
+    /// Blocks that the node may have for this, 1 for a host of a single network; 0: as configured.
+    pub max_blocks: u32,
 }
+
+/// Addresses that one request may ask for: as many as the largest block has.
+pub const MOST_ADDRESSES: usize = 4096;
 
 /// Key of the attribute that tells interfaces of one container apart; peers carry it along.
 pub const INTERFACE: &str = "interface";
@@ -67,6 +73,7 @@ impl Demand {
             namespace_labels: BTreeMap::new(),
             max_per_handle: 0,
             reserved: None,
+            max_blocks: 0,
         }
     }
 
@@ -238,6 +245,8 @@ pub(super) struct Job {
     pub(super) tried: Few<BlockTried>,
     /// Records that changed under it, for its account.
     pub(super) conflicts: Few<String>,
+    /// Its account was told already.
+    pub(super) explained: bool,
     /// What a release came to so far.
     pub(super) account: Account,
     /// Addresses that the commit gives back which a release is part of.
@@ -272,6 +281,7 @@ impl Job {
             tainted: false,
             tried: Few::default(),
             conflicts: Few::default(),
+            explained: false,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::job::{Errand, Flight, NOT_SERVED, Stage, TRY_AGAIN, Task};
 use super::{Agent, Effect, Known, Note, Ticket};
 use crate::account::BlockEnd;
+use crate::explain::{MAX_RECORD, cut};
 use crate::seen::Seen;
 use datastore::{CommitError, Key, Kind, Listing, ReadError, Record, Scope, Stored, Version, Write};
 use jiff::{SignedDuration, Timestamp};
@@ -225,7 +226,7 @@ impl Agent {
                 // What was renewed is held as before, whatever became of that.
                 let new = taken.as_ref().is_some_and(|taken| !job.spare.contains(&taken.address));
                 job.tainted |= tainted && new;
-                job.conflicts.push(key.to_string());
+                job.conflicts.push(cut(&key.to_string(), MAX_RECORD));
                 job.account.conflict(key);
                 if let Some(cidr) = &flight.cidr {
                     job.visited.remove(cidr);

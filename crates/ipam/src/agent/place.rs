@@ -4,7 +4,7 @@ use super::draft::{Draft, Drawn};
 use super::job::{Demand, Errand, Flight, Job, Lane, NOT_SERVED, Reply, Stage, TRY_AGAIN, Task};
 use super::{ATTEMPTS, Agent, Effect, Known, Note};
 use crate::block;
-use crate::explain::Explain;
+use crate::explain::{Explain, Shortage};
 use crate::mistake::{Mistake, made};
 use crate::seen::Seen;
 use api::attachment::ErrorReply;
@@ -118,7 +118,9 @@ impl Agent {
                     if job.stage == Stage::Flying || (job.request.is_some() && !job.pledged.is_empty()) =>
                 {
                     job.deadline = super::late(now);
+                    let job = job.clone();
                     let error = ErrorReply { code: TRY_AGAIN, message, details: String::new() };
+                    self.explain_refusal(&job, &error);
                     self.answer(id, Reply::Failed(error));
                 }
                 Some(job) if job.request.is_none() && matches!(job.task, Task::Add(_)) => {
@@ -158,6 +160,9 @@ impl Agent {
                 "the datastore is locked while it is migrated (ClusterInformation default, datastoreReady false); \
                  try again when it is unlocked",
             )
+        } else if let (Task::Add(_), Some(key)) = (&job.task, self.view.opaque()) {
+            let why = "so that it is not known what may be given out";
+            refusal(TRY_AGAIN, format!("{key} cannot be understood, {why}: correct it or delete it"))
         } else {
             match job.task.clone() {
                 Task::Add(demand) => self.place_add(id, &mut job, &demand, round, now),
@@ -324,11 +329,7 @@ impl Agent {
         let wanted = demand.versions.iter().filter(|wanted| **wanted == version).count();
         let mut explain = Explain::new(self.node.clone(), version, wanted);
         explain.assigned = job.got.iter().filter(|taken| taken.block.version() == version).count();
-        if demand.requested.is_none()
-            && let Ok(selection) = self.select(demand, version)
-        {
-            explain.considered(selection.considered.clone());
-        }
+        explain.considered(self.considered(demand, version));
         for tried in job.tried.listed().iter().filter(|tried| tried.block.version() == version) {
             explain.blocks.push(tried.clone());
         }
@@ -340,6 +341,19 @@ impl Agent {
     pub(super) fn account_for(&mut self, job: &Job) {
         if let (Task::Del(_), Some(request)) = (&job.task, job.request) {
             self.note(Note::Accounted { request, account: Box::new(job.account.clone()) });
+        }
+    }
+
+    /// Tells why an ADD is refused, for each family asked for, unless the refusal came with its account.
+    pub(super) fn explain_refusal(&mut self, job: &Job, error: &ErrorReply) {
+        let (Task::Add(demand), Some(request), false) = (&job.task, job.request, job.explained) else {
+            return;
+        };
+        let versions: BTreeSet<IpVersion> = demand.versions.iter().copied().collect();
+        for version in versions {
+            let mut explain = Box::new(self.account(job, demand, version));
+            explain.shortage = Some(Shortage::refused(&error.message));
+            self.note(Note::Explained { request, explain });
         }
     }
 

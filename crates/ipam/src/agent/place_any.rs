@@ -3,9 +3,10 @@
 use super::Agent;
 use super::draft::{Draft, Taker};
 use super::job::{Demand, Job, NOT_SERVED};
-use super::place::{Access, Next, Round, in_pools};
-use crate::assign::block_limit;
-use crate::explain::{BlockOutcome, Shortage};
+use super::place::{Access, Next, Round, in_pools, refusal};
+use crate::assign::{AssignError, block_limit};
+use crate::explain::{BlockOutcome, Shortage, cut};
+use crate::host_reserved::HostReserved;
 use crate::pools::Selection;
 use crate::vacancy;
 use api::attachment::ErrorReply;
@@ -14,6 +15,9 @@ use jiff::Timestamp;
 
 /// Blocks of others that are tried for one request before others have their turn.
 const LENDERS: usize = 32;
+
+/// Longest list of pools that a refusal comes with, in bytes.
+const DETAILS: usize = 900;
 
 impl Agent {
     pub(super) fn place_any(
@@ -25,9 +29,14 @@ impl Agent {
         round: &mut Round,
         now: Timestamp,
     ) -> Next {
+        let is_windows = demand.reserved.as_ref().is_some_and(HostReserved::is_windows);
+        if is_windows && !self.view.config().strict_affinity {
+            let error = AssignError::StrictAffinityRequired { node: self.node.clone() };
+            return refusal(NOT_SERVED, error.to_string());
+        }
         let selection = match self.select(demand, version) {
             Ok(selection) => selection,
-            Err(next) => return next,
+            Err(none) => return Next::Refuse(none.error),
         };
         let own: Vec<Cidr> = self
             .view
@@ -43,7 +52,7 @@ impl Agent {
             round.wanting.push(id);
             return Next::Wait;
         }
-        let Some(shortage) = self.look_for_block(&selection, version, round, now) else {
+        let Some(shortage) = self.look_for_block(demand, &selection, version, round, now) else {
             round.wanting.push(id);
             return Next::Wait;
         };
@@ -69,10 +78,11 @@ impl Agent {
             .map(|pool| format!("{} {} {}", pool.pool, pool.cidr, pool.verdict))
             .collect();
         let message = explain.to_string();
+        job.explained = true;
         if let Some(request) = job.request {
             self.note(super::Note::Explained { request, explain: Box::new(explain) });
         }
-        Next::Refuse(ErrorReply { code: NOT_SERVED, message, details: considered.join(", ") })
+        Next::Refuse(ErrorReply { code: NOT_SERVED, message, details: cut(&considered.join(", "), DETAILS) })
     }
 
     /// Why an own block gives nothing, unless that was noted when it was tried.
@@ -173,6 +183,7 @@ impl Agent {
     /// Starts a claim, or says why there is nothing to claim.
     fn look_for_block(
         &mut self,
+        demand: &Demand,
         selection: &Selection,
         version: IpVersion,
         round: &mut Round,
@@ -191,7 +202,7 @@ impl Agent {
             self.start_claim(cidr);
             return None;
         }
-        let limit = block_limit(0, config.max_blocks_per_host);
+        let limit = block_limit(demand.max_blocks, config.max_blocks_per_host);
         let owned = self
             .view
             .affinities()

@@ -2,12 +2,12 @@
 
 use super::Agent;
 use super::job::{BAD_REQUEST, Demand, NOT_SERVED, TRY_AGAIN};
-use super::place::{Next, refusal};
 use crate::block;
 use crate::candidate;
 use crate::explain::{Relief, Shortage};
 use crate::host_reserved::{self, HostReserved};
-use crate::pools::{self, PoolRequest, SelectError, Selection};
+use crate::pools::{self, Considered, PoolRequest, SelectError, Selection};
+use api::attachment::ErrorReply;
 use api::{Cidr, IpVersion, Pool, Use};
 use jiff::Timestamp;
 use std::collections::BTreeMap;
@@ -24,6 +24,20 @@ struct Question {
     intended_use: Use,
     namespace_labels: BTreeMap<String, String>,
     reserved: Option<HostReserved>,
+}
+
+/// Why there are no pools for a demand.
+#[derive(Clone, Debug)]
+pub(super) struct Unselected {
+    pub(super) error: ErrorReply,
+    /// What became of the pools, as far as they were looked at.
+    pub(super) considered: Vec<Considered>,
+}
+
+impl Unselected {
+    fn of(code: u32, message: String) -> Self {
+        Self { error: ErrorReply { code, message, details: String::new() }, considered: Vec::new() }
+    }
 }
 
 /// Selections made before, and where this node starts in pools.
@@ -51,7 +65,11 @@ impl Agent {
     }
 
     /// Pools for a demand.
-    pub(super) fn select(&mut self, demand: &Demand, version: IpVersion) -> Result<Arc<Selection>, Next> {
+    pub(super) fn select(
+        &mut self,
+        demand: &Demand,
+        version: IpVersion,
+    ) -> Result<Arc<Selection>, Unselected> {
         let generation = self.view.generation();
         if self.selections.generation != generation {
             self.selections = Selections { generation, ..Selections::default() };
@@ -81,16 +99,27 @@ impl Agent {
         Ok(made)
     }
 
-    fn select_afresh(&self, demand: &Demand, version: IpVersion) -> Result<Selection, Next> {
+    /// What became of the pools that a demand may mean.
+    pub(super) fn considered(&mut self, demand: &Demand, version: IpVersion) -> Vec<Considered> {
+        match demand.requested {
+            Some(address) => pools::considered_around(self.view.pools(), address, Some(demand.intended_use)),
+            None => match self.select(demand, version) {
+                Ok(selection) => selection.considered.clone(),
+                Err(none) => none.considered,
+            },
+        }
+    }
+
+    fn select_afresh(&self, demand: &Demand, version: IpVersion) -> Result<Selection, Unselected> {
         let requested = self.requested_pools(demand, version)?;
         let Some(labels) = self.view.labels() else {
-            return Err(refusal(
+            return Err(Unselected::of(
                 TRY_AGAIN,
                 format!("there is no Node {} in the cluster; addresses are for nodes that are", self.node),
             ));
         };
         let max_prefix = host_reserved::max_prefix(version, demand.reserved.as_ref())
-            .map_err(|error| refusal(BAD_REQUEST, error.to_string()))?;
+            .map_err(|error| Unselected::of(BAD_REQUEST, error.to_string()))?;
         let request = PoolRequest {
             version,
             requested: &requested,
@@ -105,12 +134,12 @@ impl Agent {
                 SelectError::NoSuchPool { .. } | SelectError::WrongFamily { .. } => BAD_REQUEST,
                 _ => NOT_SERVED,
             };
-            refusal(code, error.to_string())
+            Unselected { considered: error.considered().to_vec(), ..Unselected::of(code, error.to_string()) }
         })
     }
 
     /// Pools asked for, as CIDRs of this family.
-    fn requested_pools(&self, demand: &Demand, version: IpVersion) -> Result<Vec<Cidr>, Next> {
+    fn requested_pools(&self, demand: &Demand, version: IpVersion) -> Result<Vec<Cidr>, Unselected> {
         let mut cidrs = Vec::new();
         for name in &demand.pools {
             let named = self.view.pool(name).map(|seen| seen.value.cidr);
@@ -118,7 +147,7 @@ impl Agent {
                 Some(cidr) if cidr.version() == version => cidrs.push(cidr),
                 Some(_) => {}
                 None => {
-                    return Err(refusal(
+                    return Err(Unselected::of(
                         BAD_REQUEST,
                         format!("pool {name:?} is neither an IPPool's name nor a CIDR; name one that exists"),
                     ));

@@ -1,5 +1,6 @@
 //! Tests of the step machine, driven by hand over the store in memory: the bench, and a file a subject.
 
+mod absurd;
 mod batches;
 mod claims;
 mod demands;

@@ -41,6 +41,8 @@ pub struct View {
     cluster: BTreeMap<(), Seen<ClusterInformation>>,
     affinities: BTreeMap<Cidr, Seen<Affinity>>,
     index: Index,
+    /// Reservations and configuration that exist and were never understood: what may be given out is not known.
+    opaque: BTreeSet<Key>,
     /// Blocks that lie in another one, as far as they are held back.
     crossed: BTreeSet<Cidr>,
     whole: BTreeMap<Cidr, Seen<Block>>,
@@ -101,6 +103,7 @@ impl View {
             own_node: BTreeMap::new(),
             cluster: BTreeMap::new(),
             affinities: BTreeMap::new(),
+            opaque: BTreeSet::new(),
             crossed: BTreeSet::new(),
             whole: BTreeMap::new(),
             holders: BTreeMap::new(),
@@ -285,7 +288,8 @@ impl View {
                     Key::Block(cidr) => self.unreadable(cidr, at, "it cannot be understood"),
                     // They are there, and hold as they were understood last: a reservation that was forgotten would be
                     // handed out, and the default configuration knows neither cooldown nor strictness.
-                    Key::Node(_) | Key::ClusterInformation | Key::Config | Key::Reservation(_) => {}
+                    Key::Config | Key::Reservation(_) => self.is_opaque(key),
+                    Key::Node(_) | Key::ClusterInformation => {}
                     // What it says is not known any more.
                     key => self.forget(&key, at),
                 }
@@ -305,6 +309,23 @@ impl View {
         self.index.newly_crossed()
     }
 
+    /// Notes a reservation or the configuration that cannot be understood, unless it was before.
+    fn is_opaque(&mut self, key: Key) {
+        let understood = match &key {
+            Key::Config => !self.config.is_empty(),
+            Key::Reservation(name) => self.reservations.contains_key(name),
+            _ => true,
+        };
+        if !understood {
+            self.opaque.insert(key);
+        }
+    }
+
+    /// What has to be understood before anything may be given out, if there is such.
+    pub(super) fn opaque(&self) -> Option<&Key> {
+        self.opaque.first()
+    }
+
     fn advance(&mut self, kind: Kind, at: Revision) {
         if let Some(known) = self.complete.get_mut(&kind) {
             *known = at.max(*known);
@@ -322,13 +343,19 @@ impl View {
                 self.count_pools();
             }
             // What cannot be understood holds as it was understood last.
-            Kind::Config if listing.unreadable.contains(&Key::Config) => {}
-            Kind::Config => reset(&mut self.config, listing, |_: &IpamConfig| Some(())),
+            Kind::Config if listing.unreadable.contains(&Key::Config) => self.is_opaque(Key::Config),
+            Kind::Config => {
+                self.opaque.remove(&Key::Config);
+                reset(&mut self.config, listing, |_: &IpamConfig| Some(()));
+            }
             Kind::Reservation => {
+                self.opaque.retain(|key| *key == Key::Config);
+                let unreadable = listing.unreadable.clone();
                 let mut kept = self.reservations.clone();
                 kept.retain(|name, _| listing.unreadable.contains(&Key::Reservation(name.clone())));
                 reset(&mut self.reservations, listing, |found: &Reservation| Some(found.name.clone()));
                 self.reservations.append(&mut kept);
+                unreadable.into_iter().for_each(|key| self.is_opaque(key));
                 self.reserve();
             }
             Kind::Node => {
@@ -393,6 +420,7 @@ impl View {
             return;
         }
         let Stored { record, version, created } = stored;
+        self.opaque.remove(&record.key());
         match record {
             datastore::Record::Pool(pool) => {
                 put(&mut self.pools, pool.name.clone(), Seen { value: pool, version, created });
@@ -486,6 +514,7 @@ impl View {
 
     /// Takes one record out that was deleted at `at`.
     pub(super) fn forget(&mut self, key: &Key, at: Revision) {
+        self.opaque.remove(key);
         match key {
             Key::Pool(name) => {
                 remove(&mut self.pools, name, at);

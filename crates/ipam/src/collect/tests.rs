@@ -1,5 +1,7 @@
 //! A cluster of values, and what the collector wants done about it.
 
+mod absurd;
+
 use super::*;
 use crate::reservations::ReservationSet;
 use api::AffinityState;

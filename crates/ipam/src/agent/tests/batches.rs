@@ -281,7 +281,7 @@ fn queue_is_bounded_and_who_comes_too_late_is_told_to_try_again() {
     let event = |number: usize| Event::Add(RequestId(u64::try_from(number).unwrap()), demand(number));
     assert_eq!(agent.steps(now, (0..QUEUE).map(event)), []);
     let effects = agent.step(now, event(QUEUE));
-    let [Effect::Reply { reply: Reply::Failed(error), .. }] = effects.as_slice() else {
+    let [Effect::Note(_), Effect::Reply { reply: Reply::Failed(error), .. }] = effects.as_slice() else {
         panic!("{effects:?}")
     };
     assert_eq!(error.code, TRY_AGAIN);
@@ -444,4 +444,38 @@ fn every_answer_has_its_account() {
     let (id, event) = other.add_event("b");
     other.run(vec![event]);
     assert_eq!(other.accounts[&id][0].shortage, Some(crate::explain::Shortage::AutoAllocateOff));
+}
+
+#[test]
+fn every_refusal_has_its_account_with_the_pools_that_were_looked_at() {
+    let store = store();
+    let held = bench_on(&store, "n2").address("held");
+    let mut bench = bench_on(&store, "n1");
+    let demand = |handle: &str| Demand::new(handle, vec![IpVersion::V4], BTreeMap::new());
+    let config = |config| Some(Record::Config(config));
+    let strict = IpamConfig { strict_affinity: true, ..IpamConfig::default() };
+    let locked = ClusterInformation { datastore_ready: false, ..ClusterInformation::default() };
+    let outside: IpAddr = "10.9.0.1".parse().unwrap();
+    let windows = Some(crate::host_reserved::HostReserved::windows());
+    for (what, before, demand, pools) in [
+        ("no such pool", None, Demand { pools: vec!["10.9.0.0/26".to_owned()], ..demand("a") }, 1),
+        ("no name of a pool", None, Demand { pools: vec!["nowhere".to_owned()], ..demand("b") }, 0),
+        ("no pool of the family", None, Demand { versions: vec![IpVersion::V6], ..demand("c") }, 0),
+        ("no pool for the use", None, Demand { intended_use: api::Use::LoadBalancer, ..demand("d") }, 1),
+        ("in no pool", None, Demand { requested: Some(outside), ..demand("e") }, 0),
+        ("taken", None, Demand { requested: Some(held), ..demand("f") }, 1),
+        ("windows", None, Demand { reserved: windows, ..demand("g") }, 1),
+        ("of another", config(strict), Demand { requested: Some(held), ..demand("h") }, 1),
+        ("locked", Some(Record::ClusterInformation(locked)), demand("i"), 1),
+    ] {
+        before.into_iter().for_each(|record| put(&store, record));
+        bench.run(Vec::new());
+        bench.requests += 1;
+        let id = bench.requests;
+        bench.run(vec![Event::Add(RequestId(id), demand)]);
+        let error = refusal(bench.replies[&id].clone());
+        let [explain] = bench.accounts[&id].as_slice() else { panic!("{what}: {:?}", bench.accounts) };
+        assert_eq!(explain.shortage, Some(crate::explain::Shortage::refused(&error.message)), "{what}");
+        assert_eq!(explain.pools.total(), pools, "{what}: {explain:?}");
+    }
 }

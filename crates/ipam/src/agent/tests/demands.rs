@@ -194,13 +194,51 @@ fn pools_are_asked_for_by_name_or_by_range_and_unknown_ones_refused() {
     bench.check();
 }
 
-#[test]
-fn host_that_keeps_ordinals_makes_blocks_without_them() {
-    let mut bench = bench_on(&store(), "n1");
-    let windows = |handle: &str| Demand {
+fn windows(handle: &str) -> Demand {
+    Demand {
         reserved: Some(crate::host_reserved::HostReserved::windows()),
         ..Demand::new(handle, vec![IpVersion::V4], of_interface("eth0"))
-    };
+    }
+}
+
+/// Strict affinity, without which a Windows node gets nothing.
+fn strict() -> Memory {
+    let store = store();
+    put(&store, Record::Config(IpamConfig { strict_affinity: true, ..IpamConfig::default() }));
+    store
+}
+
+#[test]
+fn windows_node_is_refused_without_strict_affinity_and_never_borrows() {
+    let mut bench = bench_on(&store(), "n1");
+    let error = refusal(ask(&mut bench, windows("h")));
+    assert!(error.message.contains("--strictaffinity=true"), "{error:?}");
+    assert!(bench.commits.is_empty());
+    let store = strict();
+    let mut other = bench_on(&store, "n2");
+    for number in 0..49 {
+        other.address(&format!("o{number}"));
+    }
+    let error = refusal(ask(&mut bench_on(&store, "n1"), windows("h")));
+    assert!(error.message.contains("strict affinity"), "{error:?}");
+}
+
+#[test]
+fn request_has_a_block_limit_of_its_own() {
+    let mut bench = bench_on(&strict(), "n1");
+    let one = |handle: &str| Demand { max_blocks: 1, ..windows(handle) };
+    for number in 0..12 {
+        assert!(matches!(ask(&mut bench, one(&format!("h{number}"))), Reply::Added(_)), "{number}");
+    }
+    let error = refusal(ask(&mut bench, one("late")));
+    assert!(error.message.contains("this node has 1 blocks and may have 1"), "{error:?}");
+    assert!(matches!(ask(&mut bench, windows("other")), Reply::Added(_)), "others may have more");
+    assert_eq!(bench.blocks().len(), 2);
+}
+
+#[test]
+fn host_that_keeps_ordinals_makes_blocks_without_them() {
+    let mut bench = bench_on(&strict(), "n1");
     let Reply::Added(taken) = ask(&mut bench, windows("h")) else { panic!() };
     assert_eq!(taken[0].ordinal, api::Ordinal(3));
     let found = bench.blocks().remove(0);
