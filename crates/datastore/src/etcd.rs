@@ -36,7 +36,7 @@ use futures::stream::BoxStream;
 use jiff::Timestamp;
 use members::Members;
 use messages::{KeyValue, RangeRequest, RangeResponse, TxnResponse};
-use own::OwnBlocks;
+use own::OWN;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,7 +63,6 @@ pub struct Etcd {
     /// Whole resources as last seen, by key: an update must not lose what others wrote in them. Nodes are not kept,
     /// they are many and seldom written.
     resources: Arc<Mutex<BTreeMap<Key, (Revision, Value)>>>,
-    own: Arc<OwnBlocks>,
 }
 
 impl Etcd {
@@ -77,7 +76,6 @@ impl Etcd {
             deadline: settings.deadline,
             operations: Arc::new(AtomicUsize::new(settings.operations.max(1))),
             resources: Arc::default(),
-            own: Arc::default(),
         })
     }
 
@@ -101,6 +99,41 @@ impl Etcd {
             }
             tracing::debug!(?failure, "reading again");
             tries += 1;
+        }
+    }
+
+    /// Hands on what stands from `first` to before `end`, page by page, as it was at the revision `at`, or as it is now if that is
+    /// 0; and answers that revision.
+    async fn pages(
+        &self,
+        (first, end): (&str, &str),
+        mut at: i64,
+        keys_only: bool,
+        mut take: impl FnMut(Vec<KeyValue>),
+    ) -> Result<i64, Failure> {
+        let mut from = first.as_bytes().to_vec();
+        loop {
+            let request = RangeRequest {
+                key: from,
+                range_end: end.as_bytes().to_vec(),
+                limit: PAGE,
+                revision: at,
+                keys_only,
+                ..RangeRequest::default()
+            };
+            let page = self.range(request).await?;
+            if at == 0 {
+                at = page.header.map_or(0, |header| header.revision);
+            }
+            let last = page.kvs.last().filter(|_| page.more).map(|last| last.key.clone());
+            take(page.kvs);
+            match last {
+                Some(last) => {
+                    from = last;
+                    from.push(0);
+                }
+                None => return Ok(at),
+            }
         }
     }
 
@@ -296,29 +329,11 @@ impl Datastore for Etcd {
     async fn list(&self, scope: &Scope) -> Result<Listing, ReadError> {
         let (first, end) = path::range(scope).map_err(|bad| bad.reading(scope.to_string()))?;
         let mut starts = 0;
-        'again: loop {
+        loop {
             starts += 1;
-            let (mut from, mut at) = (first.clone().into_bytes(), 0);
             let (mut items, mut unreadable, mut mended) = (Vec::new(), Vec::new(), Vec::new());
-            loop {
-                let request = RangeRequest {
-                    key: from,
-                    range_end: end.clone().into_bytes(),
-                    limit: PAGE,
-                    revision: at,
-                    keys_only: false,
-                    ..RangeRequest::default()
-                };
-                let page = match self.range(request).await {
-                    Ok(page) => page,
-                    // The pages' revision is gone: begin anew.
-                    Err(failure) if failure.is_expired() && starts < READ_TRIES => continue 'again,
-                    Err(failure) => return Err(failure.reading(scope.to_string())),
-                };
-                if at == 0 {
-                    at = page.header.map_or(0, |header| header.revision);
-                }
-                for found in &page.kvs {
+            let take = |page: Vec<KeyValue>| {
+                for found in &page {
                     let Some((key, record)) = value::read_any(scope.kind(), found) else { continue };
                     let fault = record.mended.clone();
                     match self.note(&key, record) {
@@ -333,17 +348,15 @@ impl Datastore for Etcd {
                         }
                     }
                 }
-                match page.kvs.last() {
-                    Some(last) if page.more => {
-                        from = last.key.clone();
-                        from.push(0);
-                    }
-                    _ => {
-                        items.sort_by_cached_key(|stored: &Stored| stored.record.key());
-                        let revision = messages::revision(at);
-                        return Ok(Listing { items, revision, unreadable, mended });
-                    }
+            };
+            match self.pages((&first, &end), 0, false, take).await {
+                Ok(at) => {
+                    items.sort_by_cached_key(|stored: &Stored| stored.record.key());
+                    return Ok(Listing { items, revision: messages::revision(at), unreadable, mended });
                 }
+                // The pages' revision is gone: begin anew.
+                Err(failure) if failure.is_expired() && starts < READ_TRIES => {}
+                Err(failure) => return Err(failure.reading(scope.to_string())),
             }
         }
     }
@@ -360,7 +373,7 @@ impl Datastore for Etcd {
             }
             let step = self.step(write).await?;
             if let Some(Change::Put(text)) = &step.change {
-                self.own.remember(&step.path, text, write.record());
+                OWN.remember(&step.path, text, write.record());
             }
             changes.push(step);
         }
@@ -384,5 +397,37 @@ impl Datastore for Etcd {
         from: Revision,
     ) -> Result<BoxStream<'static, Result<Event, ReadError>>, ReadError> {
         self.open_watch(scope, from).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A read whose time is over must leave the connection alone that others may have made meanwhile.
+    #[tokio::test]
+    async fn a_read_that_ran_out_of_time_begins_no_further_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let settings =
+            Settings { deadline: Duration::from_millis(300), ..Settings::of([format!("http://{address}")]) };
+        let store = Etcd::new(settings).unwrap();
+        // It takes connections and says nothing.
+        let reading = async {
+            let read = store.get(&Key::Config).await;
+            assert!(matches!(read, Err(ReadError::Unavailable { .. })), "{read:?}");
+            tokio::net::TcpStream::connect(address).await.unwrap()
+        };
+        let counting = async {
+            let mut taken = Vec::new();
+            loop {
+                taken.push(listener.accept().await.unwrap());
+                if taken.len() > 1 {
+                    return taken;
+                }
+            }
+        };
+        let (last, taken) = futures::join!(reading, counting);
+        assert_eq!(taken[1].1, last.local_addr().unwrap(), "the driver came a second time");
     }
 }

@@ -1,7 +1,6 @@
 //! Records as the keys and values that they are in etcd, for who carries them in a file; and whatever else stands there.
 
-use super::failure::Failure;
-use super::messages::{KeyValue, RangeRequest};
+use super::messages::KeyValue;
 use super::transaction::{Change, Condition, Step};
 use super::{Etcd, path, value};
 use crate::copy::Whole;
@@ -10,9 +9,6 @@ use api::wire::Over;
 use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::BTreeMap;
-
-/// Keys asked for in one request.
-const PAGE: i64 = 1000;
 
 /// Key and value of a record of IPAM: a block, an affinity, a handle or the configuration.
 ///
@@ -157,37 +153,12 @@ impl Etcd {
     }
 
     /// What stands under `root` at the revision `at`, or now if that is 0; and that revision.
-    async fn under(
-        &self,
-        root: &str,
-        mut at: i64,
-        keys_only: bool,
-    ) -> Result<(Vec<KeyValue>, i64), ReadError> {
-        let (mut from, end) = (root.as_bytes().to_vec(), path::after(root));
+    async fn under(&self, root: &str, at: i64, keys_only: bool) -> Result<(Vec<KeyValue>, i64), ReadError> {
         let mut found = Vec::new();
-        loop {
-            let request = RangeRequest {
-                key: from,
-                range_end: end.clone().into_bytes(),
-                limit: PAGE,
-                revision: at,
-                keys_only,
-                ..RangeRequest::default()
-            };
-            let page =
-                self.range(request).await.map_err(|failure: Failure| failure.reading(root.to_owned()))?;
-            if at == 0 {
-                at = page.header.map_or(0, |header| header.revision);
-            }
-            found.extend(page.kvs);
-            match found.last() {
-                Some(last) if page.more => {
-                    from = last.key.clone();
-                    from.push(0);
-                }
-                _ => return Ok((found, at)),
-            }
-        }
+        let end = path::after(root);
+        let read = self.pages((root, &end), at, keys_only, |page| found.extend(page)).await;
+        let at = read.map_err(|failure| failure.reading(root.to_owned()))?;
+        Ok((found, at))
     }
 }
 

@@ -1,6 +1,7 @@
-//! Blocks that this driver wrote itself: they come back by its watches, and need not be read again from their text.
+//! Blocks that this process wrote itself: they come back by its watches, and need not be read again from their text.
 //!
-//! What is kept is compared with the text that came, so that it cannot be mistaken for what somebody else wrote.
+//! What is kept is compared with the text that came, so that it cannot be mistaken for what somebody else wrote, nor for what
+//! stands in another store: all drivers of the process share it.
 
 use crate::Record;
 use std::collections::VecDeque;
@@ -19,6 +20,9 @@ struct Own {
 /// The last text of each of some blocks.
 #[derive(Debug, Default)]
 pub(super) struct OwnBlocks(Mutex<VecDeque<Own>>);
+
+/// What the drivers of this process wrote.
+pub(super) static OWN: OwnBlocks = OwnBlocks(Mutex::new(VecDeque::new()));
 
 impl OwnBlocks {
     /// Remembers a block that is about to be written.

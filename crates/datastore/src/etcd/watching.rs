@@ -2,6 +2,7 @@
 
 use super::members::Connection;
 use super::messages::{self, WatchCreate, WatchRequest, WatchResponse, WatchedEvent};
+use super::own::OWN;
 use super::path::{self, BadName};
 use super::{Etcd, Failure, value};
 use crate::{Event, Kind, ReadError, Revision, Scope, Stored};
@@ -214,7 +215,7 @@ impl Etcd {
             return Some(Event::Deleted(key, at));
         }
         if scope.kind() == Kind::Block
-            && let Some(record) = self.own.take(&found.key, &found.value)
+            && let Some(record) = OWN.take(&found.key, &found.value)
         {
             return Some(Event::Put(Stored { record, version: value::version(&found), created: None }));
         }
