@@ -5,6 +5,7 @@
 //! takes commits and says so in discovery (architecture D3).
 
 mod commit;
+mod connection;
 mod definitions;
 mod failure;
 mod object;
@@ -99,7 +100,7 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
     };
     config.connect_timeout = Some(DEADLINE);
     config.default_retry = false;
-    Client::try_from(config).map_err(|error| ConnectError::Client { path, reason: error.to_string() })
+    connection::client(config).map_err(|error| ConnectError::Client { path, reason: error.to_string() })
 }
 
 #[derive(Debug)]
@@ -114,8 +115,9 @@ struct Shared {
     discovering: futures::lock::Mutex<()>,
     /// How affinities are named, and when that was found out.
     naming: Mutex<Option<(AffinityNaming, Instant, bool)>>,
-    /// Metadata of other writers by object, for the few objects that have any: an update must not lose it.
-    kept: Mutex<BTreeMap<(Kind, String), Map<String, Value>>>,
+    /// Metadata of other writers by object, as JSON, for the few objects that have any: an update must not lose it. Texts, because
+    /// in some clusters all blocks have some.
+    kept: Mutex<BTreeMap<(Kind, String), Box<str>>>,
 }
 
 /// The driver. Clones share the connection.
@@ -185,7 +187,7 @@ impl Kubernetes {
     /// Waits until a call may go out.
     async fn admitted(&self) {
         if let Some(limiter) = &self.limiter {
-            let wait = limiter.take(Instant::now());
+            let wait = limiter.take(tokio::time::Instant::now().into_std());
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
@@ -361,7 +363,7 @@ impl Kubernetes {
         if kept.is_empty() {
             all.remove(&place);
         } else if kind != Kind::Node {
-            all.insert(place, kept);
+            all.insert(place, Value::Object(kept).to_string().into_boxed_str());
         }
     }
 
@@ -372,7 +374,8 @@ impl Kubernetes {
 
     fn kept(&self, kind: Kind, name: &str) -> Map<String, Value> {
         let all = self.shared.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(&(kind, name.to_owned())).cloned().unwrap_or_default()
+        let text = all.get(&(kind, name.to_owned()));
+        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
     }
 
     /// The object of `key` as it is, deleted or not.

@@ -8,7 +8,7 @@ use api::wire::Group;
 use api::{Affinity, AffinityNaming, AffinityState, Handle, IpamConfig, Node, Owner};
 use datastore::conformance;
 use datastore::follow::{Change, follow};
-use datastore::kubernetes::Kubernetes;
+use datastore::kubernetes::{Kubernetes, Rate};
 use datastore::{Check, CommitError, Datastore, Key, Kind, ReadError, Record, Scope, Stored, Version, Write};
 use fake::{Fake, Fault};
 use futures::StreamExt;
@@ -28,6 +28,22 @@ fn handle(count: u32) -> Record {
 fn affinity(node: &str, state: AffinityState) -> Record {
     let cidr = "10.0.0.64/26".parse().unwrap();
     Record::Affinity(Affinity { owner: Owner::host(node), cidr, state, deleted: false })
+}
+
+fn datastore_block() -> Record {
+    let cidr = "10.0.0.0/30".parse().unwrap();
+    Record::Block(api::Block {
+        cidr,
+        affinity: Some(Owner::host("n")),
+        claim_time: None,
+        allocations: vec![None; 4],
+        unallocated: (0..4).collect(),
+        attributes: Vec::new(),
+        sequence_number: 1,
+        sequence_for_allocation: BTreeMap::new(),
+        deleted: false,
+        legacy_host_affinity: None,
+    })
 }
 
 /// A driver that does not ask for groups, so that every request is one of the operation at hand.
@@ -169,6 +185,86 @@ async fn reader_of_an_object_that_a_peer_has_half_deleted_finishes_the_delete() 
 }
 
 #[tokio::test]
+async fn a_successor_of_what_a_peer_has_half_deleted_survives_and_is_read() {
+    let block = datastore_block();
+    for record in [handle(1), affinity("n", AffinityState::Confirmed), block] {
+        let fake = Fake::new();
+        let store = driver(&fake);
+        one(&store, Write::Create(record.clone())).await.unwrap();
+        let path = fake.paths().remove(0);
+        let successor = fake.object(&path).unwrap();
+        let mut marked = successor.clone();
+        // As text for affinities, as the older group has it.
+        let is_text = matches!(record, Record::Affinity(_));
+        marked["spec"]["deleted"] = if is_text { json!("true") } else { json!(true) };
+        fake.put(&path, marked.clone());
+        let mut first = true;
+        let (place, object) = (path.clone(), successor.clone());
+        fake.fail(move |method, asked| {
+            let now = method == "GET" && asked == place && std::mem::take(&mut first);
+            now.then(|| Fault::Replaced { path: place.clone(), object: object.clone() })
+        });
+        let found = read(&store, &record.key()).await;
+        assert_eq!(found.record, record);
+        let now = fake.object(&path).unwrap();
+        assert_ne!(now["metadata"]["uid"], successor["metadata"]["uid"], "it is the successor");
+        let wanted = json!({"uid": successor["metadata"]["uid"]});
+        assert_eq!(fake.deletes().remove(0)["preconditions"], wanted);
+    }
+}
+
+#[tokio::test]
+async fn a_delete_names_identity_and_revision_and_spares_a_successor_of_the_same_revision() {
+    for record in [handle(1), affinity("n", AffinityState::Confirmed), datastore_block()] {
+        let fake = Fake::new();
+        let store = driver(&fake);
+        let version = one(&store, Write::Create(record.clone())).await.unwrap();
+        let stranger = Version { uid: Some("of-another".to_owned()), ..version.clone() };
+        let refused = one(&store, Write::Delete(record.clone(), stranger)).await;
+        assert!(matches!(refused, Err(CommitError::Conflict { .. })), "{refused:?}");
+        one(&store, Write::Delete(record, version.clone())).await.unwrap();
+        let asked = fake.deletes().pop().unwrap()["preconditions"].clone();
+        assert_eq!(asked, json!({"uid": version.uid, "resourceVersion": version.revision.0.to_string()}));
+    }
+}
+
+/// A server that says that it takes commits, and a driver that asks what it serves.
+fn with_commits() -> (Fake, Kubernetes) {
+    let fake = Fake::new();
+    let groups =
+        json!({"kind": "APIGroupList", "groups": [{"name": "crd.projectcalico.org"}, {"name": "tortie.io"}]});
+    fake.put("/apis", groups);
+    let store = Kubernetes::with_client(fake.client());
+    (fake, store)
+}
+
+#[tokio::test]
+async fn a_commit_in_one_request_whose_answer_is_lost_is_unknown_and_not_repeated() {
+    let (fake, store) = with_commits();
+    fake.take_commits();
+    fake.fail(|method, _| (method == "POST").then_some(Fault::AnswerLost));
+    let writes = [Write::Create(handle(1)), Write::Create(affinity("n", AffinityState::Pending))];
+    let result = store.commit(&[], &writes).await;
+    assert!(matches!(result, Err(CommitError::Unknown { .. })), "{result:?}");
+    let posts: Vec<String> =
+        fake.requests().into_iter().filter(|request| !request.starts_with("GET ")).collect();
+    assert_eq!(posts, ["POST /apis/tortie.io/v1/commits"]);
+    fake.fail(|_, _| None);
+    assert_eq!(read(&store, &handle(1).key()).await.record, handle(1), "reading tells");
+}
+
+#[tokio::test]
+async fn a_commit_that_the_server_does_not_serve_after_all_is_made_write_by_write() {
+    let (fake, store) = with_commits();
+    let writes = [Write::Create(handle(1)), Write::Create(affinity("n", AffinityState::Pending))];
+    let versions = store.commit(&[], &writes).await.unwrap();
+    assert_eq!(versions.len(), 2);
+    let posts = fake.requests().into_iter().filter(|request| request.starts_with("POST "));
+    assert_eq!(posts.count(), 3, "one that is not served, and one for each record");
+    assert_eq!(read(&store, &handle(1).key()).await.version, versions[0]);
+}
+
+#[tokio::test]
 async fn write_whose_answer_is_lost_is_unknown_and_not_repeated() {
     let fake = Fake::new();
     let store = driver(&fake);
@@ -212,6 +308,57 @@ async fn silent_server_is_given_up_after_the_deadline() {
     let write = Write::Create(Record::Config(IpamConfig::default()));
     assert!(matches!(one(&store, write).await, Err(CommitError::Unknown { .. })));
     assert!(begun.elapsed() <= Duration::from_millis(1100), "{:?}", begun.elapsed());
+    let begun = tokio::time::Instant::now();
+    let watch = store.watch(&Scope::All(Kind::Handle), datastore::Revision(1)).await.err();
+    assert!(matches!(watch, Some(ReadError::Unavailable { .. })), "{watch:?}");
+    assert!(begun.elapsed() <= Duration::from_millis(1100), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_of_calls_holds_back_every_kind_of_call() {
+    let fake = Fake::new();
+    let limited = driver(&fake).with_rate(Rate { per_second: 5.0, burst: 1 });
+    for (store, wanted) in [(driver(&fake), 0), (limited, 600)] {
+        // The clock is the runtime's, which jumps over waits and stands still otherwise.
+        let begun = tokio::time::Instant::now();
+        store.get(&Key::Config).await.unwrap();
+        let listing = store.list(&Scope::All(Kind::Handle)).await.unwrap();
+        let id = format!("of-{wanted}");
+        let record = Record::Handle(Handle { id, blocks: BTreeMap::new(), deleted: false });
+        one(&store, Write::Create(record)).await.unwrap();
+        drop(store.watch(&Scope::All(Kind::Handle), listing.revision).await.unwrap());
+        let took = begun.elapsed().as_millis();
+        assert!((wanted..wanted + 10).contains(&took), "{took} ms for four calls");
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_the_kubeconfig_is_sent() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kubeconfig");
+    let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": format!("http://{}", listener.local_addr().unwrap())}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {"token": "a-token"}}]});
+    std::fs::write(&file, config.to_string()).unwrap();
+    let store = Kubernetes::connect(Some(&file)).await.unwrap().with_group(Group::V1);
+    let serving = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let body = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","code":404,"reason":"NotFound","message":""}"#;
+        let answer = format!("HTTP/1.1 404 Not Found\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        String::from_utf8(head).unwrap()
+    };
+    let key = Key::Config;
+    let (found, head) = tokio::join!(store.get(&key), serving);
+    assert_eq!(found, Ok(None));
+    assert!(head.to_lowercase().contains("\r\nauthorization: bearer a-token\r\n"), "{head}");
 }
 
 #[tokio::test]
@@ -367,4 +514,78 @@ async fn follower_lists_again_when_the_history_is_gone_and_says_so_when_the_stor
     assert!(
         matches!(changes.next().await, Some(Change::Reset(listing)) if listing.items[0].record == handle(2))
     );
+}
+
+#[tokio::test]
+async fn a_list_whose_revision_is_gone_between_two_pages_begins_anew() {
+    let fake = Fake::new();
+    for index in 0..1203 {
+        fake.put(
+            &format!("{HANDLES}/h{index}"),
+            json!({"spec": {"handleID": format!("h{index}"), "block": {}}}),
+        );
+    }
+    let mut asked = 0;
+    fake.fail(move |_, _| {
+        asked += 1;
+        (asked == 2).then_some(Fault::Refused(410))
+    });
+    let listing = driver(&fake).list(&Scope::All(Kind::Handle)).await.unwrap();
+    assert_eq!(listing.items.len(), 1203, "each once");
+    assert_eq!(fake.requests().len(), 5, "one page, the refusal, and three pages");
+}
+
+#[tokio::test]
+async fn a_bookmark_tells_how_far_a_quiet_watch_is() {
+    let fake = Fake::new();
+    let store = driver(&fake);
+    let scope = Scope::All(Kind::Handle);
+    let from = store.list(&scope).await.unwrap().revision;
+    let mut watch = store.watch(&scope, from).await.unwrap();
+    // Of another kind.
+    let version = one(&store, Write::Create(Record::Config(IpamConfig::default()))).await.unwrap();
+    fake.bookmark();
+    assert_eq!(watch.next().await, Some(Ok(datastore::Event::Progress(version.revision))));
+}
+
+#[tokio::test]
+async fn a_follower_goes_on_where_a_watch_ended_and_lists_again_where_one_says_that_history_is_gone() {
+    let fake = Fake::new();
+    let store = driver(&fake);
+    let mut changes = follow(store.clone(), Scope::All(Kind::Handle));
+    assert!(matches!(changes.next().await, Some(Change::Reset(_))));
+    let version = one(&store, Write::Create(handle(1))).await.unwrap();
+    assert!(matches!(changes.next().await, Some(Change::Put(stored)) if stored.version == version));
+    // Servers end a watch after some minutes. Nothing is lost, and nothing is listed.
+    fake.end_watches();
+    let version = one(&store, Write::Update(handle(2), version)).await.unwrap();
+    fake.requests();
+    assert!(matches!(changes.next().await, Some(Change::Put(stored)) if stored.version == version));
+    let version = one(&store, Write::Update(handle(3), version)).await.unwrap();
+    assert!(matches!(changes.next().await, Some(Change::Put(stored)) if stored.version == version));
+    let asked = fake.requests().into_iter().filter(|request| request.starts_with("GET ")).count();
+    assert_eq!(asked, 1, "another watch");
+    fake.error_event(410);
+    let told = changes.next().await;
+    assert!(
+        matches!(&told, Some(Change::Reset(listing)) if listing.items.len() == 1 && listing.items[0].version == version),
+        "{told:?}"
+    );
+    // Another failure of a watch is told, and the history goes on.
+    let watching = tokio::spawn(async move {
+        loop {
+            match changes.next().await {
+                Some(Change::Lost(error)) => return error,
+                Some(Change::Reset(_)) => panic!("a list was not needed"),
+                _ => {}
+            }
+        }
+    });
+    // Whenever it opens its watch, it hears it.
+    while !watching.is_finished() {
+        fake.error_event(500);
+        tokio::task::yield_now().await;
+    }
+    let error = watching.await.unwrap();
+    assert!(matches!(error, ReadError::Unavailable { .. }), "{error:?}");
 }

@@ -158,8 +158,7 @@ pub(super) fn kept_metadata(object: &Value) -> Map<String, Value> {
                     api::affinity::LABEL_IP_VERSION,
                 ]
                 .contains(&key.as_str());
-                let says_nothing = key == METADATA_ANNOTATION && value == "{}";
-                !(own_label || says_nothing)
+                !(own_label || key == METADATA_ANNOTATION && says_nothing(value))
             });
         }
         let empty =
@@ -169,6 +168,19 @@ pub(super) fn kept_metadata(object: &Value) -> Map<String, Value> {
         }
     }
     kept
+}
+
+/// Whether the annotation of Calico's clients says nothing. Those of older releases write a null creation time into every one.
+fn says_nothing(annotation: &Value) -> bool {
+    let text = annotation.as_str().unwrap_or_default();
+    // Most are one of these; only others are worth reading.
+    if ["", "{}", r#"{"creationTimestamp":null}"#].contains(&text) {
+        return true;
+    }
+    let fields: Option<Map<String, Value>> = serde_json::from_str(text).ok();
+    fields.is_some_and(|fields| {
+        fields.iter().all(|(field, value)| field == "creationTimestamp" && value.is_null())
+    })
 }
 
 /// Adds `kept` to the metadata of `object`; where both have a label or annotation, the object's own stays.
@@ -214,6 +226,23 @@ mod tests {
             after["metadata"],
             json!({"name": "p", "labels": {"team": "a", "own": "b"}, "finalizers": ["x/y"]})
         );
+    }
+
+    #[test]
+    fn an_annotation_of_calicos_clients_is_kept_only_where_it_says_something() {
+        let kept = |text: &str| {
+            kept_metadata(&json!({"metadata": {"annotations": {"projectcalico.org/metadata": text}}}))
+        };
+        for nothing in ["{}", "", r#"{"creationTimestamp":null}"#, r#"{ "creationTimestamp": null }"#] {
+            assert!(kept(nothing).is_empty(), "{nothing}");
+        }
+        for something in [
+            r#"{"labels":{"a":"b"},"creationTimestamp":null}"#,
+            "not JSON",
+            r#"{"creationTimestamp":"2024-01-01T00:00:00Z"}"#,
+        ] {
+            assert_eq!(kept(something)["annotations"]["projectcalico.org/metadata"], something);
+        }
     }
 
     #[test]

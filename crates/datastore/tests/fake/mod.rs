@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
+/// Where commits in one request go.
+const COMMITS: &str = "/apis/tortie.io/v1/commits";
+
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// What happens to a request instead of its answer.
@@ -24,6 +27,16 @@ pub(crate) enum Fault {
     Refused(u16),
     /// It is carried out, and right after it somebody else changes an object.
     Meddled { path: String, object: Value },
+    /// It is carried out, and right after it somebody else deletes an object and makes another of its name.
+    Replaced { path: String, object: Value },
+}
+
+/// What watches are told besides changes.
+#[derive(Clone, Copy)]
+enum Signal {
+    Bookmark(u64),
+    Error(u16),
+    End,
 }
 
 type Hook = Box<dyn FnMut(&str, &str) -> Option<Fault> + Send>;
@@ -42,6 +55,11 @@ struct State {
     objects: BTreeMap<String, Value>,
     history: Vec<Change>,
     requests: Vec<String>,
+    /// Bodies of deletes.
+    deletes: Vec<Value>,
+    signals: Vec<Signal>,
+    /// Whether commits are taken, whatever the list of groups says.
+    commits: bool,
     hook: Option<Hook>,
 }
 
@@ -75,6 +93,44 @@ impl Fake {
     /// Method and path of the requests since the last call of this.
     pub(crate) fn requests(&self) -> Vec<String> {
         std::mem::take(&mut self.state.lock().unwrap().requests)
+    }
+
+    /// What the deletes since the last call of this asked for.
+    pub(crate) fn deletes(&self) -> Vec<Value> {
+        std::mem::take(&mut self.state.lock().unwrap().deletes)
+    }
+
+    /// Takes commits in one request.
+    pub(crate) fn take_commits(&self) {
+        self.state.lock().unwrap().commits = true;
+    }
+
+    fn signal(&self, signal: impl FnOnce(u64) -> Signal) {
+        let mut state = self.state.lock().unwrap();
+        let revision = state.revision;
+        state.signals.push(signal(revision));
+        drop(state);
+        self.changed.send_replace(revision);
+    }
+
+    /// Tells the watches that asked for it how far they are.
+    pub(crate) fn bookmark(&self) {
+        self.signal(Signal::Bookmark);
+    }
+
+    /// Tells every watch an error with this code.
+    pub(crate) fn error_event(&self, code: u16) {
+        self.signal(|_| Signal::Error(code));
+    }
+
+    /// Ends every watch, as a server does after some minutes.
+    pub(crate) fn end_watches(&self) {
+        self.signal(|_| Signal::End);
+    }
+
+    /// Where there are objects.
+    pub(crate) fn paths(&self) -> Vec<String> {
+        self.state.lock().unwrap().objects.keys().cloned().collect()
     }
 
     /// The object at `path` as stored.
@@ -138,15 +194,23 @@ impl Fake {
                     self.watch(&state, &path, &query)
                 }
                 "GET" => state.get(&path, &query),
+                "POST" if path == COMMITS => state.commit(&body),
                 "POST" => state.create(&path, body),
                 "PUT" => state.replace(&path, body),
                 "PATCH" => state.patch(&path, &body),
-                "DELETE" => state.delete(&path, &body),
+                "DELETE" => {
+                    state.deletes.push(body.clone());
+                    state.delete(&path, &body)
+                }
                 _ => failure(405, "method not allowed"),
             };
             if let Some(Fault::Meddled { path, object }) = &fault {
                 let before = state.objects.get(path).cloned();
                 state.store(path, object.clone(), before);
+            }
+            if let Some(Fault::Replaced { path, object }) = &fault {
+                state.delete(path, &Value::Null);
+                state.store(path, object.clone(), None);
             }
             self.changed.send_replace(state.revision);
             if matches!(fault, Some(Fault::AnswerLost)) {
@@ -167,10 +231,16 @@ impl Fake {
         let selector = query.get("labelSelector").cloned().unwrap_or_default();
         let fake = self.clone();
         let receiver = self.changed.subscribe();
-        let body = stream::unfold((fake, receiver, from), move |(fake, mut receiver, mut after)| {
+        let bookmarks = query.get("allowWatchBookmarks").is_some_and(|wanted| wanted == "true");
+        let heard = state.signals.len();
+        let start = (fake, receiver, from, heard, false);
+        let body = stream::unfold(start, move |(fake, mut receiver, mut after, mut heard, mut over)| {
             let (collection, selector) = (collection.clone(), selector.clone());
             async move {
                 loop {
+                    if over {
+                        return None;
+                    }
                     let lines: String = {
                         let state = fake.state.lock().unwrap();
                         let lines = state
@@ -189,13 +259,31 @@ impl Fake {
                                 };
                                 Some(json!({"type": kind, "object": change.object}).to_string() + "\n")
                             })
+                            .chain(state.signals[heard..].iter().filter_map(|signal| match signal {
+                                Signal::Bookmark(at) if bookmarks => {
+                                    let metadata = json!({"resourceVersion": at.to_string()});
+                                    let object = json!({"kind": "Any", "apiVersion": "v1", "metadata": metadata});
+                                    Some(json!({"type": "BOOKMARK", "object": object}).to_string() + "\n")
+                                }
+                                Signal::Error(code) => {
+                                    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+                                        "metadata": {}, "code": code, "reason": "Expired", "message": "too old"});
+                                    Some(json!({"type": "ERROR", "object": status}).to_string() + "\n")
+                                }
+                                _ => None,
+                            }))
                             .collect();
+                        over = state.signals[heard..].iter().any(|signal| matches!(signal, Signal::End));
+                        heard = state.signals.len();
                         after = state.revision;
                         lines
                     };
                     if !lines.is_empty() {
                         let frame = Ok::<_, Infallible>(Frame::data(Bytes::from(lines)));
-                        return Some((frame, (fake, receiver, after)));
+                        return Some((frame, (fake, receiver, after, heard, over)));
+                    }
+                    if over {
+                        return None;
                     }
                     receiver.changed().await.ok()?;
                 }
@@ -266,6 +354,31 @@ impl State {
             "metadata": {"resourceVersion": self.revision.to_string(), "continue": next.unwrap_or_default()},
             "items": items,
         }))
+    }
+
+    /// A commit in one request; what it checks is taken to hold.
+    fn commit(&mut self, commit: &Value) -> Answer {
+        if !self.commits {
+            return failure(404, "the server could not find the requested resource");
+        }
+        let mut results = Vec::new();
+        for item in commit.pointer("/spec/writes").and_then(Value::as_array).unwrap() {
+            let path = item["path"].as_str().unwrap();
+            let object = match item["verb"].as_str().unwrap() {
+                "create" => {
+                    let name = item.pointer("/object/metadata/name").and_then(Value::as_str).unwrap();
+                    self.store(&format!("{path}/{name}"), item["object"].clone(), None)
+                }
+                "update" => {
+                    let before = self.objects.get(path).cloned();
+                    self.store(path, item["object"].clone(), before)
+                }
+                verb => panic!("{verb}"),
+            };
+            let metadata = &object["metadata"];
+            results.push(json!({"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]}));
+        }
+        success(&json!({"kind": "Commit", "apiVersion": "tortie.io/v1", "status": {"results": results}}))
     }
 
     fn create(&mut self, path: &str, object: Value) -> Answer {
