@@ -4,6 +4,7 @@
 //! can run against a store in use by nobody else but not necessarily empty.
 
 pub mod concurrent;
+pub mod faults;
 pub mod history;
 
 use crate::{Check, CommitError, Datastore, Event, Key, Kind, Record, Scope, Stored, Version, Write};

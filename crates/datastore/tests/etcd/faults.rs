@@ -3,8 +3,8 @@
 use crate::server::{Plan, Server, ready};
 use crate::{handle, one};
 use api::Handle;
-use datastore::conformance::concurrent::{Deletes, history_is_linearizable, run_clients};
-use datastore::conformance::history::{Did, judge};
+use datastore::conformance::concurrent::{Deletes, history_is_linearizable};
+use datastore::conformance::faults::{Disturbance, history_is_linearizable_under};
 use datastore::etcd::{Etcd, Settings};
 use datastore::follow::{Change, follow};
 use datastore::{CommitError, Datastore, Key, Kind, ReadError, Record, Scope, Version, Write};
@@ -61,53 +61,40 @@ async fn a_full_quota_makes_writes_unknown_with_what_to_do_and_reads_go_on() {
     }
 }
 
+/// Killed and started again, and stopped in its tracks, in turns.
+struct KilledAndPaused(Server);
+
+impl Disturbance for KilledAndPaused {
+    async fn begin(&mut self, round: usize) -> bool {
+        if round.is_multiple_of(2) {
+            self.0.kill();
+            self.0.run();
+            return false;
+        }
+        self.0.pause();
+        true
+    }
+
+    async fn end(&mut self, round: usize) {
+        if !round.is_multiple_of(2) {
+            self.0.resume();
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_history_stays_linearizable_while_the_server_is_killed_and_paused() {
-    let Some(mut server) = Server::start(&Plan::default()) else { return };
+    let Some(server) = Server::start(&Plan::default()) else { return };
     let settings = Settings { deadline: Duration::from_millis(400), ..server.settings() };
     let clients: Vec<Etcd> = (0..8).map(|_| Etcd::new(settings.clone()).unwrap()).collect();
-    let watcher = server.driver();
-    // Waits longer than they do.
     let patient = Etcd::new(Settings { deadline: settings.deadline * 2, ..settings }).unwrap();
-    ready(&watcher).await;
-    let references = clients.iter().collect::<Vec<_>>();
-    let working = run_clients(&references, "faults", 4000, 5, Deletes::AtOnce);
-    let disturbing = async {
-        for round in 0..4 {
-            // Some work between two faults, whatever the machine's speed.
-            let from = watcher.list(&Scope::All(Kind::Handle)).await.unwrap().revision;
-            loop {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                let now = watcher.list(&Scope::All(Kind::Handle)).await.unwrap().revision;
-                if now.0 > from.0 + 100 {
-                    break;
-                }
-            }
-            if round % 2 == 0 {
-                server.kill();
-                server.run();
-            } else {
-                ready(&patient).await;
-                server.pause();
-                // A write sent after the pause that waits longer than those of the clients: when it has given up, so have
-                // all that were under way.
-                let given_up = one(&patient, Write::Create(handle(&format!("paused.{round}"), 1))).await;
-                assert!(matches!(given_up, Err(CommitError::Unknown { .. })), "{given_up:?}");
-                server.resume();
-            }
-            ready(&watcher).await;
-        }
-        // The clients go on by themselves.
-        std::future::pending::<()>().await;
-    };
-    let run = tokio::select! {
-        run = working => run.unwrap(),
-        () = disturbing => unreachable!("it waits for ever"),
-    };
-    judge(&run.history).unwrap();
-    let unknown = run.history.iter().filter(|operation| matches!(operation.did, Did::Unknown { .. })).count();
-    assert!(unknown > 0, "no write was left without an answer");
-    assert!(run.written.len() > 300, "{} writes", run.written.len());
+    ready(&patient).await;
+    let clients: Vec<&Etcd> = clients.iter().collect();
+    let mut server = KilledAndPaused(server);
+    let how = (4, Deletes::AtOnce);
+    let outcome = history_is_linearizable_under(&mut server, &clients, &patient, 4000, how).await.unwrap();
+    assert!(outcome.unknown > 0, "no write was left without an answer");
+    assert!(outcome.written > 300, "{outcome:?}");
 }
 
 /// Which member leads, as `member` knows.

@@ -1,66 +1,30 @@
 //! An etcd that is cut off from its clients, and one whose disk is full: in namespaces of the test's own, so that links can
 //! go down and a small disk be mounted without root.
 
-use crate::namespace::{Namespace, alone, change, index_of, raise};
+use crate::link::{self, ADDRESS, Link, fill, small_disk};
 use crate::server::{Plan, Server, binary, ready};
 use crate::{handle, one};
 use api::Handle;
-use datastore::conformance::concurrent::{Deletes, run_clients};
-use datastore::conformance::history::{Did, judge};
+use datastore::conformance::concurrent::Deletes;
+use datastore::conformance::faults::{Disturbance, history_is_linearizable_under};
 use datastore::etcd::{Etcd, Settings};
 use datastore::follow::{Change, follow};
 use datastore::{
     CommitError, Datastore, Event, Key, Kind, ReadError, Record, Revision, Scope, Version, Write,
 };
 use futures::StreamExt;
-use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkFlags, LinkMessage};
-use rustix::mount::{MountFlags, mount};
-use std::fs::File;
 use std::future::Future;
-use std::io::Write as _;
-use std::path::Path;
 use std::time::Duration;
 
-/// The server's address, over a link of its own.
-const ADDRESS: &str = "10.99.0.2";
-
-/// Runs `body` in namespaces of its own, with a host beside it that is reached by a link; without etcd it runs nothing.
+/// As [`link::beside_a_host`]; without etcd it runs nothing.
 fn beside_a_host<T: Future<Output = ()>>(name: &str, body: impl FnOnce(Link) -> T) {
-    if binary().is_none() {
-        return;
+    if binary().is_some() {
+        link::beside_a_host(name, body);
     }
-    alone(name, || {
-        let own = Namespace(File::open("/proc/thread-self/ns/net").unwrap());
-        let host = Namespace::new();
-        own.wire("link", "10.99.0.1/24", &host, "eth0", &format!("{ADDRESS}/24"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(body(Link { host }));
-    });
 }
 
-struct Link {
-    host: Namespace,
-}
-
-impl Link {
-    fn server(&self) -> Server {
-        Server::start(&Plan { host: Some((&self.host.0, ADDRESS)), ..Plan::default() }).unwrap()
-    }
-
-    /// Lets nothing through, and tells nobody.
-    fn cut(&self) {
-        self.host.run(|| {
-            let mut link = LinkMessage::default();
-            link.header.index = index_of("eth0");
-            link.header.change_mask = LinkFlags::Up;
-            change(RouteNetlinkMessage::SetLink(link), 0);
-        });
-    }
-
-    fn mend(&self) {
-        self.host.run(|| raise(index_of("eth0")));
-    }
+fn server_on(link: &Link) -> Server {
+    Server::start(&Plan { host: Some((&link.host.0, ADDRESS)), ..Plan::default() }).unwrap()
 }
 
 /// What became of a write that was not answered: read, and written again only where it was not made.
@@ -86,7 +50,7 @@ fn a_server_that_is_cut_off_makes_writes_unknown_until_they_are_read_and_a_follo
     beside_a_host(
         "isolated::a_server_that_is_cut_off_makes_writes_unknown_until_they_are_read_and_a_follower_misses_nothing",
         async |link| {
-            let server = link.server();
+            let server = server_on(&link);
             let settings = Settings { deadline: Duration::from_millis(500), ..server.settings() };
             let store = Etcd::new(settings).unwrap();
             ready(&store).await;
@@ -121,7 +85,7 @@ fn a_server_that_is_cut_off_makes_writes_unknown_until_they_are_read_and_a_follo
 #[test]
 fn a_first_endpoint_where_nobody_is_keeps_nobody_from_the_next() {
     beside_a_host("isolated::a_first_endpoint_where_nobody_is_keeps_nobody_from_the_next", async |link| {
-        let server = link.server();
+        let server = server_on(&link);
         ready(&server.driver()).await;
         // Packets to there are not answered, not even with a refusal.
         let nobody = ["http://10.99.0.77:2379", "http://10.99.0.78:2379"];
@@ -142,43 +106,38 @@ fn a_first_endpoint_where_nobody_is_keeps_nobody_from_the_next() {
     });
 }
 
+/// Cut off, and reached again.
+struct CutOff(Link);
+
+impl Disturbance for CutOff {
+    async fn begin(&mut self, _: usize) -> bool {
+        self.0.cut();
+        true
+    }
+
+    async fn end(&mut self, _: usize) {
+        self.0.mend();
+    }
+}
+
 #[test]
 fn the_history_stays_linearizable_while_the_server_is_cut_off_again_and_again() {
     beside_a_host(
         "isolated::the_history_stays_linearizable_while_the_server_is_cut_off_again_and_again",
         async |link| {
-            let server = link.server();
+            let server = server_on(&link);
             let settings = Settings { deadline: Duration::from_millis(400), ..server.settings() };
             let clients: Vec<Etcd> = (0..8).map(|_| Etcd::new(settings.clone()).unwrap()).collect();
             // Waits longer than they do.
             let patient = Etcd::new(Settings { deadline: settings.deadline * 2, ..settings }).unwrap();
             ready(&patient).await;
-            let references = clients.iter().collect::<Vec<_>>();
-            let working = run_clients(&references, "cut", 3000, 11, Deletes::AtOnce);
-            let disturbing = async {
-                for round in 0..3 {
-                    let from = patient.list(&Scope::All(Kind::Handle)).await.unwrap().revision;
-                    while patient.list(&Scope::All(Kind::Handle)).await.unwrap().revision.0 < from.0 + 100 {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                    link.cut();
-                    // When this one has given up, so have all that were under way.
-                    let given_up = one(&patient, Write::Create(handle(&format!("cut.{round}"), 1))).await;
-                    assert!(matches!(given_up, Err(CommitError::Unknown { .. })), "{given_up:?}");
-                    link.mend();
-                    ready(&patient).await;
-                }
-                // The clients go on by themselves.
-                std::future::pending::<()>().await;
-            };
-            let run = tokio::select! {
-                run = working => run.unwrap(),
-                () = disturbing => unreachable!("it waits for ever"),
-            };
-            judge(&run.history).unwrap();
-            let unknown = run.history.iter().filter(|operation| matches!(operation.did, Did::Unknown { .. }));
-            assert!(unknown.count() > 0, "no write was left without an answer");
-            assert!(run.written.len() > 300, "{} writes", run.written.len());
+            let clients: Vec<&Etcd> = clients.iter().collect();
+            let how = (3, Deletes::AtOnce);
+            let outcome = history_is_linearizable_under(&mut CutOff(link), &clients, &patient, 3000, how)
+                .await
+                .unwrap();
+            assert!(outcome.unknown > 0, "no write was left without an answer");
+            assert!(outcome.written > 300, "{outcome:?}");
         },
     );
 }
@@ -189,14 +148,6 @@ fn big(number: u32) -> Record {
     Record::Handle(Handle { id: format!("h{number}"), blocks: blocks.collect(), deleted: false })
 }
 
-/// Fills a disk to its last byte.
-fn fill(file: &Path) {
-    let mut file = File::create(file).unwrap();
-    let zeros = vec![0; 1 << 16];
-    while file.write_all(&zeros).is_ok() {}
-    while file.write_all(&[0]).is_ok() {}
-}
-
 #[test]
 fn what_was_answered_survives_a_disk_that_is_full_and_writes_go_on_when_there_is_room_again() {
     beside_a_host(
@@ -204,8 +155,7 @@ fn what_was_answered_survives_a_disk_that_is_full_and_writes_go_on_when_there_is
         async |link| {
             let disk = tempfile::tempdir().unwrap();
             // The server takes 128 MB at once for its log.
-            let size = std::ffi::CString::new("size=192m").unwrap();
-            mount("tmpfs", disk.path(), "tmpfs", MountFlags::empty(), size.as_c_str()).unwrap();
+            small_disk(disk.path(), 192);
             let data = disk.path().join("etcd");
             let plan = Plan { host: Some((&link.host.0, ADDRESS)), data: Some(&data), ..Plan::default() };
             let mut server = Server::start(&plan).unwrap();

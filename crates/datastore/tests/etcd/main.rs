@@ -9,6 +9,7 @@ mod fake;
 mod faults;
 mod golden;
 mod isolated;
+mod link;
 #[path = "../../../dataplane/tests/namespace/mod.rs"]
 mod namespace;
 mod server;
