@@ -7,6 +7,7 @@ mod commits;
 mod custom_resources;
 mod deletion;
 mod lists;
+mod pool_rules;
 #[expect(dead_code, reason = "the checklist asks more of it")]
 mod support;
 mod tunnel;
