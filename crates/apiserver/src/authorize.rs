@@ -78,7 +78,8 @@ fn array(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn permits(rule: &Value, what: &Attributes<'_>) -> bool {
+/// Whether one rule of a role permits it, wherever the role holds.
+pub(crate) fn permits(rule: &Value, what: &Attributes<'_>) -> bool {
     let has = |field: &str, wanted: &str| {
         array(&rule[field]).filter_map(Value::as_str).any(|one| one == "*" || one == wanted)
     };

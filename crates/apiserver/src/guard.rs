@@ -4,6 +4,7 @@
 //! still be as they were when the change is made.
 
 use crate::error::Status;
+use crate::escalation;
 use crate::identity::User;
 use crate::objects;
 use crate::resource::Resource;
@@ -90,6 +91,8 @@ impl Server {
             new,
             now: Timestamp::now(),
         };
+        escalation::judge(&self.policy(), &change)
+            .map_err(|why| Status::forbidden(&resource.group, &resource.plural, name, &why))?;
         for guard in &self.guards {
             guard
                 .judge(&change, &relied)

@@ -17,7 +17,7 @@ use crate::request::{self, Call, WriteOptions};
 use crate::resource::Style;
 use crate::server::Server;
 use crate::write::{Aspect, Written};
-use crate::{apply, review, token};
+use crate::{apply, node_restriction, review, token};
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
@@ -188,7 +188,9 @@ impl Server {
         if user.is_anonymous() {
             return Err(Status::unauthorized());
         }
-        if !authorize::allowed(&user, &attributes, &self.policy()) {
+        if !authorize::allowed(&user, &attributes, &self.policy())
+            || !node_restriction::may_read(self, &user, &attributes)
+        {
             return Err(attributes.forbidden(&user));
         }
         let Some(resource) = registry.find(&target.group, &target.version, &target.resource) else {

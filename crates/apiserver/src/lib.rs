@@ -20,6 +20,7 @@ pub mod defaults;
 mod delete;
 pub mod discovery;
 pub mod error;
+mod escalation;
 mod events;
 pub mod fields;
 pub mod form;

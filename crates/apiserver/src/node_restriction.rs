@@ -1,7 +1,87 @@
-//! What a node's kubelet may change: its own Node and Lease, and the pods that run on it.
+//! What a node's kubelet may change and read: its own Node and Lease, the pods that run on it, and what those refer to.
 
+use crate::authorize::Attributes;
 use crate::guard::{Change, Guard, Others};
+use crate::identity::User;
+use crate::objects::{self, meta};
+use crate::server::Server;
 use serde_json::Value;
+
+/// The fields in which a pod names a secret or a map of settings, with the field of the name.
+const REFERENCES: [(&str, &str, &[(&str, &str)]); 2] = [
+    (
+        "secrets",
+        "imagePullSecrets",
+        &[("secretKeyRef", "name"), ("secretRef", "name"), ("secret", "secretName"), ("secret", "name")],
+    ),
+    ("configmaps", "", &[("configMapKeyRef", "name"), ("configMapRef", "name"), ("configMap", "name")]),
+];
+
+/// The node of a kubelet's user.
+fn node_of(user: &User) -> Option<&str> {
+    let node = user.name.strip_prefix("system:node:")?;
+    user.groups.iter().any(|group| group == "system:nodes").then_some(node)
+}
+
+/// Whether a part of a pod names the object in one of the fields.
+fn names(part: &Value, list: &str, fields: &[(&str, &str)], name: &str) -> bool {
+    match part {
+        Value::Object(map) => map.iter().any(|(field, value)| {
+            fields.iter().any(|(of, at)| of == field && value[*at] == name)
+                || field == list && value.as_array().into_iter().flatten().any(|one| one["name"] == name)
+                || names(value, list, fields, name)
+        }),
+        Value::Array(items) => items.iter().any(|item| names(item, list, fields, name)),
+        _ => false,
+    }
+}
+
+/// Whether a user who has the right may use it here: a kubelet reads secrets and settings by name, and only those that
+/// a pod on its node refers to.
+pub(crate) fn may_read(server: &Server, user: &User, what: &Attributes<'_>) -> bool {
+    let Some(node) = node_of(user) else { return true };
+    let Some((_, list, fields)) =
+        REFERENCES.iter().find(|(plural, ..)| what.group.is_empty() && *plural == what.resource)
+    else {
+        return true;
+    };
+    if what.name.is_empty() || what.verb != "get" {
+        return false;
+    }
+    let pods = server.store.list(&format!("/core/pods/{}/", what.namespace), None, 0);
+    pods.entries.iter().any(|(_, entry)| {
+        let pod = objects::decode(entry);
+        pod["spec"]["nodeName"] == node && names(&pod["spec"], list, fields, what.name)
+    })
+}
+
+/// Whether a user may have a token of an account: a kubelet only for a pod on its node that runs as the account.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn may_have_token(
+    server: &Server,
+    user: &User,
+    (namespace, account): (&str, &str),
+    request: &Value,
+) -> Result<(), String> {
+    let Some(node) = node_of(user) else { return Ok(()) };
+    let bound = &request["spec"]["boundObjectRef"];
+    let (kind, name) = (&bound["kind"], bound["name"].as_str().unwrap_or_default());
+    if kind != "Pod" || name.is_empty() {
+        return Err(format!("node {node:?} has tokens bound to a pod only"));
+    }
+    let pod =
+        server.store.get(&format!("/core/pods/{namespace}/{name}")).map(|entry| objects::decode(&entry));
+    let pod = pod.ok_or_else(|| format!("pod {name:?} is not there"))?;
+    let runs_as = pod["spec"]["serviceAccountName"].as_str().unwrap_or("default");
+    if pod["spec"]["nodeName"] != node || runs_as != account || bound["uid"] != meta(&pod, "uid") {
+        return Err(format!(
+            "node {node:?} has tokens only for pods that run on it, as the account they run as"
+        ));
+    }
+    Ok(())
+}
 
 /// The guard of kubelets, known by their user `system:node:<name>` of the group `system:nodes`.
 #[derive(Debug)]
@@ -9,11 +89,7 @@ pub struct NodeRestriction;
 
 impl Guard for NodeRestriction {
     fn judge(&self, change: &Change<'_>, _others: &dyn Others) -> Result<(), String> {
-        let user = change.user;
-        let Some(node) = user.name.strip_prefix("system:node:") else { return Ok(()) };
-        if !user.groups.iter().any(|group| group == "system:nodes") {
-            return Ok(());
-        }
+        let Some(node) = node_of(change.user) else { return Ok(()) };
         let runs_here = |pod: &Value| pod["spec"]["nodeName"] == node;
         match (change.group, change.resource) {
             ("", "nodes") if change.name != node => {
@@ -50,7 +126,6 @@ impl Guard for NodeRestriction {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::User;
     use jiff::Timestamp;
     use serde_json::json;
 

@@ -6,6 +6,7 @@ use crate::error::{FieldError, Status};
 use crate::handler::{answer_write, patched};
 use crate::kubelet_tunnel;
 use crate::negotiation;
+use crate::node_restriction;
 use crate::objects::{self, meta, metadata_mut};
 use crate::request::{self, Call};
 use crate::selector::LabelSelector;
@@ -46,6 +47,8 @@ impl Server {
             ("token", &Method::POST) => {
                 let (headers, body) = request::body(request).await?;
                 let body = if body.is_empty() { json!({}) } else { request::object(&headers, &body)? };
+                node_restriction::may_have_token(self, &call.user, (call.namespace(), &call.name), &body)
+                    .map_err(|why| Status::forbidden("", "serviceaccounts", &call.name, &why))?;
                 let issued = token::issue(self, call.namespace(), &call.name, body)?;
                 Ok(answer::value(&call, 201, &issued))
             }

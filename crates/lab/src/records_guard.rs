@@ -2,13 +2,15 @@
 //!
 //! - In a block of another owner, or of none, only ordinals whose `node` is its own change.
 //! - A block or affinity of another owner is released only when the block is empty and was claimed sixty seconds ago.
-//! - A handle is changed only while no other node's address has it.
+//! - A handle is changed only while no other node's address has it, and one that no address has only after sixty seconds.
+//! - Owner references and finalizers of records are not its business: by them the server itself would delete or keep.
 //! - A Node is its own.
 
 use api::{Affinity, AffinityState, Block, Cidr, Handle, Owner};
 use apiserver::guard::{Change, Guard, Others};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// What the users of agents begin with; the node's name follows.
 pub const USER_PREFIX: &str = "calico-node:";
@@ -33,11 +35,14 @@ impl Guard for RecordsGuard {
         if !matches!(change.group, "crd.projectcalico.org" | "projectcalico.org") {
             return Ok(());
         }
+        if matches!(change.resource, "ipamblocks" | "blockaffinities" | "ipamhandles") {
+            metadata(change)?;
+        }
         let world = World { node, owner: Owner::host(node), now: change.now, group: change.group, others };
         match change.resource {
             "ipamblocks" => {
                 let (old, new) = read(change, Block::from_v1)?;
-                world.block(old.as_ref(), new.as_ref())
+                world.block(change.old.and_then(created), old.as_ref(), new.as_ref())
             }
             "blockaffinities" => {
                 let (old, new) = read(change, Affinity::from_v1)?;
@@ -45,7 +50,7 @@ impl Guard for RecordsGuard {
             }
             "ipamhandles" => {
                 let (old, _) = read(change, Handle::from_v1)?;
-                old.map_or(Ok(()), |old| world.handle(&old))
+                old.map_or(Ok(()), |old| world.handle(change.old.and_then(created), &old))
             }
             _ => Ok(()),
         }
@@ -63,6 +68,31 @@ fn read<T, E: std::fmt::Display>(
         object.map(&from).transpose().map_err(|error| format!("it cannot be judged: {error}"))
     };
     Ok((one(change.old)?, one(change.new)?))
+}
+
+/// Owner references, by which the server deletes, and finalizers, by which it waits, stay as they are; and labels, by which
+/// records are found, are those that the record makes itself and those that others gave it.
+fn metadata(change: &Change<'_>) -> Result<(), String> {
+    let Some(new) = change.new else { return Ok(()) };
+    let own = match change.resource {
+        "blockaffinities" => Affinity::from_v1(new).map(|new| new.labels()).unwrap_or_default(),
+        _ => BTreeMap::new(),
+    };
+    let before = |field: &str| change.old.map_or(&Value::Null, |old| &old["metadata"][field]);
+    for field in ["ownerReferences", "finalizers"] {
+        if *before(field) != new["metadata"][field] {
+            return Err(format!("an agent does not change metadata.{field} of records"));
+        }
+    }
+    let others = before("labels").as_object().into_iter().flatten();
+    let others = others.filter(|(name, _)| !own.contains_key(*name));
+    let mut wanted = others
+        .map(|(name, value)| (name, value.as_str()))
+        .chain(own.iter().map(|(name, value)| (name, Some(value.as_str()))));
+    match wanted.find(|(name, value)| new["metadata"]["labels"][name.as_str()].as_str() != *value) {
+        Some((name, _)) => Err(format!("an agent does not change the label {name} of a record")),
+        None => Ok(()),
+    }
 }
 
 fn created(object: &Value) -> Option<Timestamp> {
@@ -103,7 +133,7 @@ impl World<'_> {
         since.is_none_or(|since| self.now.duration_since(since) >= PATIENCE)
     }
 
-    fn block(&self, old: Option<&Block>, new: Option<&Block>) -> Result<(), String> {
+    fn block(&self, made: Option<Timestamp>, old: Option<&Block>, new: Option<&Block>) -> Result<(), String> {
         match (old, new) {
             (None, Some(new)) => {
                 if new.affinity.as_ref() != Some(&self.owner) {
@@ -116,7 +146,7 @@ impl World<'_> {
                     (0..old.allocations.len()).find(|ordinal| self.is_foreign(use_of(old, *ordinal)));
                 foreign.map_or(Ok(()), |ordinal| Err(self.foreign(old, ordinal)))
             }
-            (Some(old), None) => self.releases(old),
+            (Some(old), None) => self.releases(made, old),
             (Some(old), Some(new)) if old.affinity.as_ref() == Some(&self.owner) => {
                 let stays = new.affinity.is_none() || new.affinity == old.affinity;
                 if stays && new.cidr == old.cidr {
@@ -132,14 +162,28 @@ impl World<'_> {
                     return Err(format!("the agent of {} gives other nodes' blocks to nobody", self.node));
                 }
                 if claims && old.affinity.is_some() || new.deleted != old.deleted {
-                    self.releases(old)?;
+                    self.releases(made, old)?;
                 } else if !claims && new.claim_time != old.claim_time {
                     return Err("another owner's claim is as old as it is".to_owned());
                 }
+                self.stamps(old, new)?;
                 self.ordinals(Some(old), new)
             }
             (None, None) => Ok(()),
         }
+    }
+
+    /// Whether the stamps by which others release their addresses are as they were.
+    fn stamps(&self, old: &Block, new: &Block) -> Result<(), String> {
+        if new.sequence_number < old.sequence_number {
+            return Err(format!("the sequence number of {} does not go back", old.cidr));
+        }
+        let stamp = |block: &Block, ordinal| block.sequence_for_allocation.get(&ordinal).copied();
+        let size = u32::try_from(old.allocations.len()).unwrap_or(u32::MAX);
+        let changed = (0..size).filter(|ordinal| stamp(old, *ordinal) != stamp(new, *ordinal));
+        let mut changed = changed.filter_map(|ordinal| usize::try_from(ordinal).ok());
+        let foreign = changed.find(|ordinal| self.is_foreign(use_of(old, *ordinal)));
+        foreign.map_or(Ok(()), |ordinal| Err(self.foreign(old, ordinal)))
     }
 
     /// Whether only ordinals of the agent's own node differ.
@@ -170,11 +214,12 @@ impl World<'_> {
         format!("ordinal {ordinal} of {} is not of node {}", block.cidr, self.node)
     }
 
-    fn releases(&self, block: &Block) -> Result<(), String> {
+    /// A block of a time when claims were not dated is as old as its record, which was `made` then.
+    fn releases(&self, made: Option<Timestamp>, block: &Block) -> Result<(), String> {
         if !is_empty(block) {
             return Err(format!("block {} of another owner is not empty", block.cidr));
         }
-        if block.affinity.is_some() && !self.is_old(block.claim_time) {
+        if block.affinity.is_some() && !self.is_old(block.claim_time.or(made)) {
             return Err(format!("block {} was claimed less than sixty seconds ago", block.cidr));
         }
         Ok(())
@@ -209,7 +254,7 @@ impl World<'_> {
                 Err(format!("the agent of {} confirms no other node's affinity", self.node))
             }
             _ => match self.block_of(old.cidr)? {
-                Some(block) if block.affinity.as_ref() == Some(&old.owner) => self.releases(&block),
+                Some(block) if block.affinity.as_ref() == Some(&old.owner) => self.releases(made, &block),
                 // What is left of a claim, or of a release.
                 _ if self.is_old(made) => Ok(()),
                 _ => Err(format!("the affinity of {} was made less than sixty seconds ago", old.cidr)),
@@ -225,19 +270,26 @@ impl World<'_> {
             .map_err(|error| format!("its block cannot be judged: {error}"))
     }
 
-    fn handle(&self, handle: &Handle) -> Result<(), String> {
+    fn handle(&self, made: Option<Timestamp>, handle: &Handle) -> Result<(), String> {
+        let mut is_used = false;
         for cidr in handle.blocks.keys() {
             let Some(block) = self.block_of(*cidr)? else { continue };
-            let foreign = (0..block.allocations.len()).find(|ordinal| {
+            let has = |ordinal: &usize| {
                 let attribute = block.allocations[*ordinal].and_then(|at| block.attributes.get(at));
                 attribute.is_some_and(|attribute| attribute.handle_id.as_ref() == Some(&handle.id))
-                    && self.is_foreign(use_of(&block, *ordinal))
-            });
-            if let Some(ordinal) = foreign {
-                return Err(self.foreign(&block, ordinal));
+            };
+            let held: Vec<usize> = (0..block.allocations.len()).filter(has).collect();
+            if let Some(ordinal) = held.iter().find(|ordinal| self.is_foreign(use_of(&block, **ordinal))) {
+                return Err(self.foreign(&block, *ordinal));
             }
+            is_used |= !held.is_empty();
         }
-        Ok(())
+        // One that is written before its block is somebody's ADD.
+        if is_used || self.is_old(made) {
+            Ok(())
+        } else {
+            Err(format!("handle {} was made less than sixty seconds ago", handle.id))
+        }
     }
 }
 
@@ -246,6 +298,7 @@ mod tests {
     use super::*;
     use api::{AffinityNaming, Attribute};
     use apiserver::identity::User;
+    use serde_json::json;
     use std::sync::Arc;
 
     const NOW: Timestamp = Timestamp::constant(1_000_000, 0);
@@ -412,9 +465,75 @@ mod tests {
             deleted: false,
         };
         let there = || Some(block(Some("n2"), OLD, [Some("n2"), Some("n1"), None, None]));
-        let delete = |id: &str, there| judged("ipamhandles", Some(&handle(id).to_v1()), None, there);
-        delete("h-n1", there()).unwrap();
-        delete("h-n2", there()).unwrap_err();
-        delete("h-n2", None).unwrap();
+        let delete = |id: &str, made: Timestamp, there| {
+            let mut object = handle(id).to_v1();
+            object["metadata"]["creationTimestamp"] = made.to_string().into();
+            judged("ipamhandles", Some(&object), None, there)
+        };
+        delete("h-n1", YOUNG, there()).unwrap();
+        delete("h-n2", OLD, there()).unwrap_err();
+        delete("h-n2", OLD, None).unwrap();
+        // What no address has yet may be an ADD of another node that writes in two steps.
+        delete("h-n2", YOUNG, None).unwrap_err();
+    }
+
+    #[test]
+    fn metadata_is_no_way_around() {
+        let of = |owner: &str| block(Some(owner), OLD, [Some("n2"), None, None, None]).to_v1();
+        for owner in ["n1", "n2"] {
+            for (field, value) in [
+                ("ownerReferences", json!([{"apiVersion": "v1", "kind": "Pod", "name": "x", "uid": "gone"}])),
+                ("finalizers", json!(["example.org/never"])),
+            ] {
+                let mut with = of(owner);
+                with["metadata"][field] = value;
+                judged("ipamblocks", Some(&of(owner)), Some(&with), None).unwrap_err();
+                judged("ipamblocks", Some(&with), Some(&of(owner)), None).unwrap_err();
+                judged("ipamblocks", Some(&with), Some(&with), None).unwrap();
+            }
+        }
+        let affinity = |labels: Value| {
+            let cidr = "10.0.0.0/30".parse().unwrap();
+            let state = AffinityState::Confirmed;
+            let affinity = Affinity { owner: Owner::host("n1"), cidr, state, deleted: false };
+            let mut object = affinity.to_v1(AffinityNaming::PerBlock);
+            for (name, value) in labels.as_object().unwrap() {
+                object["metadata"]["labels"][name] = value.clone();
+            }
+            object
+        };
+        let change = |old, new| judged("blockaffinities", Some(&affinity(old)), Some(&affinity(new)), None);
+        change(json!({"a": "b"}), json!({"a": "b", "c": "d"})).unwrap();
+        change(json!({"a": "b"}), json!({})).unwrap_err();
+        change(json!({"a": "b"}), json!({"a": "c"})).unwrap_err();
+        // Without its own labels its owner would not find it.
+        change(json!({}), json!({"projectcalico.org/affinity-type": "virtual"})).unwrap_err();
+    }
+
+    #[test]
+    fn stamps_of_other_nodes_addresses_stay() {
+        let stamped = |stamps: [(u32, u64); 2], number: u64| {
+            let mut block = block(Some("n2"), OLD, [Some("n2"), Some("n1"), None, None]);
+            block.sequence_for_allocation = stamps.into();
+            block.sequence_number = number;
+            Some(block)
+        };
+        let to = |stamps, number| on_block(stamped([(0, 5), (1, 6)], 7), stamped(stamps, number));
+        to([(0, 5), (1, 7)], 8).unwrap();
+        to([(0, 6), (1, 6)], 8).unwrap_err();
+        to([(0, 5), (1, 6)], 6).unwrap_err();
+    }
+
+    #[test]
+    fn a_claim_without_a_date_is_as_old_as_its_block() {
+        let made = |made: Timestamp| {
+            let mut undated = block(Some("n2"), OLD, [None; 4]);
+            undated.claim_time = None;
+            let mut object = undated.to_v1();
+            object["metadata"]["creationTimestamp"] = made.to_string().into();
+            judged("ipamblocks", Some(&object), None, None)
+        };
+        made(OLD).unwrap();
+        made(YOUNG).unwrap_err();
     }
 }

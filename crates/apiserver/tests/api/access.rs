@@ -1,6 +1,6 @@
 //! Who is let in, and to what.
 
-use crate::support::{Authority, Lab};
+use crate::support::{Authority, Lab, MERGE};
 use bytes::Bytes;
 use http::Method;
 use serde_json::json;
@@ -186,4 +186,85 @@ async fn a_kubelet_writes_its_own_node_lease_and_pods() {
     kubelet.post(leases, &json!({"metadata": {"name": "n1"}})).await.ok();
     assert_eq!(kubelet.post(leases, &json!({"metadata": {"name": "n2"}})).await.code, 403);
     assert_eq!(kubelet.get(&format!("{RBAC}/clusterroles")).await.code, 403);
+}
+
+#[tokio::test]
+async fn an_administrator_of_a_namespace_cannot_make_himself_one_of_the_cluster() {
+    let lab = Lab::start().await;
+    let (admin, ann) = (lab.admin(), lab.client("ann", &[]));
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let binding = |role: &str| {
+        json!({
+            "metadata": {"name": role}, "subjects": [{"kind": "User", "name": "ann", "apiGroup": "rbac.authorization.k8s.io"}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role},
+        })
+    };
+    let here = format!("{rbac}/namespaces/default");
+    admin.post(&format!("{here}/rolebindings"), &binding("admin")).await.ok();
+    ann.post(&format!("{here}/rolebindings"), &binding("edit")).await.ok();
+    let (code, message) =
+        ann.post(&format!("{here}/rolebindings"), &binding("cluster-admin")).await.refused();
+    assert_eq!(code, 403);
+    assert!(message.contains("is attempting to grant RBAC permissions not currently held"), "{message}");
+    let role = |name: &str, resource: &str| json!({"metadata": {"name": name}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": [resource]}]});
+    ann.post(&format!("{here}/roles"), &role("pods", "pods")).await.ok();
+    assert_eq!(ann.post(&format!("{here}/roles"), &role("nodes", "nodes")).await.code, 403);
+    let more = json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "rules": role("pods", "*")["rules"]});
+    for (media, query) in [(MERGE, ""), ("application/apply-patch+yaml", "?fieldManager=ann&force=true")] {
+        assert_eq!(ann.patch(&format!("{here}/roles/pods{query}"), media, &more).await.code, 403, "{media}");
+    }
+    assert_eq!(ann.get(&format!("{here}/roles/pods")).await.ok()["rules"], role("pods", "pods")["rules"]);
+    // She who may bind it, may.
+    let binder = json!({"metadata": {"name": "binder"}, "rules": [
+        {"verbs": ["bind"], "apiGroups": ["rbac.authorization.k8s.io"], "resources": ["clusterroles"],
+         "resourceNames": ["cluster-admin"]}]});
+    admin.post(&format!("{rbac}/clusterroles"), &binder).await.ok();
+    admin.post(&format!("{here}/rolebindings"), &binding("binder")).await.ok();
+    ann.post(&format!("{here}/rolebindings"), &binding("cluster-admin")).await.ok();
+}
+
+#[tokio::test]
+async fn a_kubelet_reads_and_becomes_only_what_its_pods_need() {
+    let lab = Lab::start().await;
+    let admin = lab.admin();
+    let kubelet = |node: &str| lab.client(&format!("system:node:{node}"), &["system:nodes"]);
+    let (own, other) = (kubelet("n1"), kubelet("n2"));
+    let space = "/api/v1/namespaces/default";
+    for name in ["word", "file", "pull", "unused"] {
+        admin.post(&format!("{space}/secrets"), &json!({"metadata": {"name": name}, "data": {}})).await.ok();
+    }
+    for name in ["runs", "default"] {
+        let made =
+            admin.post(&format!("{space}/serviceaccounts"), &json!({"metadata": {"name": name}})).await;
+        assert!(made.code == 201 || made.code == 409);
+    }
+    let pod = json!({"metadata": {"name": "p"}, "spec": {
+        "nodeName": "n1", "serviceAccountName": "runs", "imagePullSecrets": [{"name": "pull"}],
+        "volumes": [{"name": "v", "secret": {"secretName": "file"}}],
+        "containers": [{"name": "c", "image": "i",
+            "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "word", "key": "k"}}}]}],
+    }});
+    let pod = admin.post(&format!("{space}/pods"), &pod).await.ok();
+    for name in ["word", "file", "pull"] {
+        own.get(&format!("{space}/secrets/{name}")).await.ok();
+        assert_eq!(other.get(&format!("{space}/secrets/{name}")).await.code, 403, "{name}");
+    }
+    for path in ["secrets/unused", "secrets", "secrets?watch=true", "configmaps"] {
+        assert_eq!(own.get(&format!("{space}/{path}")).await.code, 403, "{path}");
+    }
+    let bound = |name: &str, uid: &serde_json::Value| json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}}});
+    let token = format!("{space}/serviceaccounts/runs/token");
+    let uid = &pod["metadata"]["uid"];
+    own.post(&token, &bound("p", uid)).await.ok();
+    for (client, path, body) in [
+        (&own, token.clone(), json!({})),
+        (&own, token.clone(), bound("p", &json!("another"))),
+        (&own, token.clone(), bound("q", uid)),
+        (&own, format!("{space}/serviceaccounts/default/token"), bound("p", uid)),
+        (&other, token.clone(), bound("p", uid)),
+    ] {
+        let (code, message) = client.post(&path, &body).await.refused();
+        assert_eq!(code, 403, "{message}");
+    }
+    admin.post(&token, &json!({})).await.ok();
 }
