@@ -7,14 +7,31 @@ use crate::objects::{self, meta};
 use crate::server::Server;
 use serde_json::Value;
 
-/// The fields in which a pod names a secret or a map of settings, with the field of the name.
-const REFERENCES: [(&str, &str, &[(&str, &str)]); 2] = [
-    (
-        "secrets",
-        "imagePullSecrets",
-        &[("secretKeyRef", "name"), ("secretRef", "name"), ("secret", "secretName"), ("secret", "name")],
-    ),
-    ("configmaps", "", &[("configMapKeyRef", "name"), ("configMapRef", "name"), ("configMap", "name")]),
+/// How a pod refers to objects of a kind.
+struct Reference {
+    plural: &'static str,
+    /// The field with a list of them, if there is one.
+    list: &'static str,
+    /// Fields that refer to one, and the field of its name in each.
+    fields: &'static [(&'static str, &'static str)],
+}
+
+const REFERENCES: [Reference; 2] = [
+    Reference {
+        plural: "secrets",
+        list: "imagePullSecrets",
+        fields: &[
+            ("secretKeyRef", "name"),
+            ("secretRef", "name"),
+            ("secret", "secretName"),
+            ("secret", "name"),
+        ],
+    },
+    Reference {
+        plural: "configmaps",
+        list: "",
+        fields: &[("configMapKeyRef", "name"), ("configMapRef", "name"), ("configMap", "name")],
+    },
 ];
 
 /// The node of a kubelet's user.
@@ -24,14 +41,14 @@ fn node_of(user: &User) -> Option<&str> {
 }
 
 /// Whether a part of a pod names the object in one of the fields.
-fn names(part: &Value, list: &str, fields: &[(&str, &str)], name: &str) -> bool {
+fn names(part: &Value, by: &Reference, name: &str) -> bool {
     match part {
         Value::Object(map) => map.iter().any(|(field, value)| {
-            fields.iter().any(|(of, at)| of == field && value[*at] == name)
-                || field == list && value.as_array().into_iter().flatten().any(|one| one["name"] == name)
-                || names(value, list, fields, name)
+            by.fields.iter().any(|(of, at)| of == field && value[*at] == name)
+                || field == by.list && value.as_array().into_iter().flatten().any(|one| one["name"] == name)
+                || names(value, by, name)
         }),
-        Value::Array(items) => items.iter().any(|item| names(item, list, fields, name)),
+        Value::Array(items) => items.iter().any(|item| names(item, by, name)),
         _ => false,
     }
 }
@@ -40,9 +57,8 @@ fn names(part: &Value, list: &str, fields: &[(&str, &str)], name: &str) -> bool 
 /// a pod on its node refers to.
 pub(crate) fn may_read(server: &Server, user: &User, what: &Attributes<'_>) -> bool {
     let Some(node) = node_of(user) else { return true };
-    let Some((_, list, fields)) =
-        REFERENCES.iter().find(|(plural, ..)| what.group.is_empty() && *plural == what.resource)
-    else {
+    let reference = REFERENCES.iter().find(|one| what.group.is_empty() && one.plural == what.resource);
+    let Some(reference) = reference else {
         return true;
     };
     if what.name.is_empty() || what.verb != "get" {
@@ -51,7 +67,7 @@ pub(crate) fn may_read(server: &Server, user: &User, what: &Attributes<'_>) -> b
     let pods = server.store.list(&format!("/core/pods/{}/", what.namespace), None, 0);
     pods.entries.iter().any(|(_, entry)| {
         let pod = objects::decode(entry);
-        pod["spec"]["nodeName"] == node && names(&pod["spec"], list, fields, what.name)
+        pod["spec"]["nodeName"] == node && names(&pod["spec"], reference, what.name)
     })
 }
 
