@@ -1,28 +1,27 @@
 //! The objects that every cluster has from the start.
 
-use crate::admission::PRIORITY_CLASSES;
+use crate::admission::{self, PRIORITY_CLASSES};
 use crate::default_roles;
 use crate::error::Status;
 use crate::identity::User;
 use crate::objects;
 use crate::request::WriteOptions;
-use crate::server::Server;
-use crate::token;
-use futures::future::try_join_all;
+use crate::server::{Server, unwritten};
+use crate::{token, write};
 use serde_json::{Value, json};
+use storage::{Commit, Write};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// Makes what is missing; what is there is left as it is.
 ///
 /// # Errors
-/// The first refusal that is not "already there".
+/// The first refusal.
 pub(crate) async fn run(server: &Server) -> Result<(), Status> {
-    token::prepare(server).await?;
-    // What waits together becomes durable together: a start waits for the disk three times and not for each object.
-    let namespaces = NAMESPACES.map(|name| ("", "namespaces", "", json!({"metadata": {"name": name}})));
-    all(server, namespaces.to_vec()).await?;
     let mut objects = Vec::new();
+    for name in NAMESPACES {
+        objects.push(("", "namespaces", "", json!({"metadata": {"name": name}})));
+    }
     for (name, value) in PRIORITY_CLASSES {
         let class = json!({"metadata": {"name": name}, "value": value, "globalDefault": false});
         objects.push(("scheduling.k8s.io", "priorityclasses", "", class));
@@ -57,35 +56,37 @@ pub(crate) async fn run(server: &Server) -> Result<(), Status> {
         });
         objects.push(("discovery.k8s.io", "endpointslices", "default", slice));
     }
-    all(server, objects).await
+    make(server, objects).await
 }
 
 /// An object to be made: group and plural of its kind, its namespace, and itself.
 type Wanted<'a> = (&'a str, &'a str, &'a str, Value);
 
-async fn all(server: &Server, objects: Vec<Wanted<'_>>) -> Result<(), Status> {
-    let made = objects
-        .into_iter()
-        .map(|(group, plural, namespace, object)| ensure(server, group, plural, namespace, object));
-    try_join_all(made).await.map(drop)
-}
-
-async fn ensure(
-    server: &Server,
-    group: &str,
-    plural: &str,
-    namespace: &str,
-    object: Value,
-) -> Result<(), Status> {
-    let resource = server.builtin(group, plural)?;
-    let name = objects::meta(&object, "name").to_owned();
-    if server.store.get(&resource.key(namespace, &name)).is_some() {
+/// Makes what is missing, all in one commit: a start waits for the disk once.
+///
+/// Nobody is served yet, so that nobody else writes.
+async fn make(server: &Server, objects: Vec<Wanted<'_>>) -> Result<(), Status> {
+    let user = User { name: "system:apiserver".into(), groups: vec!["system:masters".into()], uid: None };
+    let options = WriteOptions::default();
+    let mut commit = Commit::default();
+    commit.writes.extend(token::key(server));
+    for (group, plural, namespace, object) in objects {
+        let resource = server.builtin(group, plural)?;
+        let key = resource.key(namespace, objects::meta(&object, "name"));
+        if server.store.get(&key).is_some() {
+            continue;
+        }
+        let mut object = write::fresh(&resource, namespace, object)?;
+        write::shape(&resource, &mut object, None, &options)?;
+        // An address that is taken here is kept: without the commit there is no server.
+        admission::on_create(server, &resource, &mut object, &user, &options)?;
+        commit.writes.push(Write::Put(key, objects::encode(&object)));
+        commit.writes.extend(admission::along_with(server, &resource, &object));
+    }
+    if commit.writes.is_empty() {
         return Ok(());
     }
-    let user = User { name: "system:apiserver".into(), groups: vec!["system:masters".into()], uid: None };
-    match server.create(&resource, namespace, object, &user, &WriteOptions::default()).await {
-        Ok(_) => Ok(()),
-        Err(status) if status.reason == "AlreadyExists" => Ok(()),
-        Err(status) => Err(status),
-    }
+    server.store.commit(commit).await.map_err(|error| unwritten(&error))?;
+    server.forget_policy();
+    Ok(())
 }

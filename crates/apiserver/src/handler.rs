@@ -17,7 +17,7 @@ use crate::request::{self, Call, WriteOptions};
 use crate::resource::Style;
 use crate::server::Server;
 use crate::write::{Aspect, Written};
-use crate::{apply, node_restriction, review, token};
+use crate::{apply, node_restriction, readiness, review, token};
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use hyper::body::Incoming;
@@ -80,7 +80,11 @@ impl Server {
         let registry = self.registry();
         match Target::parse(&path) {
             Some(target) => self.resource(user, &registry, target, request).await,
-            None => self.other(&user, &registry, &path, &request),
+            None => {
+                let answered = self.other(&user, &registry, &path, &request)?;
+                let is_ready = path.split('/').nth(1) == Some("readyz");
+                Ok(if is_ready { readiness::answer(self).await } else { answered })
+            }
         }
     }
 

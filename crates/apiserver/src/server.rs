@@ -10,6 +10,7 @@ use crate::objects;
 use crate::policy::{Policy, Roles};
 use crate::registry::Registry;
 use crate::resource::Resource;
+use crate::stalled::Patient;
 use crate::turns::Turns;
 use crate::{bootstrap, custom, garbage, handler, lifecycle};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -91,7 +92,11 @@ impl Server {
     /// # Errors
     /// [`ServeError`] when the store or an option cannot be used.
     pub fn open(options: &Options) -> Result<Arc<Self>, ServeError> {
-        let store = Store::open(&options.data_file, Limits::default())?;
+        Self::over(Store::open(&options.data_file, Limits::default())?, options)
+    }
+
+    /// As [`Server::open`], over a store that is open.
+    pub(crate) fn over(store: Store, options: &Options) -> Result<Arc<Self>, ServeError> {
         let addresses = Addresses::new(&options.service_cidr, &store)
             .ok_or_else(|| ServeError::ServiceCidr(options.service_cidr.clone()))?;
         let server = Arc::new(Self {
@@ -252,7 +257,7 @@ async fn accept(listener: tokio::net::TcpListener, acceptor: tokio_rustls::TlsAc
     }
 }
 
-/// How long a client may take for the handshake and for the head of a request.
+/// How long a client may take for the handshake, and a watcher for anything of what it is sent.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn connection(stream: tokio::net::TcpStream, acceptor: tokio_rustls::TlsAcceptor, server: Arc<Server>) {
@@ -267,13 +272,15 @@ async fn connection(stream: tokio::net::TcpStream, acceptor: tokio_rustls::TlsAc
     let service = hyper::service::service_fn(move |request| {
         handler::handle(Arc::clone(&server), Arc::clone(&user), request)
     });
+    let stream = Patient::new(stream, PATIENCE);
+    let scope = stream.scope();
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(None)
         .max_buf_size(64 << 10)
         .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades()
-        .await;
+        .with_upgrades();
+    let served = scope.serving(served).await;
     if let Err(error) = served {
         tracing::debug!(%error, "a connection ended early");
     }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use storage::{Commit, CommitError};
+use storage::Write;
 
 /// Where the key is kept; no kind has its objects here.
 const KEY: &str = "/tortie/token-key";
@@ -41,22 +41,16 @@ fn equal(left: &[u8], right: &[u8]) -> bool {
     left.len() == right.len() && left.iter().zip(right).fold(0, |all, (a, b)| all | (a ^ b)) == 0
 }
 
-/// Makes the key if there is none yet.
-///
-/// # Errors
-/// The store's, as a status.
-pub(crate) async fn prepare(server: &Server) -> Result<(), Status> {
+/// The write that makes the key, if there is none yet.
+pub(crate) fn key(server: &Server) -> Option<Write> {
     if server.store.get(KEY).is_some() {
-        return Ok(());
+        return None;
     }
     let mut key = Vec::with_capacity(32);
     for _ in 0..2 {
         key.extend_from_slice(uuid::Uuid::new_v4().as_bytes());
     }
-    match server.store.commit(Commit::create(KEY, Bytes::from(key))).await {
-        Ok(_) | Err(CommitError::Conflict { .. }) => Ok(()),
-        Err(error) => Err(crate::server::unwritten(&error)),
-    }
+    Some(Write::Put(KEY.to_owned(), Bytes::from(key)))
 }
 
 /// Who a request with this `Authorization` header is made by.

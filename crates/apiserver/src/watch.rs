@@ -11,6 +11,7 @@ use crate::read;
 use crate::request::Call;
 use crate::selection::Selection;
 use crate::server::Server;
+use crate::stalled::Watching;
 use axum::body::Body;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::stream;
@@ -70,6 +71,7 @@ struct Stream {
     /// Whether a table's columns were sent.
     columns_sent: bool,
     ended: bool,
+    _watching: Watching,
 }
 
 impl Server {
@@ -124,6 +126,7 @@ impl Server {
             columns_sent: false,
             ended: false,
             call,
+            _watching: Watching::begin(),
         };
         if let Some(listing) = listing {
             let mut out = BytesMut::new();

@@ -21,6 +21,8 @@ pub struct Limits {
     pub history_bytes: usize,
     /// Changes that may wait for one watcher before it is cut.
     pub watch_queue: usize,
+    /// Bytes of keys and values that may wait for one watcher before it is cut.
+    pub watch_bytes: usize,
     /// Commits made durable together.
     pub batch: usize,
     /// Commits that may wait; further callers wait to be taken.
@@ -35,6 +37,7 @@ impl Default for Limits {
             history_events: 12_000,
             history_bytes: 16 << 20,
             watch_queue: 4096,
+            watch_bytes: 16 << 20,
             batch: 256,
             queue: 1024,
             commit_bytes: 16 << 20,
@@ -47,6 +50,8 @@ struct Shared {
     state: RwLock<State>,
     watchers: RwLock<Watchers>,
     limits: Limits,
+    /// Why the last write was refused by the disk, until one is made that puts something there.
+    trouble: RwLock<Option<String>>,
 }
 
 impl Shared {
@@ -58,6 +63,10 @@ impl Shared {
 
     fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_troubled(&self, by: Option<String>) {
+        *self.trouble.write().unwrap_or_else(PoisonError::into_inner) = by;
     }
 
     fn watchers(&self) -> RwLockWriteGuard<'_, Watchers> {
@@ -135,7 +144,12 @@ impl Store {
             index: opened.index,
             history: History::new(opened.revision, limits.history_events, limits.history_bytes),
         };
-        let shared = Arc::new(Shared { state: RwLock::new(state), watchers: RwLock::default(), limits });
+        let shared = Arc::new(Shared {
+            state: RwLock::new(state),
+            watchers: RwLock::default(),
+            limits,
+            trouble: RwLock::default(),
+        });
         let (requests, queue) = mpsc::channel(limits.queue.max(1));
         let writer =
             Writer { disk, database: Some(opened.database), in_doubt: None, shared: Arc::clone(&shared) };
@@ -216,6 +230,12 @@ impl Store {
         self.shared.watchers().len()
     }
 
+    /// What the disk said when it refused the last write; none once it has taken one that puts something there. Deletes are
+    /// still made by a full disk, so that they say nothing.
+    pub fn trouble(&self) -> Option<String> {
+        self.shared.trouble.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Makes the commit, durably, and returns the revision of each of its writes.
     ///
     /// Commits that wait at the same time share one synchronisation of the disk; a refused one refuses no other.
@@ -287,6 +307,7 @@ impl Writer {
 
     fn serve(&mut self, requests: impl Iterator<Item = Request>) {
         if let Err(error) = self.reopen() {
+            self.shared.is_troubled(Some(error.to_string()));
             for request in requests {
                 // Whoever asked may be gone.
                 let _ = request.answer.send(Err(error.clone()));
@@ -345,7 +366,13 @@ impl Writer {
         if batch.revision == self.shared.read().revision {
             return Ok(());
         }
-        let Err(error) = file::write(database, &batch.events, batch.revision) else { return Ok(()) };
+        let Err(error) = file::write(database, &batch.events, batch.revision) else {
+            if batch.events.iter().any(|event| event.now.is_some()) {
+                self.shared.is_troubled(None);
+            }
+            return Ok(());
+        };
+        self.shared.is_troubled(Some(error.to_string()));
         tracing::error!(%error, file = self.name(), "could not write: the store is read-only until the disk is mended");
         self.database = None;
         self.in_doubt = Some(InDoubt { events: batch.events.clone(), revision: batch.revision });
@@ -357,7 +384,7 @@ impl Writer {
         let mut watchers = self.shared.watchers();
         for event in events {
             state.publish(Arc::clone(event));
-            watchers.tell(event);
+            watchers.tell(event, self.shared.limits.watch_bytes);
         }
         state.revision = revision;
     }

@@ -3,6 +3,7 @@
 use crate::event::Event;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::mpsc;
 
 /// A watch cannot start at a revision so old: list again and watch from there.
@@ -26,7 +27,27 @@ pub struct Cut;
 #[derive(Debug)]
 pub struct Watch {
     pub(crate) backlog: VecDeque<Arc<Event>>,
-    pub(crate) live: mpsc::Receiver<Arc<Event>>,
+    pub(crate) live: Live,
+}
+
+/// The changes that wait for one watch, and their size.
+#[derive(Debug)]
+pub(crate) struct Live {
+    events: mpsc::Receiver<Arc<Event>>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Live {
+    fn taken(&self, event: Arc<Event>) -> Arc<Event> {
+        self.bytes.fetch_sub(size(&event), Ordering::Relaxed);
+        event
+    }
+}
+
+/// What a change that waits keeps in memory, in bytes.
+fn size(event: &Event) -> usize {
+    let values = [&event.now, &event.before].into_iter().flatten();
+    event.key.len() + values.map(|entry| entry.value.len()).sum::<usize>()
 }
 
 impl Watch {
@@ -40,46 +61,62 @@ impl Watch {
     pub async fn next(&mut self) -> Result<Arc<Event>, Cut> {
         match self.backlog.pop_front() {
             Some(event) => Ok(event),
-            None => self.live.recv().await.ok_or(Cut),
+            None => self.live.events.recv().await.map(|event| self.live.taken(event)).ok_or(Cut),
         }
     }
 
     /// The next change if it is already here.
     pub fn try_next(&mut self) -> Option<Arc<Event>> {
-        self.backlog.pop_front().or_else(|| self.live.try_recv().ok())
+        self.backlog.pop_front().or_else(|| {
+            let event = self.live.events.try_recv().ok()?;
+            Some(self.live.taken(event))
+        })
     }
 
     /// Whether no change is waiting to be taken.
     pub fn is_drained(&self) -> bool {
-        self.backlog.is_empty() && self.live.is_empty()
+        self.backlog.is_empty() && self.live.events.is_empty()
     }
+}
+
+#[derive(Debug)]
+struct Watcher {
+    prefix: String,
+    events: mpsc::Sender<Arc<Event>>,
+    bytes: Arc<AtomicUsize>,
 }
 
 /// Those who watch. The writer tells each what concerns it, and drops those that do not keep up.
 #[derive(Debug, Default)]
 pub(crate) struct Watchers {
-    watchers: Vec<(String, mpsc::Sender<Arc<Event>>)>,
+    watchers: Vec<Watcher>,
 }
 
 impl Watchers {
-    pub(crate) fn add(&mut self, prefix: &str, queue: usize) -> mpsc::Receiver<Arc<Event>> {
+    pub(crate) fn add(&mut self, prefix: &str, queue: usize) -> Live {
         let (sender, receiver) = mpsc::channel(queue.max(1));
+        let bytes = Arc::new(AtomicUsize::new(0));
         // Those whose reader is gone are noticed only when something happens under their prefix: clear them here,
         // so that many short watches of a quiet prefix do not pile up.
-        self.watchers.retain(|(_, sender)| !sender.is_closed());
-        self.watchers.push((prefix.to_owned(), sender));
-        receiver
+        self.watchers.retain(|watcher| !watcher.events.is_closed());
+        self.watchers.push(Watcher { prefix: prefix.to_owned(), events: sender, bytes: Arc::clone(&bytes) });
+        Live { events: receiver, bytes }
     }
 
-    pub(crate) fn tell(&mut self, event: &Arc<Event>) {
-        self.watchers.retain(|(prefix, sender)| {
+    /// Tells everybody whom it concerns. `most` is how many bytes may wait for one; a single change always may.
+    pub(crate) fn tell(&mut self, event: &Arc<Event>, most: usize) {
+        let size = size(event);
+        self.watchers.retain(|Watcher { prefix, events, bytes }| {
             if !event.key.starts_with(prefix.as_str()) {
                 return true;
             }
-            match sender.try_send(Arc::clone(event)) {
-                Ok(()) => true,
-                Err(mpsc::error::TrySendError::Closed(_)) => false,
-                Err(mpsc::error::TrySendError::Full(_)) => {
+            let before = bytes.fetch_add(size, Ordering::Relaxed);
+            let is_too_much = before > 0 && before.saturating_add(size) > most;
+            let sent = if is_too_much { None } else { Some(events.try_send(Arc::clone(event))) };
+            match sent {
+                Some(Ok(())) => true,
+                Some(Err(mpsc::error::TrySendError::Closed(_))) => false,
+                None | Some(Err(mpsc::error::TrySendError::Full(_))) => {
                     tracing::warn!(prefix, revision = event.revision, "cut a watch whose reader fell behind");
                     false
                 }
@@ -92,6 +129,6 @@ impl Watchers {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.watchers.iter().filter(|(_, sender)| !sender.is_closed()).count()
+        self.watchers.iter().filter(|watcher| !watcher.events.is_closed()).count()
     }
 }

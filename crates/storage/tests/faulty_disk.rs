@@ -190,6 +190,7 @@ fn a_full_disk_takes_deletes_when_it_takes_nothing_else() {
             number += 1;
         };
         assert!(refused.to_string().contains("free space"), "{refused}");
+        assert!(store.trouble().is_some());
         assert!(number > 10, "seed {seed}: {number}");
         assert_eq!(content(&store), known);
         for gone in 0..number / 2 {
@@ -198,8 +199,10 @@ fn a_full_disk_takes_deletes_when_it_takes_nothing_else() {
                 .unwrap_or_else(|error| panic!("seed {seed}: a delete while the disk is full: {error}"));
             apply(&mut known, &writes);
         }
+        assert!(store.trouble().is_some(), "deletes do not say that there is room");
         // What the deletes freed is room again.
         block_on(store.commit(Commit { checks: vec![], writes: put(number) })).unwrap();
+        assert_eq!(store.trouble(), None);
         apply(&mut known, &put(number));
         drop(store);
         assert_eq!(content(&open(&disk).unwrap()), known, "seed {seed}");

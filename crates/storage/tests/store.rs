@@ -102,6 +102,23 @@ async fn a_reader_that_falls_behind_is_cut_after_what_it_was_told() {
 }
 
 #[tokio::test]
+async fn a_reader_that_takes_nothing_keeps_few_bytes_in_memory() {
+    let limits = Limits { watch_bytes: 1000, ..Limits::default() };
+    let store = Store::open_on(InMemoryBackend::new, limits).unwrap();
+    let mut stalled = store.watch("a", 0).unwrap();
+    let mut reading = store.watch("a", 0).unwrap();
+    // One that is larger than all that may wait is told all the same.
+    put(&store, "a", Box::leak("x".repeat(5000).into_boxed_str())).await;
+    for revision in 1..=10 {
+        assert_eq!(reading.next().await.unwrap().revision, revision);
+        put(&store, "a", "y").await;
+    }
+    assert_eq!(stalled.next().await.unwrap().revision, 1);
+    assert_eq!(stalled.next().await.err(), Some(Cut));
+    assert_eq!(store.watchers(), 1);
+}
+
+#[tokio::test]
 async fn pages_of_a_past_revision_show_that_revision() {
     let store = small(100, 10);
     for key in ["/a/1", "/a/2", "/a/3", "/a/4"] {

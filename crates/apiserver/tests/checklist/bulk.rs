@@ -37,6 +37,16 @@ pub(crate) async fn create(admin: &Client, numbers: std::ops::Range<usize>) {
     .await;
 }
 
+/// Makes grains of these numbers that are two kilobytes each.
+pub(crate) async fn create_large(admin: &Client, numbers: std::ops::Range<usize>) {
+    let note = "x".repeat(2000);
+    commit(admin, numbers, |number| {
+        json!({"verb": "create", "path": GRAINS,
+               "object": {"metadata": {"name": name(number), "annotations": {"note": note}}, "spec": {"number": number}}})
+    })
+    .await;
+}
+
 /// Deletes grains of these numbers.
 pub(crate) async fn delete(admin: &Client, numbers: std::ops::Range<usize>) {
     commit(admin, numbers, |number| json!({"verb": "delete", "path": format!("{GRAINS}/{}", name(number))}))

@@ -36,7 +36,9 @@ async fn line_05_watches_lose_and_repeat_nothing_and_say_when_to_list_again() {
     let mut lab = Lab::start().await;
     let admin = lab.admin();
     nothing_is_lost_or_told_twice(&admin).await;
-    an_old_revision_is_gone(&lab, &admin).await;
+    bulk::define(&lab).await;
+    one_that_takes_nothing_is_cut_off(&admin).await;
+    an_old_revision_is_gone(&admin).await;
     bookmarks_and_initial_events(&admin).await;
     one_object_is_shown_once(&lab, &admin).await;
     // Last: afterwards the server is another one.
@@ -100,9 +102,41 @@ async fn nothing_is_lost_or_told_twice(admin: &Client) {
     assert!(!heard.is_empty() && all[0].starts_with(&heard));
 }
 
-async fn an_old_revision_is_gone(lab: &Lab, admin: &Client) {
+async fn watchers(admin: &Client) -> usize {
+    let metrics = String::from_utf8(admin.get("/metrics").await.body.to_vec()).unwrap();
+    let line = metrics.lines().find(|line| line.starts_with("tortie_apiserver_watchers "));
+    line.unwrap().rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// More is written than the connection and the server keep for somebody who reads nothing.
+async fn one_that_takes_nothing_is_cut_off(admin: &Client) {
+    let path = format!("{}?watch=true", bulk::GRAINS);
+    let mut stalled = admin.watch(&path, JSON).await;
+    let mut reading = admin.watch(&path, JSON).await;
+    let both = watchers(admin).await;
+    let count = 20_000;
+    let hearing = tokio::spawn(async move {
+        for number in 0..count {
+            assert_eq!(reading.told().await, ("ADDED".into(), bulk::name(number)), "the other is not slowed");
+        }
+    });
+    for begin in (0..count).step_by(1000) {
+        bulk::create_large(admin, begin..begin + 1000).await;
+    }
+    hearing.await.unwrap();
+    assert!(watchers(admin).await < both, "nothing more waits for the one that takes nothing");
+    // What it is told when it reads at last is the beginning, in order, and then the end.
+    let mut heard = 0;
+    while let Some(event) = stalled.next().await {
+        assert_eq!(event["object"]["metadata"]["name"], bulk::name(heard));
+        heard += 1;
+    }
+    assert!((1..count).contains(&heard), "{heard}");
+    bulk::delete(admin, 0..count).await;
+}
+
+async fn an_old_revision_is_gone(admin: &Client) {
     let old = revision(admin).await;
-    bulk::define(lab).await;
     bulk::forget(admin).await;
     let mut events = admin.watch(&format!("{MAPS}?watch=true&resourceVersion={old}"), JSON).await;
     let error = events.next().await.unwrap();
