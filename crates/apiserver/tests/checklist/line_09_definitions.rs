@@ -64,10 +64,12 @@ async fn objects_are_ruled(lab: &Lab) {
     assert_eq!(code, 422);
     assert_eq!(
         message,
-        r#"IPPool.crd.projectcalico.org "p" is invalid: spec.cidr: Invalid value: "integer": spec.cidr in body must be of type string: "integer""#
+        "IPPool.crd.projectcalico.org \"p\" is invalid: [spec.cidr: Invalid value: \"integer\": spec.cidr in body must be of type \
+         string: \"integer\", <nil>: Invalid value: null: some validation rules were not checked because the object was invalid; \
+         correct the existing errors to complete validation]"
     );
     let (code, message) = admin.post(pools, &pool(json!({"blockSize": 26}))).await.refused();
-    assert_eq!((code, message.ends_with("spec.cidr: Required value")), (422, true), "{message}");
+    assert!(code == 422 && message.contains("spec.cidr: Required value"), "{message}");
     let made = admin.post(pools, &pool(json!({"cidr": "10.0.0.0/16", "sise": 1}))).await;
     assert!(made.headers["warning"].to_str().unwrap().contains("spec.sise"));
     assert_eq!(made.ok()["spec"].get("sise"), None, "what is not known is dropped");
