@@ -34,7 +34,6 @@ pub(crate) async fn answer(server: &Server) -> Response<Body> {
 #[cfg(test)]
 #[path = "../../storage/tests/disk/mod.rs"]
 #[expect(dead_code, reason = "the store's own tests ask more of it")]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod simulated;
 
 #[cfg(test)]
