@@ -605,6 +605,9 @@ fn log(note: &Note) {
         Note::Suspected { address, node, handle } => {
             tracing::debug!(%address, node, handle, "found address without its pod");
         }
+        Note::Condemned { address, node, handle, reason } => {
+            tracing::info!(%address, node, handle, reason, "gives back address that nobody needs");
+        }
         Note::Spared { address } => tracing::info!(%address, "kept address, the API server knows its owner"),
         Note::Crossed { block, other } => {
             tracing::warn!(%block, %other, "block lies in another block, one of them has to go");

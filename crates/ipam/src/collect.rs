@@ -35,11 +35,13 @@ pub use carry_out::{Outcome, carry_out};
 
 use crate::block::{self, Release};
 use crate::crossing::{Crossing, crossings};
+use crate::explain::as_text;
 use crate::seen::Seen;
 use api::{Affinity, Block, Cidr, Handle, Owner};
 use datastore::Revision;
 use jiff::{SignedDuration, Timestamp};
 use leftovers::Since;
+use serde::{Serialize, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -128,13 +130,16 @@ pub struct Answers {
 }
 
 /// Something to take away, with the state that it must still be in.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", tag = "task")]
 pub enum Task {
     /// Give back addresses of one block, each only if its stamp and handle still are these.
     Release {
         /// The block.
+        #[serde(serialize_with = "as_text")]
         block: Cidr,
         /// The addresses.
+        #[serde(serialize_with = "addresses_of")]
         releases: Vec<Release>,
         /// Only while there is no node of this name.
         gone: Option<String>,
@@ -144,20 +149,25 @@ pub enum Task {
     /// Give up all empty blocks and all affinities of a node that is gone.
     GiveUpNode {
         /// The node as owner.
+        #[serde(serialize_with = "as_text")]
         owner: Owner,
     },
     /// Take a block from an owner that is gone and has no affinity for it.
     Abandon {
         /// The owner.
+        #[serde(serialize_with = "as_text")]
         owner: Owner,
         /// The block.
+        #[serde(serialize_with = "as_text")]
         block: Cidr,
     },
     /// Give up an empty block.
     GiveUpBlock {
         /// Its owner.
+        #[serde(serialize_with = "as_text")]
         owner: Owner,
         /// The block.
+        #[serde(serialize_with = "as_text")]
         block: Cidr,
         /// The sequence number it must still have.
         sequence: u64,
@@ -165,6 +175,7 @@ pub enum Task {
     /// Free what has cooled down in a block that nobody writes, and delete it if nobody owns it and nothing is in it.
     Tidy {
         /// The block.
+        #[serde(serialize_with = "as_text")]
         block: Cidr,
         /// How long addresses cool down.
         cooldown_seconds: u32,
@@ -172,10 +183,13 @@ pub enum Task {
     /// Delete an affinity whose block does not exist, or is not its owner's.
     DropAffinity {
         /// Whose.
+        #[serde(serialize_with = "as_text")]
         owner: Owner,
         /// For which block.
+        #[serde(serialize_with = "as_text")]
         block: Cidr,
         /// The revision it must still have.
+        #[serde(serialize_with = "number_of")]
         revision: Revision,
     },
     /// Lower a handle's counts to what the blocks say, and delete it if nothing is left.
@@ -183,10 +197,24 @@ pub enum Task {
         /// The handle.
         id: String,
         /// Blocks in which it seems to count too much; the others are not looked at.
+        #[serde(serialize_with = "as_texts")]
         blocks: BTreeSet<Cidr>,
         /// The revision it must still have.
+        #[serde(serialize_with = "number_of")]
         revision: Revision,
     },
+}
+
+fn addresses_of<S: Serializer>(releases: &[Release], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(releases.iter().map(|release| release.address))
+}
+
+fn number_of<S: Serializer>(revision: &Revision, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(revision.0)
+}
+
+fn as_texts<S: Serializer>(cidrs: &BTreeSet<Cidr>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(cidrs.iter().map(Cidr::to_string))
 }
 
 impl fmt::Display for Task {
@@ -209,7 +237,8 @@ impl fmt::Display for Task {
 }
 
 /// A finding.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Note {
     /// An address looks as if nobody needed it, for the first time.
     Suspected {
@@ -220,6 +249,17 @@ pub enum Note {
         /// Held by this handle.
         handle: String,
     },
+    /// An address is given back, and this is why.
+    Condemned {
+        /// The address.
+        address: IpAddr,
+        /// Of this node.
+        node: String,
+        /// Held by this handle.
+        handle: String,
+        /// What the authority said of its node or pod.
+        reason: String,
+    },
     /// An address was about to be given back, and is needed or of unknown use after all.
     Spared {
         /// The address.
@@ -228,6 +268,7 @@ pub enum Note {
     /// A block makes no sense, and nothing in it is touched.
     Malformed {
         /// The block.
+        #[serde(serialize_with = "as_text")]
         block: Cidr,
         /// What is wrong with it.
         fault: String,
@@ -235,8 +276,10 @@ pub enum Note {
     /// A block lies in another: nobody but an operator can say which is right.
     Crossed {
         /// The smaller.
+        #[serde(serialize_with = "as_text")]
         block: Cidr,
         /// The one around it.
+        #[serde(serialize_with = "as_text")]
         other: Cidr,
     },
 }
@@ -348,6 +391,12 @@ fn conclude(verdicts: Verdicts, answers: &Answers, cooldown_seconds: u32) -> Vec
             effects.push(Effect::Note(Note::Spared { address: leak.release.address }));
             continue;
         }
+        effects.push(Effect::Note(Note::Condemned {
+            address: leak.release.address,
+            node: leak.node.clone(),
+            handle: leak.handle().to_owned(),
+            reason: leak.reason(answers),
+        }));
         let gone = leak.node_gone.then(|| leak.node.clone());
         by_block.entry((leak.block, gone)).or_default().push(leak.release.clone());
     }

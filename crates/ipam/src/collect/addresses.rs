@@ -88,6 +88,18 @@ impl Leak {
         let holder = Holder { node: self.node.clone(), uid: self.uid.clone(), address: self.release.address };
         answers.pods.get(name).is_some_and(|pod| !needs(pod.as_ref(), &holder))
     }
+
+    /// Why nobody needs the address, by these answers, which bear it out.
+    pub(super) fn reason(&self, answers: &Answers) -> String {
+        let gone = || format!("node {} does not exist", self.node);
+        let Some((namespace, name)) = &self.pod else { return gone() };
+        let pod = match answers.pods.get(&(namespace.clone(), name.clone())) {
+            Some(Some(pod)) if pod.node != self.node => format!("pod {namespace}/{name} is on another node"),
+            Some(Some(_)) => format!("pod {namespace}/{name} does not use it"),
+            _ => format!("pod {namespace}/{name} does not exist"),
+        };
+        if self.node_gone { format!("{}, {pod}", gone()) } else { pod }
+    }
 }
 
 /// Whether `pod`, found under the name that the allocation has, still needs the address (controllers §2.7).

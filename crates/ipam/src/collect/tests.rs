@@ -1,6 +1,7 @@
 //! A cluster of values, and what the collector wants done about it.
 
 mod absurd;
+mod reasons;
 
 use super::*;
 use crate::reservations::ReservationSet;

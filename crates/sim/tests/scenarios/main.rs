@@ -7,9 +7,11 @@
 #![expect(clippy::unwrap_used, reason = "what sets a scene may fail the test")]
 
 mod blocks;
+mod growth;
 mod host;
 mod leaks;
 mod others;
+mod owners;
 mod requests;
 mod stage;
 mod wire;

@@ -44,6 +44,8 @@ pub(crate) struct Stage {
     pub(crate) time: Time,
     pub(crate) pods: Pods,
     pub(crate) collector: Collector,
+    /// How long an address may be without its pod: [`GRACE`].
+    pub(crate) grace: SignedDuration,
     /// What the collector said.
     pub(crate) notes: Vec<collect::Note>,
 }
@@ -89,6 +91,7 @@ impl Stage {
             time,
             pods: Pods::new(),
             collector: Collector::default(),
+            grace: GRACE,
             notes: Vec::new(),
         };
         stage.put(Record::Pool(pool("pool", range, block_size)));
@@ -289,7 +292,7 @@ impl Stage {
     ///
     /// `between` is called when the records were listed and the cluster was not yet looked at.
     pub(crate) fn pass_with(&mut self, mut between: impl FnMut(&mut Self)) {
-        let begin = collect::Event::Begin { handles: true, grace: Some(GRACE) };
+        let begin = collect::Event::Begin { handles: true, grace: Some(self.grace) };
         let mut effects = self.collector.step(self.time.now(), begin);
         while !effects.is_empty() {
             let effect = effects.remove(0);
