@@ -3,7 +3,6 @@
 use super::settings_v1::reserved;
 use crate::{Block, Reservation};
 use serde_json::Value;
-use std::collections::BTreeSet;
 
 /// Findings that are told one by one.
 const SHOWN: usize = 3;
@@ -25,21 +24,24 @@ impl Block {
                     .push(format!("ordinal {ordinal} has index {entry} of {} attributes", attributes.len()));
             }
         }
-        let mut queued = BTreeSet::new();
+        // Every block that is read comes by here.
+        let mut queued = vec![false; allocations.len()];
         for entry in array("unallocated") {
             match number(entry).and_then(|ordinal| Some((ordinal, allocations.get(ordinal)?))) {
                 None => findings.push(format!("ordinal {entry} is queued and not in the block")),
                 Some((ordinal, allocation)) if !allocation.is_null() => {
                     findings.push(format!("ordinal {ordinal} is allocated and queued"));
                 }
-                Some((ordinal, _)) if !queued.insert(ordinal) => {
-                    findings.push(format!("ordinal {ordinal} is queued twice"));
+                Some((ordinal, _)) => {
+                    let before = queued.get_mut(ordinal).map(|queued| std::mem::replace(queued, true));
+                    if before == Some(true) {
+                        findings.push(format!("ordinal {ordinal} is queued twice"));
+                    }
                 }
-                Some(_) => {}
             }
         }
-        let free = allocations.iter().enumerate().filter(|(_, entry)| entry.is_null());
-        let lost = free.filter(|(ordinal, _)| !queued.contains(ordinal));
+        let places = allocations.iter().zip(&queued).enumerate();
+        let lost = places.filter(|(_, (entry, queued))| entry.is_null() && !**queued);
         findings
             .extend(lost.map(|(ordinal, _)| format!("ordinal {ordinal} is neither allocated nor queued")));
         for (index, attribute) in attributes.iter().enumerate() {
