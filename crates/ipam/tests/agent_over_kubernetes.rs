@@ -45,6 +45,8 @@ struct Node {
     under_way: FuturesUnordered<BoxFuture<'static, Event>>,
     replies: BTreeMap<u64, Reply>,
     requests: u64,
+    /// Lists and watches that the server was asked for.
+    followed: Vec<String>,
 }
 
 impl Node {
@@ -64,12 +66,13 @@ impl Node {
             under_way: FuturesUnordered::new(),
             replies: BTreeMap::new(),
             requests: 0,
+            followed: Vec::new(),
         };
         while !node.agent.view().is_complete() {
             let (kind, change) = node.feeds.next().await.unwrap();
             node.tell(vec![Event::Changed(kind, change)]);
         }
-        fake.requests();
+        node.followed = fake.requests();
         node
     }
 
@@ -117,7 +120,9 @@ impl Node {
         let is_record = |request: &String| {
             !request.starts_with("GET") || !COLLECTIONS.iter().any(|collection| request.ends_with(collection))
         };
-        self.fake.requests().into_iter().filter(is_record).collect()
+        let (records, followed) = self.fake.requests().into_iter().partition(is_record);
+        self.followed.extend::<Vec<String>>(followed);
+        records
     }
 }
 
@@ -170,6 +175,21 @@ async fn cold_add_is_four_writes_and_one_read_and_a_warm_one_two_writes() {
     let release = node.ask(vec![del("second")]).await;
     assert_eq!(kinds(&release), ["PUT ipamblocks", "DELETE ipamhandles"]);
     assert!(node.replies.values().all(|reply| !matches!(reply, Reply::Failed(_))), "{:?}", node.replies);
+}
+
+#[tokio::test]
+async fn each_collection_is_listed_and_watched_once_so_that_an_event_is_read_once() {
+    let (fake, store) = lab();
+    let mut node = Node::start(&fake, &store).await;
+    for number in 0..20 {
+        node.ask(vec![add(&format!("pod{number}"))]).await;
+    }
+    let blocks = format!("GET {GROUP}/ipamblocks");
+    assert_eq!(node.followed.iter().filter(|request| **request == blocks).count(), 2, "one list, one watch");
+    for collection in COLLECTIONS {
+        let asked = node.followed.iter().filter(|request| request.ends_with(collection)).count();
+        assert!((1..=2).contains(&asked), "{collection}: {asked} requests");
+    }
 }
 
 #[tokio::test]

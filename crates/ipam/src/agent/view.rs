@@ -268,8 +268,14 @@ impl View {
             Change::Progress(at) => self.advance(kind, at),
             Change::Reset(listing) => {
                 let at = listing.revision;
+                // A store that was put back to an older state begins there again: what it said later is not so any more.
+                if self.known_to(kind).is_some_and(|known| known > at) {
+                    self.replace(kind, Listing { revision: Revision(u64::MAX), ..Listing::default() });
+                    if kind == Kind::Block {
+                        self.index_at = at;
+                    }
+                }
                 self.replace(kind, listing);
-                // A store that was put back to an older state begins there again.
                 self.complete.insert(kind, at);
                 self.advance(kind, at);
             }
@@ -665,8 +671,15 @@ mod tests {
             view.fold(kind, listing(11));
         }
         assert!(view.is_complete() && !view.is_lost());
-        // Put back from a copy, the store counts from an older revision.
+        // Put back from a copy, the store counts from an older revision, and has nothing of what came after it.
+        assert_eq!(view.pools().count(), 0);
+        view.fold(Kind::Pool, Change::Put(pool(12)));
+        assert_eq!(view.pools().count(), 1);
         view.fold(Kind::Pool, listing(4));
-        assert_eq!(view.known_to(Kind::Pool), Some(Revision(4)));
+        assert_eq!((view.known_to(Kind::Pool), view.pools().count()), (Some(Revision(4)), 0));
+        view.fold(Kind::Block, listing(4));
+        view.fold(Kind::Pool, Change::Put(pool(5)));
+        let pools: Vec<Pool> = view.pools().cloned().collect();
+        assert!(!view.covers(&pools), "the index is not newer than its list");
     }
 }

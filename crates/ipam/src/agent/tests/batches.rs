@@ -206,6 +206,29 @@ fn requests_wait_for_the_first_sight_of_the_store_and_not_for_ever() {
 }
 
 #[test]
+fn an_add_waits_for_the_first_list_of_every_scope_that_there_is() {
+    let store = store();
+    let scopes = Agent::new("n1").scopes();
+    for missing in &scopes {
+        let mut bench = bench_on(&store, "n1");
+        bench.agent = Agent::new("n1");
+        let (_, event) = bench.add_event("a");
+        let mut effects = bench.agent.step(bench.now, event);
+        let list =
+            |scope: &Scope| Event::Changed(scope.kind(), Change::Reset(block_on(store.list(scope)).unwrap()));
+        for scope in scopes.iter().filter(|scope| *scope != missing) {
+            effects.extend(bench.agent.step(bench.now, list(scope)));
+        }
+        assert_eq!(effects, [], "nothing was heard of {missing}");
+        let effects = bench.agent.step(bench.now, list(missing));
+        assert!(
+            effects.iter().any(|effect| matches!(effect, Effect::Commit { .. })),
+            "{missing}: {effects:?}"
+        );
+    }
+}
+
+#[test]
 fn locked_datastore_is_not_written_until_it_is_unlocked() {
     let store = store();
     let mut bench = bench_on(&store, "n1");
