@@ -98,6 +98,10 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, ConnectError> {
         }
         None => kube::Config::infer().await.map_err(|error| bad(error.to_string()))?,
     };
+    if config.auth_info.exec.is_some() {
+        let reason = "its user is logged in by a program (exec), which is not done here: give it a token or a certificate";
+        return Err(bad(reason.to_owned()));
+    }
     config.connect_timeout = Some(DEADLINE);
     config.default_retry = false;
     connection::client(config).map_err(|error| ConnectError::Client { path, reason: error.to_string() })

@@ -123,12 +123,15 @@ async fn warm_update_is_one_request_and_keeps_what_others_wrote_on_the_object() 
     one(&store, Write::Create(handle(1))).await.unwrap();
     let mut object = fake.object(HANDLE).unwrap();
     object["metadata"]["labels"] = json!({"team": "x"});
+    let face = json!({"projectcalico.org/metadata": "{\"labels\":{\"a\":\"b\"},\"creationTimestamp\":null}"});
+    object["metadata"]["annotations"] = face.clone();
     fake.put(HANDLE, object);
     let seen = read(&store, &handle(1).key()).await;
     fake.requests();
     one(&store, Write::Update(handle(2), seen.version)).await.unwrap();
     assert_eq!(fake.requests(), [format!("PUT {HANDLE}")]);
-    assert_eq!(fake.object(HANDLE).unwrap()["metadata"]["labels"]["team"], "x");
+    let metadata = fake.object(HANDLE).unwrap()["metadata"].clone();
+    assert_eq!((&metadata["labels"]["team"], &metadata["annotations"]), (&json!("x"), &face));
 }
 
 #[tokio::test]
@@ -330,6 +333,20 @@ async fn a_limit_of_calls_holds_back_every_kind_of_call() {
         let took = begun.elapsed().as_millis();
         assert!((wanted..wanted + 10).contains(&took), "{took} ms for four calls");
     }
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_would_run_a_program_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kubeconfig");
+    let exec = json!({"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/false", "interactiveMode": "Never"});
+    let config = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        "users": [{"name": "u", "user": {"exec": exec}}]});
+    std::fs::write(&file, config.to_string()).unwrap();
+    let refused = Kubernetes::connect(Some(&file)).await.unwrap_err().to_string();
+    assert!(refused.contains("exec") && refused.contains("token"), "{refused}");
 }
 
 #[tokio::test]

@@ -77,6 +77,62 @@ async fn every_golden_file_is_read_and_written_again_to_the_byte() {
     assert_eq!(found, files.len());
 }
 
+/// What stands at keys in clusters that are older or newer than us, and what an update of ours makes of it.
+#[tokio::test]
+async fn values_of_other_times_are_read_and_what_the_record_does_not_own_stays() {
+    let Some(server) = Server::start(&Plan::default()) else { return };
+    let store = server.driver();
+    ready(&store).await;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/etcd/golden_old");
+    let mut wanted = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let [key, read, written] = *text.lines().collect::<Vec<&str>>() else { panic!("{}", path.display()) };
+        put(&server, key, read).await;
+        wanted.push((path, key.to_owned(), written.to_owned()));
+    }
+    assert_eq!(wanted.len(), 11);
+    let mut found = 0;
+    for kind in [
+        Kind::Pool,
+        Kind::Block,
+        Kind::Affinity,
+        Kind::Handle,
+        Kind::Config,
+        Kind::Node,
+        Kind::ClusterInformation,
+    ] {
+        let listing = store.list(&Scope::All(kind)).await.unwrap();
+        assert_eq!(listing.unreadable, []);
+        for stored in listing.items {
+            found += 1;
+            store.commit(&[], &[Write::Update(stored.record, stored.version)]).await.unwrap();
+        }
+    }
+    assert_eq!(found, wanted.len());
+    for (path, key, written) in wanted {
+        assert_eq!(value_of(&server, &key).await, written, "{}", path.display());
+    }
+}
+
+#[tokio::test]
+async fn what_a_peer_has_half_deleted_is_absent_to_readers_and_lists() {
+    let Some(server) = Server::start(&Plan::default()) else { return };
+    let store = server.driver();
+    ready(&store).await;
+    let block = r#"{"cidr":"10.0.0.0/31","affinity":null,"allocations":[null,null],"unallocated":[0,1],"attributes":[],"deleted":true}"#;
+    put(&server, "/calico/ipam/v2/assignment/ipv4/block/10.0.0.0-31", block).await;
+    put(&server, "/calico/ipam/v2/handle/net.a", r#"{"block":{},"deleted":true}"#).await;
+    put(&server, "/calico/ipam/v2/host/n/ipv4/block/10.0.0.0-31", r#"{"state":"confirmed","deleted":true}"#)
+        .await;
+    for kind in [Kind::Block, Kind::Handle, Kind::Affinity] {
+        let listing = store.list(&Scope::All(kind)).await.unwrap();
+        assert_eq!((listing.items, listing.unreadable), (Vec::new(), Vec::new()), "{kind}");
+    }
+    assert_eq!(store.get(&datastore::Key::Handle("net.a".to_owned())).await, Ok(None));
+}
+
 #[tokio::test]
 async fn a_copy_into_another_etcd_is_the_same_and_is_made_in_requests_of_the_size_that_it_takes() {
     let small = Plan { arguments: &["--max-request-bytes", "1500"], ..Plan::default() };
