@@ -149,7 +149,8 @@ fn the_history_stays_linearizable_while_the_server_is_killed_paused_and_cut_off(
         let patient = server.driver().await.with_deadline(deadline * 2);
         let clients: Vec<&Kubernetes> = clients.iter().collect();
         let how = (6, Deletes::InPhases);
-        let outcome = history_is_linearizable_under(&mut server, &clients, &patient, 4000, how).await.unwrap();
+        let outcome =
+            history_is_linearizable_under(&mut server, &clients, &patient, 4000, how).await.unwrap();
         assert!(outcome.unknown > 0, "no write was left without an answer");
         assert!(outcome.written > 300, "{outcome:?}");
     });
@@ -167,9 +168,7 @@ fn a_follower_hears_that_the_path_died_without_a_word_and_goes_on_when_it_is_bac
         store.commit(&[], &[Write::Create(handle("before", 1))]).await.unwrap();
         assert!(matches!(changes.next().await, Some(Change::Put(_))));
         server.link.cut();
-        let lost = async {
-            while !matches!(changes.next().await, Some(Change::Lost(_))) {}
-        };
+        let lost = async { while !matches!(changes.next().await, Some(Change::Lost(_))) {} };
         tokio::time::timeout(PATIENCE, lost).await.expect("nothing is heard of a watch that is dead");
         server.link.mend();
         ready(&store).await;

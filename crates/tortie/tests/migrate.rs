@@ -3,7 +3,6 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-#[expect(dead_code, reason = "what only the tests of the driver need")]
 mod embedded;
 #[path = "../../datastore/tests/etcd/server.rs"]
 #[expect(dead_code, reason = "what only the tests of etcd itself need")]
@@ -21,7 +20,7 @@ use datastore::{Datastore, Key, Kind, Record, Scope, Write};
 use serde_json::{Value, json};
 use server::KubeApiserver;
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -284,6 +283,71 @@ async fn moves(target: &Kubernetes, kubeconfig: &Path) {
     assert!(refused(&calicoctl(&to, import, &without)).contains("BGPPeer peer of the datastore is not in"));
     assert_eq!(succeeded(&calicoctl(&to, "datastore migrate unlock", "")), "Datastore unlocked.\n");
     assert_eq!(is_ready(target).await, Some(true));
+}
+
+/// `tortie datastore copy`, not started yet.
+fn copy(from: &Path, to: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tortie"));
+    command.args(["datastore", "copy", "--from"]).arg(from).arg("--to").arg(to).args(more);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_goes_from_etcd_to_the_embedded_server_and_on_to_etcd_and_is_resumed_after_a_kill() {
+    let Some(server) = etcd::Server::start(&etcd::Plan::default()) else { return };
+    let Some(third) = etcd::Server::start(&etcd::Plan::default()) else { return };
+    let (store, last) = (server.driver(), third.driver());
+    etcd::ready(&store).await;
+    etcd::ready(&last).await;
+    fill(&store).await;
+    for batch in 0..5 {
+        let handle = |at| {
+            let blocks = BTreeMap::from([("10.0.0.64/26".parse().unwrap(), 1)]);
+            Write::Create(Record::Handle(Handle { id: format!("more.{batch}.{at}"), blocks, deleted: false }))
+        };
+        store.commit(&[], &(0..100).map(handle).collect::<Vec<_>>()).await.unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let target = embedded::installed(folder.path()).await;
+    let of_etcd = |name, endpoint: &str| {
+        config(folder.path(), name, &json!({"datastoreType": "etcdv3", "etcdEndpoints": endpoint}))
+    };
+    let (from, end) = (of_etcd("from", &server.endpoint), of_etcd("end", &third.endpoint));
+    let kubeconfig = folder.path().join("kubeconfig");
+    let to = config(folder.path(), "to", &json!({"datastoreType": "kubernetes", "kubeconfig": kubeconfig}));
+
+    let open = refused(&copy(&from, &to, &[]).output().unwrap());
+    assert!(open.contains("the source is not locked"), "{open}");
+    succeeded(&calicoctl(&from, "datastore migrate lock", ""));
+    let text = succeeded(&copy(&from, &to, &["--dry-run"]).output().unwrap());
+    assert!(text.contains("handles: 540 to copy, 0 there already"), "{text}");
+    assert_eq!(target.get(&Key::ClusterInformation).await, Ok(None));
+    assert_eq!(everything(&target).await, []);
+
+    // Killed amid the handles, and finished by the same command.
+    let mut child = copy(&from, &to, &[]).spawn().unwrap();
+    let progress = BufReader::new(child.stderr.take().unwrap());
+    let reached = progress.lines().map(Result::unwrap).find(|line| line.starts_with("handles: "));
+    assert_eq!(reached.as_deref(), Some("handles: 64 of 540"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let finished = copy(&from, &to, &[]).output().unwrap();
+    let told = String::from_utf8_lossy(&finished.stderr).into_owned();
+    let text = succeeded(&finished);
+    assert!(text.contains("blocks: 0 copied, 1 there already"), "{text}");
+    assert!(text.contains("The target is locked"), "{text}");
+    assert!(told.is_empty() || told.contains("handles: 540 of 540"), "{told}");
+    assert_eq!(everything(&target).await, everything(&store).await);
+    assert_eq!(is_ready(&target).await, Some(false));
+
+    succeeded(&copy(&to, &end, &[]).output().unwrap());
+    assert_eq!(everything(&last).await, everything(&store).await);
+    // Beside something that only the target has it is refused.
+    let other = Record::Pool(Pool::with_defaults("other", "10.9.0.0/16".parse().unwrap()));
+    last.commit(&[], &[Write::Create(other)]).await.unwrap();
+    let beside = refused(&copy(&to, &end, &[]).output().unwrap());
+    assert!(beside.contains("pool other is in the target and not in the source"), "{beside}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
