@@ -265,3 +265,23 @@ fn pool_that_is_taken_off_the_list_goes_after_its_blocks() {
     assert!(actions.iter().any(|action| matches!(action, Action::GiveUpBlocks(..))));
     assert_eq!(cluster.names(IP_POOL), ["second"]);
 }
+
+#[test]
+fn pools_stay_as_they_are_while_the_datastore_is_locked() {
+    let mut cluster = Granting::new();
+    let lock = |cluster: &mut Granting, ready: bool| {
+        let information = json!({"metadata": {"name": "default"}, "spec": {"datastoreReady": ready}});
+        cluster.put(CLUSTER_INFORMATION, information);
+    };
+    let of_calico = |actions: &[Action]| {
+        actions.iter().filter(|action| action.kind().api_version == IP_POOL.api_version).count()
+    };
+    lock(&mut cluster, false);
+    cluster.installation("192.168.0.0/16");
+    let actions = cluster.settle();
+    assert_eq!(of_calico(&actions), 0, "{actions:?}");
+    assert!(!actions.is_empty(), "all else goes on");
+    lock(&mut cluster, true);
+    assert!(of_calico(&cluster.settle()) > 0);
+    assert_eq!(cluster.names(IP_POOL).len(), 1);
+}
