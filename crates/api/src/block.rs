@@ -19,6 +19,9 @@ pub struct Attribute {
 }
 
 /// One block: which of its ordinals are allocated, to whom, and in which order free ones are used next.
+///
+/// What grows with its allocations is shared between copies and copied by whoever changes it ([`Arc::make_mut`]): blocks are read
+/// far more often than written, the full ones of a node above all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
     /// The addresses it holds.
@@ -28,15 +31,15 @@ pub struct Block {
     /// When the owner claimed it, whole seconds on the wire. `None`: very old.
     pub claim_time: Option<Timestamp>,
     /// For each ordinal `None` (free) or an index into `attributes`. Length is the block's size.
-    pub allocations: Vec<Option<usize>>,
+    pub allocations: Arc<Vec<Option<usize>>>,
     /// Free ordinals in the order of use: head first, freed ordinals are appended.
     pub unallocated: Vec<u32>,
-    /// What allocations refer to. Shared, because a block is copied for every write while its attributes stay the same.
-    pub attributes: Vec<Arc<Attribute>>,
+    /// What allocations refer to. Each is shared by itself too: a write changes one of them.
+    pub attributes: Arc<Vec<Arc<Attribute>>>,
     /// Nanoseconds since the epoch at creation, +1 at every write.
     pub sequence_number: u64,
     /// Stamp per allocated ordinal: the block's sequence number before the write that allocated it.
-    pub sequence_for_allocation: BTreeMap<u32, u64>,
+    pub sequence_for_allocation: Arc<BTreeMap<u32, u64>>,
     /// First phase of a two-phase delete on Kubernetes.
     pub deleted: bool,
     /// etcd only, deprecated, carried along untouched.

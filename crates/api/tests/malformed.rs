@@ -155,7 +155,7 @@ fn is_sound(block: &Block) -> bool {
     let mut queue = block.unallocated.clone();
     queue.sort_unstable();
     let free: Vec<u32> = (0_u32..)
-        .zip(&block.allocations)
+        .zip(block.allocations.iter())
         .filter(|(_, allocation)| allocation.is_none())
         .map(|(ordinal, _)| ordinal)
         .collect();
@@ -174,7 +174,7 @@ fn blocks_of_a_careless_hand_are_read_as_the_data_model_says() {
             "an index that no attribute has is an allocation of nobody",
             json!({"cidr":"10.0.0.0/30","allocations":[5,null,-1,99],"unallocated":[1],"attributes":[]}),
             Box::new(move |block: &Block| {
-                block.allocations == [Some(0), None, Some(0), Some(0)] && *block.attributes[0] == anonymous
+                *block.allocations == [Some(0), None, Some(0), Some(0)] && *block.attributes[0] == anonymous
             }) as Box<dyn Fn(&Block) -> bool>,
         ),
         (

@@ -142,7 +142,7 @@ impl BlockUse {
     pub fn of(block: &api::Block) -> Self {
         let owner = block.affinity.as_ref().map(|owner| owner.name.clone());
         let borrowed = (0_u32..)
-            .zip(&block.allocations)
+            .zip(block.allocations.iter())
             .filter_map(|(ordinal, allocation)| {
                 let attribute = block.attributes.get((*allocation)?)?;
                 let node = attribute.secondary.get("node")?;
@@ -304,16 +304,17 @@ mod tests {
             cidr: "192.168.10.0/29".parse().unwrap(),
             affinity: Some(api::Owner::host("node1")),
             claim_time: None,
-            allocations: vec![Some(0), Some(1), Some(2), Some(3), Some(9), None, None, None],
+            allocations: vec![Some(0), Some(1), Some(2), Some(3), Some(9), None, None, None].into(),
             unallocated: vec![5, 6, 7],
             attributes: vec![
                 attribute("node1", false),
                 attribute("node3", false),
                 attribute("node3", true),
                 std::sync::Arc::default(),
-            ],
+            ]
+            .into(),
             sequence_number: 0,
-            sequence_for_allocation: BTreeMap::new(),
+            sequence_for_allocation: std::sync::Arc::default(),
             deleted: false,
             legacy_host_affinity: None,
         };

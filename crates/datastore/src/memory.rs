@@ -217,17 +217,19 @@ impl Datastore for Memory {
             }
             _ => (lowest(kind), Scope::All(kind)),
         };
-        let mut items: Vec<Stored> = state
+        // Counted before they are copied, so that nothing is copied twice.
+        let found: Vec<&Stored> = state
             .records
             .range(from..)
             .take_while(|(slot, _)| together.holds(slot))
             .map(|(_, stored)| stored)
-            .filter(|stored| scope.holds(&stored.record.key()) && !stored.record.is_deleted())
-            .cloned()
+            .filter(|stored| !stored.record.is_deleted())
             .collect();
-        // Slots are in key order but for affinities named per block.
-        if kind == Kind::Affinity {
-            items.sort_by_key(|stored| stored.record.key());
+        let mut items: Vec<Stored> = found.into_iter().cloned().collect();
+        // Slots are in key order, and those of one owner together, but for affinities named per block.
+        if kind == Kind::Affinity && self.naming == AffinityNaming::PerBlock {
+            items.retain(|stored| scope.holds(&stored.record.key()));
+            items.sort_by_cached_key(|stored| stored.record.key());
         }
         Ok(Listing { items, revision: Revision(state.revision), ..Listing::default() })
     }
@@ -266,13 +268,13 @@ impl Datastore for Memory {
         let mut versions = Vec::with_capacity(writes.len());
         for write in writes {
             let slot = self.slot(&write.key());
-            let before = state.records.get(&slot).cloned();
+            let before = state.records.remove(&slot);
             versions.push(match write {
                 Write::Create(record) | Write::Update(record, _) | Write::Pass { last: record, .. } => {
                     state.put(slot, record.clone(), before, created)
                 }
                 Write::Delete(_, version) => {
-                    let key = state.records.remove(&slot).map_or_else(|| write.key(), |old| old.record.key());
+                    let key = before.map_or_else(|| write.key(), |old| old.record.key());
                     let revision = state.next_revision();
                     state.remember(Change { revision, key, stored: None });
                     version.clone()

@@ -9,6 +9,7 @@ mod ensure;
 
 use crate::affinity::{self, Claim, ClaimError, Claimed, Content, Known, ReleaseTerms};
 use crate::block::{self, TakeError, Taken};
+use crate::candidate;
 use crate::cap::{self, AtCap};
 use crate::claim;
 use crate::clock::Clock;
@@ -17,7 +18,7 @@ use crate::failure::{ATTEMPTS, StoreError};
 use crate::host_reserved::{HostReserved, HostReservedError};
 use crate::plan::{self, PlanRefusal, TakeRules, Want};
 use crate::pools::SelectError;
-use crate::seen::{self, AllBlocks, HandleInHand, Seen, TOGETHER};
+use crate::seen::{self, AllBlocks, HandleInHand, InTurn, Seen};
 use crate::setting::{Setting, World};
 use crate::shortage::relief;
 use crate::take::{OnBlock, commit_on};
@@ -32,6 +33,9 @@ pub use ensure::{EnsureBlockError, Ensured, ensure_block};
 
 /// Blocks that a node may own per IP version where nothing says otherwise.
 pub const DEFAULT_MAX_BLOCKS: u32 = 20;
+
+/// Own blocks up to which they are looked at in the order of the list, as Calico does.
+const FEW_OWN: usize = 4;
 
 /// A request for any addresses of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,8 +145,8 @@ pub enum AssignError {
 /// reservations, node, pools, affinities, handle), 1 read per own block, and 1 commit; 3 without an own block and with one
 /// to be made, where the own blocks' place is taken by the list of all blocks. On a Kubernetes API the commit is 2 requests
 /// one after another (handle, block), with a new block 4 trips (affinity and handle, block, pool, affinity). Own blocks
-/// that are all full: 1 trip more, of the list. Each further block taken from: 1 commit. More than 24 own blocks are read 24
-/// at a time. Affinities that lie across each
+/// that are all full: 1 trip more, of the list. Each further block taken from: 1 commit. Own blocks are read 24 at a time, and
+/// where the store answers at once those behind one with room not at all. Affinities that lie across each
 /// other: 1 trip more, of the list. Taking an empty block from its owner: 5 trips more. A handle at its cap: 1 read and 1
 /// commit per block of it, which renews what is answered.
 ///
@@ -274,7 +278,7 @@ impl<D: Datastore> Run<'_, D> {
     }
 
     /// Selects pools and blocks, and notes what became of the pools.
-    fn set_out(&mut self, world: &World) -> Result<Setting, Stop> {
+    fn set_out<'w>(&mut self, world: &'w World) -> Result<Setting<'w>, Stop> {
         let setting = Setting::of(world, self.request).map_err(|error| {
             if let AssignError::Pools(error) = &error {
                 self.explain.considered(error.considered().to_vec());
@@ -313,27 +317,25 @@ impl<D: Datastore> Run<'_, D> {
     async fn take_from_own(
         &mut self,
         world: &World,
-        setting: &Setting,
+        setting: &Setting<'_>,
     ) -> Result<VecDeque<Seen<Affinity>>, Stop> {
         let (mut unmade, mut unsettled) = (VecDeque::new(), Vec::new());
-        for some in setting.affine.chunks(TOGETHER) {
+        let (store, own) = (self.store, self.in_order(&setting.affine));
+        let mut blocks =
+            InTurn::new(own.iter().map(|affinity| affinity.value.cidr), |cidr| seen::block(store, cidr));
+        for affinity in own {
             if self.satisfied() {
                 return Ok(unmade);
             }
-            let cidrs: Vec<Cidr> = some.iter().map(|affinity| affinity.value.cidr).collect();
-            let blocks = seen::blocks_of(self.store, &cidrs).await?;
-            for (affinity, block) in some.iter().zip(blocks) {
-                match block {
-                    None => unmade.push_back(affinity.clone()),
-                    Some(block) if is_settled(affinity, &block) => {
-                        if !self.satisfied() {
-                            self.take_from_block(world, block, BlockOutcome::Took).await?;
-                        }
-                    }
-                    Some(_) => unsettled.push(affinity.clone()),
+            match blocks.next().await? {
+                None => unmade.push_back(affinity.clone()),
+                Some(block) if is_settled(affinity, &block) => {
+                    self.take_from_block(world, block, BlockOutcome::Took).await?;
                 }
+                Some(_) => unsettled.push(affinity.clone()),
             }
         }
+        unmade.make_contiguous().sort_by_key(|affinity| affinity.value.cidr);
         for affinity in unsettled {
             let cidr = affinity.value.cidr;
             if let Some(pool) = setting.pool_of(cidr).filter(|_| !self.satisfied())
@@ -345,11 +347,30 @@ impl<D: Datastore> Run<'_, D> {
         Ok(unmade)
     }
 
+    /// Own blocks in the order in which they are looked at: as listed where they are few.
+    ///
+    /// Of many, most are full, and each of them costs a look. The one claimed last comes first, since a node claims when the
+    /// others are full; then the others from a place that the handle tells, because what was given back since is anywhere:
+    /// whoever always looks from the same end fills that end.
+    fn in_order<'w>(&self, affine: &[&'w Seen<Affinity>]) -> Vec<&'w Seen<Affinity>> {
+        let mut own = affine.to_vec();
+        if own.len() > FEW_OWN {
+            let handle = self.hand.id().unwrap_or_default();
+            let first = candidate::place_among(own.len(), handle);
+            own.rotate_left(first);
+            let newest = (0..own.len()).max_by_key(|at| own.get(*at).map(|seen| seen.version.revision));
+            if let Some(newest) = newest.and_then(|at| own.get_mut(..=at)) {
+                newest.rotate_right(1);
+            }
+        }
+        own
+    }
+
     /// Takes from blocks to be made, from blocks to be taken over, and from blocks of others.
     async fn take_from_others(
         &mut self,
         world: &World,
-        setting: &Setting,
+        setting: &Setting<'_>,
         mut unmade: VecDeque<Seen<Affinity>>,
     ) -> Result<(), Stop> {
         let mut world = Cow::Borrowed(world);
@@ -431,7 +452,7 @@ impl<D: Datastore> Run<'_, D> {
     async fn make_up(
         &mut self,
         world: &World,
-        setting: &Setting,
+        setting: &Setting<'_>,
         affinity: Seen<Affinity>,
     ) -> Result<Option<Claimed>, Stop> {
         let cidr = affinity.value.cidr;
@@ -555,7 +576,7 @@ impl<D: Datastore> Run<'_, D> {
     async fn vacant<'s>(
         &self,
         world: &World,
-        setting: &'s Setting,
+        setting: &'s Setting<'_>,
         all: &AllBlocks,
     ) -> Result<Option<Vacant<'s>>, Stop> {
         let found = search_of(self.request, world, self.clock.now()).among(&setting.usable, all);

@@ -38,11 +38,11 @@ pub fn new_block(cidr: Cidr, owner: &Owner, now: Timestamp) -> Block {
         cidr,
         affinity: Some(owner.clone()),
         claim_time: Some(now),
-        allocations: (0..size).map(|_| None).collect(),
+        allocations: Arc::new((0..size).map(|_| None).collect()),
         unallocated: (0..size).collect(),
-        attributes: Vec::new(),
+        attributes: Arc::default(),
         sequence_number: first_sequence_number(now),
-        sequence_for_allocation: BTreeMap::new(),
+        sequence_for_allocation: Arc::default(),
         deleted: false,
         legacy_host_affinity: None,
     }
@@ -76,11 +76,12 @@ pub fn collect(block: &mut Block, cooldown_seconds: u32, now: Timestamp) -> bool
     let mut changed = false;
     // Most blocks have nothing that cools down: then there is nothing to look up.
     if block.attributes.iter().any(over) {
-        for (ordinal, allocation) in (0_u32..).zip(&mut block.allocations) {
+        let stamps = Arc::make_mut(&mut block.sequence_for_allocation);
+        for (ordinal, allocation) in (0_u32..).zip(Arc::make_mut(&mut block.allocations)) {
             if allocation.and_then(|index| block.attributes.get(index)).is_some_and(over) {
                 *allocation = None;
                 block.unallocated.push(ordinal);
-                block.sequence_for_allocation.remove(&ordinal);
+                stamps.remove(&ordinal);
                 changed = true;
             }
         }
@@ -109,8 +110,8 @@ fn drop_unused_attributes(block: &mut Block) -> bool {
         })
         .collect();
     let mut marks = used.into_iter();
-    block.attributes.retain(|_| marks.next().unwrap_or(false));
-    for allocation in block.allocations.iter_mut().flatten() {
+    Arc::make_mut(&mut block.attributes).retain(|_| marks.next().unwrap_or(false));
+    for allocation in Arc::make_mut(&mut block.allocations).iter_mut().flatten() {
         if let Some(place) = places.get(*allocation) {
             *allocation = *place;
         }
@@ -148,7 +149,7 @@ pub(crate) fn is_kept_by_host(attribute: &Attribute) -> bool {
 
 /// Every ordinal that is not free, with what it refers to, ascending; cooling ones included.
 pub fn allocated(block: &Block) -> impl Iterator<Item = (Ordinal, &Attribute)> {
-    (0_u32..).zip(&block.allocations).filter_map(|(ordinal, allocation)| {
+    (0_u32..).zip(block.allocations.iter()).filter_map(|(ordinal, allocation)| {
         let attribute = block.attributes.get((*allocation)?)?;
         Some((Ordinal(ordinal), attribute.as_ref()))
     })
@@ -190,7 +191,7 @@ fn attribute_index(block: &mut Block, handle: Option<&str>, secondary: &BTreeMap
             && attribute.secondary == *secondary
     };
     block.attributes.iter().position(same).unwrap_or_else(|| {
-        block.attributes.push(Arc::new(Attribute {
+        Arc::make_mut(&mut block.attributes).push(Arc::new(Attribute {
             handle_id: handle.map(str::to_owned),
             secondary: secondary.clone(),
             ..Attribute::default()
@@ -324,9 +325,10 @@ pub fn take(block: &mut Block, request: &Take<'_>) -> Result<Vec<Taken>, TakeErr
 }
 
 fn occupy(block: &mut Block, ordinal: Ordinal, attribute: usize) {
-    if let Some(slot) = usize::try_from(ordinal.0).ok().and_then(|index| block.allocations.get_mut(index)) {
+    let allocations = Arc::make_mut(&mut block.allocations);
+    if let Some(slot) = usize::try_from(ordinal.0).ok().and_then(|index| allocations.get_mut(index)) {
         *slot = Some(attribute);
-        block.sequence_for_allocation.insert(ordinal.0, block.sequence_number);
+        Arc::make_mut(&mut block.sequence_for_allocation).insert(ordinal.0, block.sequence_number);
     }
 }
 
@@ -492,7 +494,7 @@ mod tests {
         block.unallocated.pop();
         assert!(fault(&block).is_some());
         let mut block = fresh("10.0.0.0/30");
-        block.allocations[1] = Some(3);
+        Arc::make_mut(&mut block.allocations)[1] = Some(3);
         assert!(fault(&block).is_some());
     }
 }

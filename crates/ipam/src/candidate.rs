@@ -108,6 +108,18 @@ fn fnv1(text: &str) -> u32 {
     text.bytes().fold(2_166_136_261, |hash, byte| hash.wrapping_mul(16_777_619) ^ u32::from(byte))
 }
 
+/// A place below `count` that a name tells: the same for the same name, and far from those of names that are alike.
+pub(crate) fn place_among(count: usize, name: &str) -> usize {
+    // The hash leaves names that differ at their end side by side: every bit is made to hang on all of them.
+    let mixed = [0x85EB_CA6B, 0xC2B2_AE35].into_iter().fold(fnv1(name), |hash, odd: u32| {
+        let folded = hash ^ (hash >> 16);
+        folded.wrapping_mul(odd)
+    });
+    let scattered = u64::from(mixed ^ (mixed >> 15));
+    let place = u64::try_from(count).unwrap_or(u64::MAX).saturating_mul(scattered) >> u32::BITS;
+    usize::try_from(place).unwrap_or(0)
+}
+
 /// The small generator: 48271 · x modulo 2³¹ − 1.
 struct Small(i64);
 
@@ -283,6 +295,19 @@ mod tests {
             let first = candidates(&pool("192.168.0.0/16", 26), node, Timestamp::UNIX_EPOCH).next().unwrap();
             assert_eq!(first.to_string(), block);
         }
+    }
+
+    #[test]
+    fn names_that_are_alike_have_places_everywhere() {
+        let mut met = [0_u32; 64];
+        (0..640).for_each(|number| met[place_among(64, &format!("net.{number:064x}"))] += 1);
+        assert!(met.iter().all(|times| (1..=40).contains(times)), "{met:?}");
+        let steps = (1..640).filter(|number| {
+            let place = |number: i32| place_among(64, &format!("net.{number:064x}"));
+            place(*number).abs_diff(place(number - 1)) <= 2
+        });
+        assert!(steps.count() < 100);
+        assert_eq!(place_among(0, "h"), 0);
     }
 
     #[test]

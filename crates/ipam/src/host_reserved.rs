@@ -3,6 +3,7 @@
 use crate::block;
 use api::{Attribute, Block, Cidr, IpVersion};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What a host keeps of each of its blocks: the first `start` and the last `end` ordinals.
 ///
@@ -79,7 +80,7 @@ pub fn keep(block: &mut Block, reserved: &HostReserved) {
     let is_kept = |ordinal: u32| ordinal < reserved.start || u128::from(ordinal) >= end;
     let index = block.attributes.len();
     let mut any = false;
-    for (ordinal, slot) in (0_u32..).zip(&mut block.allocations) {
+    for (ordinal, slot) in (0_u32..).zip(Arc::make_mut(&mut block.allocations)) {
         if is_kept(ordinal) && slot.is_none() {
             *slot = Some(index);
             any = true;
@@ -92,7 +93,7 @@ pub fn keep(block: &mut Block, reserved: &HostReserved) {
             secondary: BTreeMap::from([("note".to_owned(), reserved.note.clone())]),
             ..Attribute::default()
         };
-        block.attributes.push(attribute.into());
+        Arc::make_mut(&mut block.attributes).push(attribute.into());
     }
 }
 

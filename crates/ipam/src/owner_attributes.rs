@@ -15,6 +15,7 @@ use futures::future::try_join;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A pod as owner attributes name it. Both parts empty: nobody.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -218,12 +219,12 @@ pub fn set_owner(
         let same = block.attributes.iter().position(|attribute| **attribute == after);
         let split = same.unwrap_or(block.attributes.len());
         if same.is_none() {
-            block.attributes.push(after.into());
+            Arc::make_mut(&mut block.attributes).push(after.into());
         }
-        if let Some(allocation) = slot.and_then(|slot| block.allocations.get_mut(slot)) {
+        if let Some(allocation) = slot.and_then(|slot| Arc::make_mut(&mut block.allocations).get_mut(slot)) {
             *allocation = Some(split);
         }
-    } else if let Some(attribute) = block.attributes.get_mut(index) {
+    } else if let Some(attribute) = Arc::make_mut(&mut block.attributes).get_mut(index) {
         *attribute = after.into();
     }
     Ok(())

@@ -21,6 +21,7 @@ use api::Block;
 use datastore::{Datastore, Record, Write};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// A cooldown that nothing is over: a renewal frees nothing on its way.
 const NOTHING_COOLED: u32 = u32::MAX;
@@ -70,7 +71,7 @@ pub(crate) fn restamp(block: &mut Block, address: IpAddr, handle: &str) -> Optio
         true => block::stamp(block, ordinal),
         false => block.sequence_number,
     };
-    block.sequence_for_allocation.insert(ordinal.0, sequence);
+    Arc::make_mut(&mut block.sequence_for_allocation).insert(ordinal.0, sequence);
     Some(Taken { block: cidr, ordinal, address, sequence })
 }
 

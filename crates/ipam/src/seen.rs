@@ -1,5 +1,9 @@
 //! Records as read, with the version that a write of them is conditional on, and typed reads of a store.
 
+mod in_turn;
+
+pub(crate) use in_turn::InTurn;
+
 use crate::block;
 use crate::plan::Handles;
 use api::{Affinity, Block, Cidr, ClusterInformation, Handle, IpamConfig, Node, Owner, Pool, Reservation};

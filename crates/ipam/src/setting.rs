@@ -87,20 +87,20 @@ async fn labels<D: Datastore>(
 
 /// What one request of one family works with.
 #[derive(Clone, Debug)]
-pub(crate) struct Setting {
+pub(crate) struct Setting<'w> {
     /// Pools to take from, in order.
     pub(crate) usable: Vec<Seen<Pool>>,
     /// Every pool of the family, with its verdict.
     pub(crate) considered: Vec<Considered>,
-    /// Affinities of the owner for blocks of these pools.
-    pub(crate) affine: Vec<Seen<Affinity>>,
+    /// Affinities of the owner for blocks of these pools, as listed.
+    pub(crate) affine: Vec<&'w Seen<Affinity>>,
     /// Blocks of the owner in pools that are no longer for it: to be given up when they are empty.
     pub(crate) deselected: Vec<Cidr>,
 }
 
-impl Setting {
+impl<'w> Setting<'w> {
     /// Selects pools and blocks for a request.
-    pub(crate) fn of(world: &World, request: &AssignRequest) -> Result<Self, AssignError> {
+    pub(crate) fn of(world: &'w World, request: &AssignRequest) -> Result<Self, AssignError> {
         let owner = &request.owner;
         let labels =
             world.labels.as_ref().ok_or_else(|| AssignError::NoSuchNode { node: owner.name.clone() })?;
@@ -124,7 +124,7 @@ impl Setting {
                 continue;
             }
             if usable.iter().any(|pool| pool.value.cidr.contains_cidr(cidr)) {
-                affine.push(affinity.clone());
+                affine.push(affinity);
             } else if !selection.selecting.iter().any(|pool| pool.cidr.contains_cidr(cidr))
                 && is_deselected(&world.pools, labels, cidr)
             {

@@ -120,6 +120,41 @@ fn a_warm_assignment_is_three_trips_and_so_is_a_cold_one() {
 }
 
 #[test]
+fn of_few_own_blocks_the_lowest_with_room_is_used_and_of_many_the_youngest() {
+    let store = lab(vec![pool("p", "10.0.0.0/26", 30)]);
+    let mut pods: Vec<(String, Cidr)> = Vec::new();
+    let add = |pods: &mut Vec<(String, Cidr)>| {
+        let handle = format!("h{}", pods.len());
+        let block = ask(&store, "a", &handle, 1).taken[0].block;
+        pods.push((handle, block));
+        block
+    };
+    let give_back = |pods: &[(String, Cidr)], block: Cidr| {
+        let held = pods.iter().rev().find(|(_, of)| *of == block).unwrap();
+        block_on(release_by_handle(&store, &CLOCK, &held.0)).unwrap();
+    };
+    let bounds = |pods: &[(String, Cidr)]| {
+        let own: BTreeSet<Cidr> = pods.iter().map(|(_, block)| *block).collect();
+        (*own.first().unwrap(), *own.last().unwrap(), own.len())
+    };
+    for _ in 0..12 {
+        add(&mut pods);
+    }
+    let (lowest, highest, count) = bounds(&pods);
+    assert_eq!(count, 3);
+    give_back(&pods, highest);
+    give_back(&pods, lowest);
+    assert_eq!([add(&mut pods), add(&mut pods)], [lowest, highest]);
+    let youngest = (0..12).map(|_| add(&mut pods)).last().unwrap();
+    let (lowest, highest, count) = bounds(&pods);
+    assert_eq!(count, 6);
+    let other = if youngest == lowest { highest } else { lowest };
+    give_back(&pods, other);
+    give_back(&pods, youngest);
+    assert_eq!([add(&mut pods), add(&mut pods)], [youngest, other]);
+}
+
+#[test]
 fn borrowing_is_three_trips_where_the_node_has_no_block() {
     let store = lab(vec![pool("p", "10.0.0.0/29", 30)]);
     ask(&store, "b", "theirs", 5);

@@ -97,6 +97,15 @@ struct Trips {
     made: AtomicUsize,
 }
 
+/// A request until it is answered or given up.
+struct UnderWay(Arc<Trips>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A client of the fake that counts trips: a request is answered only when those sent with it have been sent.
 fn counting(fake: &Fake) -> (Arc<Trips>, kube::Client) {
     let trips = Arc::new(Trips::default());
@@ -106,13 +115,13 @@ fn counting(fake: &Fake) -> (Arc<Trips>, kube::Client) {
             counted.made.fetch_add(1, Ordering::Relaxed);
         }
         let (inner, counted) = (inner.clone(), Arc::clone(&counted));
+        let under_way = UnderWay(Arc::clone(&counted));
         async move {
+            let _under_way = under_way;
             for _ in 0..10 {
                 tokio::task::yield_now().await;
             }
-            let answer = inner.send(request).await;
-            counted.in_flight.fetch_sub(1, Ordering::Relaxed);
-            answer
+            inner.send(request).await
         }
     });
     (trips, kube::Client::new(service, "default"))

@@ -292,7 +292,7 @@ impl Bench {
         let owners: BTreeSet<_> = model.held.values().collect();
         prop_assert_eq!(block.attributes.iter().filter(|attribute| live(attribute)).count(), owners.len());
         // I4. After the write every stamp is below the block's number.
-        prop_assert_eq!(&block.sequence_for_allocation, &model.stamps);
+        prop_assert_eq!(&*block.sequence_for_allocation, &model.stamps);
         prop_assert_eq!(block.sequence_number, model.number);
         prop_assert!(model.stamps.values().all(|stamp| *stamp < model.number));
         prop_assert_eq!(block::is_empty(block), model.is_empty());

@@ -354,17 +354,19 @@ mod tests {
             cidr: "10.0.0.0/30".parse().unwrap(),
             affinity: owner.map(Owner::host),
             claim_time: Some(claimed),
-            allocations: nodes
-                .iter()
-                .map(|node| {
-                    node.map(|_| {
-                        next += 1;
-                        next - 1
+            allocations: Arc::new(
+                nodes
+                    .iter()
+                    .map(|node| {
+                        node.map(|_| {
+                            next += 1;
+                            next - 1
+                        })
                     })
-                })
-                .collect(),
+                    .collect(),
+            ),
             unallocated: (0_u32..4).filter(|ordinal| nodes[*ordinal as usize].is_none()).collect(),
-            attributes: used.into_iter().map(attribute).collect(),
+            attributes: Arc::new(used.into_iter().map(attribute).collect()),
             sequence_number: 1,
             sequence_for_allocation: Default::default(),
             deleted: false,

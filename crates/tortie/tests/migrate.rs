@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 const PODS: u32 = 40;
 
@@ -77,11 +78,11 @@ fn records(node: &str) -> Vec<Record> {
         cidr,
         affinity: Some(Owner::host(node)),
         claim_time: "2026-08-01T10:15:30Z".parse().ok(),
-        allocations: (0..64).map(|at| (at < taken).then_some(at)).collect(),
+        allocations: Arc::new((0..64).map(|at| (at < taken).then_some(at)).collect()),
         unallocated: (PODS..64).collect(),
-        attributes: handles.iter().map(|handle| attribute(handle.clone()).into()).collect(),
+        attributes: Arc::new(handles.iter().map(|handle| attribute(handle.clone()).into()).collect()),
         sequence_number: 1_785_579_330_123_456_795,
-        sequence_for_allocation: (0..PODS).map(|at| (at, 1_785_579_330_123_456_789)).collect(),
+        sequence_for_allocation: Arc::new((0..PODS).map(|at| (at, 1_785_579_330_123_456_789)).collect()),
         deleted: false,
         legacy_host_affinity: None,
     };

@@ -130,7 +130,7 @@ mod tests {
             r#"{"cidr":"10.0.0.0/28","allocations":[0,null,0,null,null,null,null,null,null,null,0,null,null,null,null,null],"unallocated":[],"attributes":[{}]}"#,
         )
         .unwrap();
-        block.sequence_for_allocation = BTreeMap::from([(2, 1), (10, 1), (0, 1)]);
+        block.sequence_for_allocation = BTreeMap::from([(2, 1), (10, 1), (0, 1)]).into();
         assert!(block.to_etcd().contains(r#"{"0":1,"10":1,"2":1}"#));
     }
 }

@@ -110,11 +110,11 @@ impl Block {
             cidr,
             affinity,
             claim_time: spec.time(claim_time)?,
-            allocations,
+            allocations: allocations.into(),
             unallocated,
-            attributes,
+            attributes: attributes.into(),
             sequence_number: spec.number("sequenceNumber", 0)?,
-            sequence_for_allocation,
+            sequence_for_allocation: sequence_for_allocation.into(),
             deleted: spec.flag("deleted", false)?,
             legacy_host_affinity: None,
         })
@@ -225,7 +225,7 @@ mod tests {
     fn an_index_without_attribute_is_an_allocation_without_handle() {
         let object = json!({"spec":{"cidr":"10.0.0.0/30","allocations":[7,0,null,-1],"unallocated":[2],"attributes":[{"handle_id":"h"}]}});
         let block = Block::from_v1(&object).unwrap();
-        assert_eq!(block.allocations, [Some(1), Some(0), None, Some(1)]);
+        assert_eq!(*block.allocations, [Some(1), Some(0), None, Some(1)]);
         assert_eq!(*block.attributes[1], Attribute::default());
     }
 

@@ -62,7 +62,7 @@ fn blocks() {
         // Invariant 2: every ordinal is either allocated, to something there is, or once in the queue.
         let mut free: Vec<u32> = block.unallocated.clone();
         free.sort_unstable();
-        let unused = (0_u32..).zip(&block.allocations).filter(|(_, held)| held.is_none());
+        let unused = (0_u32..).zip(block.allocations.iter()).filter(|(_, held)| held.is_none());
         assert!(unused.map(|(ordinal, _)| ordinal).eq(free));
         assert!(block.allocations.iter().flatten().all(|index| *index < block.attributes.len()));
         assert!(block.allocations.len() <= 4096);

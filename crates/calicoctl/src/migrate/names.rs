@@ -91,11 +91,9 @@ impl Names {
             Record::Handle(handle) => Record::Handle(Handle { id: self.handle(&handle.id), ..handle }),
             Record::Block(block) => Record::Block(Block {
                 affinity: block.affinity.map(|owner| self.owner(owner)),
-                attributes: block
-                    .attributes
-                    .iter()
-                    .map(|attribute| Arc::new(self.attribute(attribute)))
-                    .collect(),
+                attributes: Arc::new(
+                    block.attributes.iter().map(|attribute| Arc::new(self.attribute(attribute))).collect(),
+                ),
                 legacy_host_affinity: block.legacy_host_affinity.as_deref().map(|name| self.name(name)),
                 ..block
             }),
@@ -146,11 +144,11 @@ mod tests {
                 cidr,
                 affinity: Some(Owner::host(node)),
                 claim_time: None,
-                allocations: vec![Some(0), Some(1), None, None],
+                allocations: vec![Some(0), Some(1), None, None].into(),
                 unallocated: vec![2, 3],
-                attributes: vec![attribute(node, tunnel).into(), attribute("same", "net.old").into()],
+                attributes: vec![attribute(node, tunnel).into(), attribute("same", "net.old").into()].into(),
                 sequence_number: 4,
-                sequence_for_allocation: BTreeMap::new(),
+                sequence_for_allocation: Arc::default(),
                 deleted: false,
                 legacy_host_affinity: Some(node.to_owned()),
             })

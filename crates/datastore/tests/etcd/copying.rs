@@ -12,6 +12,7 @@ use datastore::memory::Memory;
 use datastore::{Datastore, Key, Kind, Record, Scope, Write};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 fn records() -> Vec<Record> {
     let cidr = "10.0.0.64/26".parse().unwrap();
@@ -60,11 +61,11 @@ fn ipam_like_block(cidr: api::Cidr, owner: &Owner) -> api::Block {
         cidr,
         affinity: Some(owner.clone()),
         claim_time: None,
-        allocations: std::iter::once(Some(0)).chain((1..64).map(|_| None)).collect(),
+        allocations: Arc::new(std::iter::once(Some(0)).chain((1..64).map(|_| None)).collect()),
         unallocated: (1..64).rev().collect(),
-        attributes: vec![attribute.into()],
+        attributes: vec![attribute.into()].into(),
         sequence_number: 1_785_579_330_123_456_795,
-        sequence_for_allocation: BTreeMap::from([(0, 1_785_579_330_123_456_789)]),
+        sequence_for_allocation: BTreeMap::from([(0, 1_785_579_330_123_456_789)]).into(),
         deleted: false,
         legacy_host_affinity: None,
     }

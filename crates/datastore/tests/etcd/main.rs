@@ -25,6 +25,7 @@ use futures::StreamExt;
 use serde_json::json;
 use server::{Plan, Server, ready};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 fn handle(id: &str, count: u32) -> Record {
@@ -326,11 +327,11 @@ async fn a_block_comes_back_by_its_writers_watch_as_it_was_and_by_anothers_as_it
             cidr: "10.0.0.0/30".parse().unwrap(),
             affinity: Some(Owner::host("n")),
             claim_time: claimed.parse().ok(),
-            allocations: vec![None; 4],
+            allocations: vec![None; 4].into(),
             unallocated: (0..4).collect(),
-            attributes: Vec::new(),
+            attributes: Arc::default(),
             sequence_number: 1,
-            sequence_for_allocation: BTreeMap::new(),
+            sequence_for_allocation: Arc::default(),
             deleted: false,
             legacy_host_affinity: None,
         })

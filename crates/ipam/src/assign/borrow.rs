@@ -18,7 +18,7 @@ impl<D: Datastore> Run<'_, D> {
     pub(super) async fn borrow(
         &mut self,
         world: &World,
-        setting: &Setting,
+        setting: &Setting<'_>,
         blocks: Vec<Seen<Block>>,
     ) -> Result<(), Stop> {
         let strict = world.config.strict_affinity;

@@ -150,11 +150,12 @@ impl<D: Datastore> Run<'_, D> {
         Err(Stop::Restart)
     }
 
-    async fn ensure_in(&mut self, world: &World, setting: &Setting) -> Result<Found, Stop> {
+    async fn ensure_in(&mut self, world: &World, setting: &Setting<'_>) -> Result<Found, Stop> {
         for affinity in setting.affine.iter().filter(|seen| !world.reserved.covers(seen.value.cidr)) {
             let cidr = affinity.value.cidr;
             if let Some(pool) = setting.pool_of(cidr)
-                && let Some(claimed) = self.claim(world, pool, cidr, Known::Found(affinity.clone())).await?
+                && let Some(claimed) =
+                    self.claim(world, pool, cidr, Known::Found((*affinity).clone())).await?
             {
                 return Ok(Found::Block(claimed.block.value.cidr));
             }

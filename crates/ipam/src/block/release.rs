@@ -107,7 +107,7 @@ pub fn release(
     }
     let stamped = block.sequence_number;
     for ordinal in &released.ordinals {
-        block.sequence_for_allocation.insert(ordinal.0, stamped);
+        Arc::make_mut(&mut block.sequence_for_allocation).insert(ordinal.0, stamped);
     }
     cool(block, &released.ordinals, cooldown_seconds, now);
     Ok(released)
@@ -135,10 +135,12 @@ fn cool(block: &mut Block, ordinals: &BTreeSet<Ordinal>, cooldown_seconds: u32, 
     if ordinals.is_empty() {
         return;
     }
-    block.attributes.push(Arc::new(Attribute { released_at: Some(now), ..Attribute::default() }));
+    Arc::make_mut(&mut block.attributes)
+        .push(Arc::new(Attribute { released_at: Some(now), ..Attribute::default() }));
     let index = block.attributes.len() - 1;
+    let allocations = Arc::make_mut(&mut block.allocations);
     for ordinal in ordinals {
-        if let Some(slot) = usize::try_from(ordinal.0).ok().and_then(|at| block.allocations.get_mut(at)) {
+        if let Some(slot) = usize::try_from(ordinal.0).ok().and_then(|at| allocations.get_mut(at)) {
             *slot = Some(index);
         }
     }

@@ -213,7 +213,8 @@ fn address_that_was_assigned_again_starts_the_clock_anew() {
     world.remove_pod("p");
     let mut collector = Collector::default();
     world.pass(&mut collector, 0);
-    *world.block("10.0.0.0/28", "a").sequence_for_allocation.values_mut().next().unwrap() += 1;
+    let stamps = Arc::make_mut(&mut world.block("10.0.0.0/28", "a").sequence_for_allocation);
+    *stamps.values_mut().next().unwrap() += 1;
     assert_eq!(world.pass(&mut collector, 16), []);
 }
 
@@ -401,7 +402,7 @@ fn address_of_a_migrating_machine_is_kept_for_either_of_its_pods() {
     let address = world.take("10.0.0.0/28", "a", "vm", &attributes);
     let alternate = [("node", "b"), ("namespace", "default"), ("pod", "target")];
     let block = world.block("10.0.0.0/28", "a");
-    Arc::make_mut(&mut block.attributes[0]).alternate =
+    Arc::make_mut(&mut Arc::make_mut(&mut block.attributes)[0]).alternate =
         alternate.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     let pod = Pod { node: "b".to_owned(), addresses: BTreeSet::from([address]), ..Pod::default() };
     world.cluster.pods.insert(name("target"), pod);

@@ -93,8 +93,18 @@ impl Counting {
             }
             state.in_flight += 1;
         }
+        // A call that its caller does not wait for any more is not under way either.
+        let _under_way = UnderWay(self);
         OnceLater(false).await;
-        self.state().in_flight -= 1;
+    }
+}
+
+/// A call until it is answered or given up.
+struct UnderWay<'c>(&'c Counting);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.state().in_flight -= 1;
     }
 }
 

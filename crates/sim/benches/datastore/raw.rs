@@ -9,6 +9,7 @@ use api::{Attribute, Block, Owner};
 use http::uri::PathAndQuery;
 use messages::{Compare, Op, PutRequest, RequestOp, TxnRequest, TxnResponse, Wanted};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 
@@ -44,11 +45,11 @@ fn block_with(number: u8, pods: u32) -> Block {
         cidr,
         affinity: Some(Owner::host(&node)),
         claim_time: Some(jiff::Timestamp::now()),
-        allocations: (0..64).map(|at| (at < taken).then_some(at)).collect(),
+        allocations: Arc::new((0..64).map(|at| (at < taken).then_some(at)).collect()),
         unallocated: (pods..64).collect(),
-        attributes: (0..pods).map(held).collect(),
+        attributes: Arc::new((0..pods).map(held).collect()),
         sequence_number: 1_785_579_330_123_456_795,
-        sequence_for_allocation: (0..pods).map(|at| (at, 1_785_579_330_123_456_789)).collect(),
+        sequence_for_allocation: Arc::new((0..pods).map(|at| (at, 1_785_579_330_123_456_789)).collect()),
         deleted: false,
         legacy_host_affinity: None,
     }

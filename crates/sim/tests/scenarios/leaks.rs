@@ -14,6 +14,7 @@ use ipam::release::{ReleaseFailure, release_addresses, release_by_handle};
 use jiff::SignedDuration;
 use sim::peer::{Calico, Wanted};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 #[test]
 fn calico_7839_nodes_gone_leave_no_blocks() {
@@ -240,7 +241,7 @@ fn calico_3940_a_handle_with_junk_behind_it_holds_and_releases() {
     let mut stage = Stage::new("10.0.0.0/30", 30, &["n1"]);
     let first = stage.start_pod("n1", "net.a");
     let mut block = stage.blocks().remove(0);
-    for attribute in &mut block.attributes {
+    for attribute in Arc::make_mut(&mut block.attributes) {
         let mut edited = (**attribute).clone();
         edited.handle_id = Some("net.a\r\n".to_owned());
         *attribute = edited.into();
@@ -487,7 +488,7 @@ fn a_block_that_contradicts_itself_is_reported_and_not_touched() {
     let mut stage = Stage::new("10.0.0.0/28", 30, &["n1"]);
     stage.start_pod("n1", "a");
     let mut block = stage.blocks().remove(0);
-    block.allocations[1] = Some(9);
+    Arc::make_mut(&mut block.allocations)[1] = Some(9);
     stage.put(Record::Block(block.clone()));
     stage.lose_node("n1");
     stage.collect_for_long();

@@ -88,7 +88,7 @@ fn read(store: &Store<'_>) -> Contents {
 
 /// Who holds what in a block: address and handle.
 fn allocations(block: &Block) -> impl Iterator<Item = (IpAddr, &str)> {
-    (0_u32..).zip(&block.allocations).filter_map(|(ordinal, allocation)| {
+    (0_u32..).zip(block.allocations.iter()).filter_map(|(ordinal, allocation)| {
         let attribute = block.attributes.get((*allocation)?)?;
         let held = attribute.released_at.is_none();
         held.then_some((
@@ -130,7 +130,7 @@ fn miscounted(block: &Block) -> Option<String> {
     let size = block.allocations.len();
     let free: BTreeSet<u32> = block.unallocated.iter().copied().collect();
     let taken: BTreeSet<u32> =
-        (0_u32..).zip(&block.allocations).filter_map(|(at, held)| held.map(|_| at)).collect();
+        (0_u32..).zip(block.allocations.iter()).filter_map(|(at, held)| held.map(|_| at)).collect();
     let whole = free.len() == block.unallocated.len()
         && free.is_disjoint(&taken)
         && free.len() + taken.len() == size

@@ -24,7 +24,7 @@ fn an_address_that_cools_down_is_not_its_former_handles() {
     let first = bench.address("a");
     // Written by somebody who left the handle in.
     let mut edited = bench.blocks().remove(0);
-    for attribute in &mut edited.attributes {
+    for attribute in std::sync::Arc::make_mut(&mut edited.attributes) {
         std::sync::Arc::make_mut(attribute).released_at = Some(bench.now);
     }
     put(&store, Record::Block(edited));
