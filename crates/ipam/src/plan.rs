@@ -327,7 +327,6 @@ fn served<'a>(wants: &'a [Want], taken: &'a [Vec<Taken>]) -> impl Iterator<Item 
 }
 
 /// What to do about the affinity before a block is claimed.
-#[expect(clippy::large_enum_variant, reason = "one is made per claim and matched at once")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PendingPlan {
     /// Write this; the affinity is then ours and pending.
