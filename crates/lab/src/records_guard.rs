@@ -516,7 +516,7 @@ mod tests {
     fn stamps_of_other_nodes_addresses_stay() {
         let stamped = |stamps: [(u32, u64); 2], number: u64| {
             let mut block = block(Some("n2"), OLD, [Some("n2"), Some("n1"), None, None]);
-            block.sequence_for_allocation = stamps.into();
+            block.sequence_for_allocation = Arc::new(stamps.into());
             block.sequence_number = number;
             Some(block)
         };
