@@ -57,6 +57,35 @@ pub struct AddReply {
     pub addresses: Vec<String>,
 }
 
+/// Body of `POST /v1/add` as the plugin sends it: the request, and what it can do for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AddCall {
+    /// What is asked for.
+    #[serde(flatten)]
+    pub request: AddRequest,
+    /// Calico's annotations of the pod and its namespace change what is asked for.
+    #[serde(default)]
+    pub annotations: bool,
+    /// The caller can look whether namespaces stand: it wants to be asked where an earlier sandbox of the pod holds an address.
+    #[serde(default)]
+    pub looks: bool,
+    /// Sandboxes, as [`AddAnswer::asked`] named them, whose namespaces the caller has found gone.
+    #[serde(default)]
+    pub gone: Vec<String>,
+}
+
+/// Answer to an [`AddCall`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AddAnswer {
+    /// As in an [`AddReply`].
+    pub addresses: Vec<String>,
+    /// Sandboxes of the same pod that hold addresses. Nothing was assigned: the caller looks which are gone, and calls again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub asked: Vec<String>,
+}
+
 /// Body of `POST /v1/del`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

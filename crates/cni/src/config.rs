@@ -28,6 +28,8 @@ pub struct NetworkConfig {
     /// The datastore and the node's name, as Calico's configuration has them.
     #[serde(flatten)]
     pub datastore: DatastoreKeys,
+    /// Who says what pods may reach.
+    pub policy: PolicyConfig,
     /// What pods may do.
     pub container_settings: ContainerSettings,
     /// Result of an earlier ADD, with CHECK and DEL.
@@ -74,6 +76,15 @@ pub struct IpamConfig {
     pub agent_socket: Option<PathBuf>,
     /// Program that goes to the datastore where no agent is named.
     pub direct_program: Option<PathBuf>,
+}
+
+/// The part `policy` of a configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct PolicyConfig {
+    /// `k8s`: in Kubernetes.
+    #[serde(rename = "type")]
+    pub kind: String,
 }
 
 /// The part `container_settings` of a configuration.

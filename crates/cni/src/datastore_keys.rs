@@ -53,6 +53,12 @@ pub struct KubernetesKeys {
 }
 
 impl NetworkConfig {
+    /// Whether Calico's annotations of pods count: in a network of Kubernetes.
+    #[must_use]
+    pub fn reads_annotations(&self) -> bool {
+        self.policy.kind == "k8s" || !self.datastore.kubernetes.kubeconfig.is_empty()
+    }
+
     /// Whether a datastore is named that could be gone to.
     #[must_use]
     pub fn names_datastore(&self) -> bool {

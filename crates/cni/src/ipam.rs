@@ -6,8 +6,9 @@ use crate::result::{AddResult, Address, Route};
 use crate::sandbox;
 use crate::server::Server;
 use api::attachment::{
-    AddRequest, Attachment, CheckRequest, DelRequest, GcRequest, NETWORK, SANDBOX, StatusRequest,
+    AddCall, AddRequest, Attachment, CheckRequest, DelRequest, GcRequest, NETWORK, SANDBOX, StatusRequest,
 };
+use api::{Cidr, IpVersion};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -57,6 +58,19 @@ pub fn add_request(call: &Invocation) -> AddRequest {
     }
 }
 
+/// Refuses pools named by a CIDR of the other family.
+fn check_families(request: &AddRequest) -> Result<(), CniError> {
+    for (pools, version) in [(&request.ipv4_pools, IpVersion::V4), (&request.ipv6_pools, IpVersion::V6)] {
+        let other = |pool: &&String| pool.parse::<Cidr>().is_ok_and(|cidr| cidr.version() != version);
+        if let Some(pool) = pools.iter().find(other) {
+            let message =
+                format!("{pool:?} isn't a {version} address: name it in the list of the other family");
+            return Err(CniError::new(code::BAD_CONFIG, message));
+        }
+    }
+    Ok(())
+}
+
 /// What is asked of the agent for a DEL.
 #[must_use]
 pub fn del_request(call: &Invocation) -> DelRequest {
@@ -74,10 +88,19 @@ impl Verbs for Ipam {
         if request.ipv4 == 0 && request.ipv6 == 0 && request.requested.is_none() {
             return Ok(AddResult::default());
         }
-        let reply = Server::of(call)?.add(&request)?;
-        let ips = reply.addresses.iter().cloned().map(|address| Address { address, interface: None });
+        check_families(&request)?;
+        let server = Server::of(call)?;
+        let call = AddCall {
+            annotations: call.config.reads_annotations(),
+            // Only what is known to be the same pod is taken over from.
+            looks: !call.environment.arguments.pod_uid.is_empty(),
+            request,
+            gone: Vec::new(),
+        };
+        let addresses = server.attach(call)?;
+        let ips = addresses.iter().cloned().map(|address| Address { address, interface: None });
         // A route of the block's length for each address: that is what Calico's result carries.
-        let routes = reply.addresses.iter().cloned().map(|dst| Route { dst });
+        let routes = addresses.iter().cloned().map(|dst| Route { dst });
         Ok(AddResult { interfaces: Vec::new(), ips: ips.collect(), routes: routes.collect() })
     }
 

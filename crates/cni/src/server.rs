@@ -4,7 +4,10 @@ use crate::agent::Agent;
 use crate::direct::Direct;
 use crate::error::{CniError, code};
 use crate::invocation::Invocation;
-use api::attachment::{AddReply, AddRequest, CheckRequest, DelRequest, GcReply, GcRequest, StatusRequest};
+use crate::sandbox;
+use api::attachment::{
+    AddAnswer, AddCall, AddReply, AddRequest, CheckRequest, DelRequest, GcReply, GcRequest, StatusRequest,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -60,12 +63,27 @@ impl Server {
         }
     }
 
-    /// Asks for addresses.
+    /// Asks for addresses, and no more than that.
     ///
     /// # Errors
     /// The server's verdict, or code 11 when it does not answer.
     pub fn add(&self, request: &AddRequest) -> Result<AddReply, CniError> {
         understood(&self.ask("/v1/add", request)?)
+    }
+
+    /// Asks for addresses, for whom the server may take over those of an earlier sandbox of the pod: it is told which are gone.
+    ///
+    /// # Errors
+    /// As [`Server::add`].
+    pub fn attach(&self, mut call: AddCall) -> Result<Vec<String>, CniError> {
+        let answer: AddAnswer = understood(&self.ask("/v1/add", &call)?)?;
+        if answer.asked.is_empty() {
+            return Ok(answer.addresses);
+        }
+        call.looks = false;
+        call.gone = answer.asked.into_iter().filter(|sandbox| sandbox::is_gone(sandbox)).collect();
+        let answer: AddAnswer = understood(&self.ask("/v1/add", &call)?)?;
+        Ok(answer.addresses)
     }
 
     /// Gives addresses back.

@@ -41,6 +41,7 @@ mod setting;
 pub mod shortage;
 mod surplus;
 mod take;
+pub mod takeover;
 pub mod utilization;
 pub mod vacancy;
 pub mod vm;

@@ -10,10 +10,13 @@ mod del;
 mod host_lock;
 mod status;
 
+use crate::annotations;
 use crate::node_object;
 use crate::releases::SystemClock;
 use crate::upkeep;
-use api::attachment::{AddRequest, CheckRequest, DelRequest, ErrorReply, GcRequest, StatusRequest};
+use api::attachment::{
+    AddAnswer, AddCall, AddRequest, CheckRequest, DelRequest, ErrorReply, GcRequest, StatusRequest,
+};
 use api::direct::DirectCall;
 use datastore::backend::{Backend, Settings, in_environment};
 use datastore::gate::Gate;
@@ -104,14 +107,21 @@ async fn serve(
             within(upkeep::check(store, &SystemClock, &request)).await.map(|()| json!({}))
         }
         "/v1/add" => {
-            let request: AddRequest = read(&call.body)?;
+            let asked: AddCall = read(&call.body)?;
             unlocked(store).await?;
             // As in Calico's plugin, what is looked up is looked up before the lock.
-            let labels = namespace_labels(client, &request).await?;
+            let labels = namespace_labels(client.as_ref(), &asked.request).await?;
+            let requests = match asked.annotations {
+                true => annotations::requests(client.as_ref(), asked.request).await?,
+                false => vec![asked.request],
+            };
             let _lock = lock().await?;
-            within(add::add(store, &SystemClock, &call.node, &request, labels))
-                .await
-                .and_then(|reply| body(&reply))
+            let mut answer = AddAnswer::default();
+            for request in requests {
+                let added = add::add(store, &SystemClock, &call.node, &request, labels.clone());
+                answer.addresses.extend(within(added).await?.addresses);
+            }
+            body(&answer)
         }
         "/v1/del" => {
             let request: DelRequest = read(&call.body)?;
@@ -172,11 +182,11 @@ async fn unlocked<D: Datastore>(store: &D) -> Result<(), ErrorReply> {
 
 /// Labels of the pod's namespace, where there is a Kubernetes API to ask.
 async fn namespace_labels(
-    client: Option<Client>,
+    client: Option<&Client>,
     request: &AddRequest,
 ) -> Result<BTreeMap<String, String>, ErrorReply> {
     let (Some(client), Some(namespace)) = (client, &request.namespace) else { return Ok(BTreeMap::new()) };
-    node_object::namespace_labels(&client, namespace)
+    node_object::namespace_labels(client, namespace)
         .await
         .map_err(|error| refusal(TRY_AGAIN, format!("failed to get namespace {namespace}: {error}")))
 }

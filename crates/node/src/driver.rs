@@ -19,6 +19,7 @@ use futures::{FutureExt as _, stream};
 use ipam::agent::{Agent, Demand, Effect, Event, Note, Reply, RequestId, Surrender, TRY_AGAIN};
 use ipam::release_queue;
 use ipam::servable::{Room, Surroundings, hindrance};
+use ipam::takeover::{Predecessor, predecessors};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub(crate) enum Input {
     Surrender(Surrender, oneshot::Sender<Reply>),
     /// What is known now.
     Look(oneshot::Sender<Sight>),
+    /// What earlier sandboxes of a pod hold.
+    Predecessors(Demand, oneshot::Sender<Vec<Predecessor>>),
     /// What keeps such ADDs from being served by what is known of pools and blocks.
     Servable(StatusRequest, oneshot::Sender<Option<String>>),
     /// A result came back.
@@ -91,6 +94,15 @@ impl Door {
             return gone();
         }
         receiver.await.unwrap_or_else(|_| gone())
+    }
+
+    /// What earlier sandboxes of the pod hold in the node's blocks.
+    pub(crate) async fn predecessors(&self, demand: Demand) -> Vec<Predecessor> {
+        let (sender, receiver) = oneshot::channel();
+        if self.inputs.send(Input::Predecessors(demand, sender)).await.is_err() {
+            return Vec::new();
+        }
+        receiver.await.unwrap_or_default()
     }
 
     /// What of the pools and blocks keeps such an ADD from being served; `None`: nothing.
@@ -308,6 +320,10 @@ impl Driver {
             Input::Event(event) => {
                 self.hear(&event);
                 events.push(event);
+            }
+            Input::Predecessors(demand, sender) => {
+                let blocks = self.agent.view().own_blocks().map(|seen| &seen.value);
+                let _ = sender.send(predecessors(blocks, &demand));
             }
             Input::Servable(request, sender) => {
                 let _ = sender.send(self.hindrance(&request));

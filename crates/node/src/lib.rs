@@ -12,6 +12,7 @@
 //! What decides is elsewhere and pure: [`ipam::agent`] which request gets which address, [`dataplane::plan`] which routes
 //! there are. This crate wires them, and runs on one thread.
 
+mod annotations;
 mod cni_conf;
 mod dataplane_sync;
 pub mod direct;
@@ -121,7 +122,11 @@ pub async fn serve(options: Options, store: Backend) -> Result<(), RunError> {
     let health = Arc::new(Health::default());
     let registry = Registry::new(store.clone(), options.datastore.client(&store).await?);
     let releases = Releases::open(options.state_dir.as_deref(), store.clone(), Arc::clone(&health)).await?;
-    let upkeep = service::Upkeep { store: Gate::new(store.clone()), node: options.node_name.clone() };
+    let upkeep = service::Upkeep {
+        store: Gate::new(store.clone()),
+        node: options.node_name.clone(),
+        registry: registry.clone(),
+    };
     let (driver, door) =
         Driver::new(&options.node_name, store, registry.clone(), releases, Arc::clone(&health));
     let sync = DataplaneSync::new(options.clone(), door.clone(), Arc::clone(&health), registry, netlink)?;

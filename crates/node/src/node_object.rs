@@ -131,18 +131,63 @@ pub(crate) async fn namespace_labels(
     client: &Client,
     namespace: &str,
 ) -> Result<BTreeMap<String, String>, CallError> {
-    // What is no name of a namespace has no labels either.
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if namespace.len() > 63 || !namespace.bytes().all(fits) {
+    let found = namespace_metadata(client, namespace).await?;
+    Ok(found.get("labels").and_then(Value::as_object).map(texts).unwrap_or_default())
+}
+
+/// Annotations of a namespace; none if there is no such namespace.
+///
+/// # Errors
+/// [`CallError`].
+pub(crate) async fn namespace_annotations(
+    client: &Client,
+    namespace: &str,
+) -> Result<BTreeMap<String, String>, CallError> {
+    let found = namespace_metadata(client, namespace).await?;
+    Ok(found.get("annotations").and_then(Value::as_object).map(texts).unwrap_or_default())
+}
+
+/// Annotations of a pod; none if there is no such pod.
+///
+/// # Errors
+/// [`CallError`].
+pub(crate) async fn pod_annotations(
+    client: &Client,
+    namespace: &str,
+    pod: &str,
+) -> Result<BTreeMap<String, String>, CallError> {
+    if !is_name(namespace, 63) || !is_name(pod, 253) {
         return Ok(BTreeMap::new());
     }
+    let what = format!("reading pod {namespace}/{pod}");
+    let path = format!("/api/v1/namespaces/{namespace}/pods?fieldSelector=metadata.name%3D{pod}");
+    let found = metadata_of(client, what, &path, pod).await?;
+    Ok(found.get("annotations").and_then(Value::as_object).map(texts).unwrap_or_default())
+}
+
+async fn namespace_metadata(client: &Client, namespace: &str) -> Result<Value, CallError> {
+    // What is no name of a namespace has no labels either.
+    if !is_name(namespace, 63) {
+        return Ok(Value::Null);
+    }
     let what = format!("reading namespace {namespace}");
-    let request = Request::get(format!("/api/v1/namespaces?fieldSelector=metadata.name%3D{namespace}"))
-        .header(http::header::ACCEPT, "application/json")
-        .body(Vec::new());
-    let list = call(client, what, request).await?;
-    let labels = list.pointer("/items/0/metadata/labels").and_then(Value::as_object);
-    Ok(labels.map(texts).unwrap_or_default())
+    let path = format!("/api/v1/namespaces?fieldSelector=metadata.name%3D{namespace}");
+    metadata_of(client, what, &path, namespace).await
+}
+
+fn is_name(text: &str, longest: usize) -> bool {
+    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.');
+    text.len() <= longest && text.bytes().all(fits)
+}
+
+/// Metadata of the object of this name in a list; nothing where it is not there, which is no failure.
+async fn metadata_of(client: &Client, what: String, path: &str, name: &str) -> Result<Value, CallError> {
+    let request = Request::get(path).header(http::header::ACCEPT, "application/json").body(Vec::new());
+    let mut list = call(client, what, request).await?;
+    let items = list.get_mut("items").and_then(Value::as_array_mut).into_iter().flatten();
+    let mut found = items.filter_map(|item| item.get_mut("metadata").map(Value::take));
+    // A server that knows no such selector answers more than was asked for.
+    Ok(found.find(|metadata| metadata["name"] == name).unwrap_or_default())
 }
 
 fn texts(map: &Map<String, Value>) -> BTreeMap<String, String> {

@@ -23,6 +23,11 @@ impl Registry {
         Self { store, client }
     }
 
+    /// The Kubernetes API, where there is one to ask about pods.
+    pub(crate) fn client(&self) -> Option<&Client> {
+        self.client.as_ref()
+    }
+
     /// Whether the node's record is the agent's to make.
     pub(crate) fn makes_nodes(&self) -> bool {
         matches!(self.store, Backend::Etcd(_))

@@ -1,11 +1,14 @@
 //! What plugins and the kubelet ask over the unix socket: HTTP/1.1 and JSON, small bodies.
 
+use crate::annotations;
 use crate::driver::{Door, Input};
 use crate::health::Health;
+use crate::registry::Registry;
 use crate::releases::SystemClock;
 use crate::upkeep;
+use api::Cidr;
 use api::attachment::{
-    AddReply, AddRequest, CheckRequest, DelRequest, ErrorReply, GcReply, GcRequest, StatusRequest,
+    AddAnswer, AddCall, CheckRequest, DelRequest, ErrorReply, GcReply, GcRequest, StatusRequest,
 };
 use axum::Router;
 use axum::body::Bytes;
@@ -17,13 +20,17 @@ use datastore::backend::Backend;
 use datastore::gate::Gate;
 use datastore::{Datastore as _, Key, ReadError};
 use futures::TryFutureExt as _;
-use ipam::agent::{BAD_REQUEST, Reply, TRY_AGAIN};
+use ipam::agent::{BAD_REQUEST, Demand, Reply, TRY_AGAIN};
+use ipam::block::Taken;
+use ipam::takeover::{Predecessor, take_over};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Longest body that is read, in bytes. A request of a plugin has some hundreds.
 const BODY: usize = 64 << 10;
@@ -45,13 +52,14 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 const LOOK_DEADLINE: Duration = Duration::from_secs(8);
 
 /// What CHECK and GC are about, beside the driver.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Upkeep {
     pub(crate) store: Gate<Backend>,
     pub(crate) node: String,
+    pub(crate) registry: Registry,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Service {
     door: Door,
     health: Arc<Health>,
@@ -75,32 +83,69 @@ pub(crate) fn router(door: Door, health: Arc<Health>, upkeep: Upkeep) -> Router 
 }
 
 async fn add(State(service): State<Service>, body: Bytes) -> Response {
-    let request: AddRequest = match read(&body) {
-        Ok(request) => request,
+    let call: AddCall = match read(&body) {
+        Ok(call) => call,
         Err(error) => return refused(&error),
     };
-    let is_particular = request.requested.is_some();
-    let reply = tokio::select! {
-        reply = service.door.ask(|sender| Input::Add(request, sender)) => reply,
+    tokio::select! {
+        result = service.added(call) => match result {
+            Ok(answer) => json_answer(StatusCode::OK, &answer),
+            Err(error) => refused(&error),
+        },
         // What was begun goes on, and is the answer to the same ADD when it comes again.
         () = given_up(&service.health) => {
             let message = "the datastore does not answer; try again when it does".to_owned();
-            Reply::Failed(ErrorReply { code: TRY_AGAIN, message, details: String::new() })
+            refused(&ErrorReply { code: TRY_AGAIN, message, details: String::new() })
         }
-    };
-    match reply {
-        Reply::Added(taken) => {
-            // An address that was asked for is answered alone, as Calico's plugin does.
-            let text = |taken: &ipam::block::Taken| match is_particular {
-                true => api::Cidr::from(taken.address).to_string(),
-                false => taken.with_block_prefix(),
-            };
-            let addresses = taken.iter().map(text).collect();
-            json_answer(StatusCode::OK, &AddReply { addresses })
+    }
+}
+
+impl Service {
+    async fn added(&self, call: AddCall) -> Result<AddAnswer, ErrorReply> {
+        let requests = match call.annotations {
+            true => annotations::requests(self.upkeep.registry.client(), call.request).await?,
+            false => vec![call.request],
+        };
+        if let [request] = requests.as_slice()
+            && (call.looks || !call.gone.is_empty())
+        {
+            let demand = Demand::pod(request, &self.upkeep.node, Timestamp::now())?;
+            let mut old = self.door.predecessors(demand.clone()).await;
+            if call.looks && !old.is_empty() {
+                let asked: BTreeSet<String> = old.into_iter().map(|old| old.sandbox).collect();
+                return Ok(AddAnswer { asked: asked.into_iter().collect(), ..AddAnswer::default() });
+            }
+            old.retain(|old| call.gone.contains(&old.sandbox));
+            self.take_over(&demand, &old).await;
         }
-        Reply::Failed(error) => refused(&error),
-        // The driver answers an ADD in one of the two ways above.
-        Reply::Deleted => refused(&unexpected()),
+        let mut answer = AddAnswer::default();
+        for request in requests {
+            let is_particular = request.requested.is_some();
+            match self.door.ask(|sender| Input::Add(request, sender)).await {
+                // An address that was asked for is answered alone, as Calico's plugin does.
+                Reply::Added(taken) if is_particular => {
+                    answer.addresses.extend(taken.iter().map(|taken| Cidr::from(taken.address).to_string()));
+                }
+                Reply::Added(taken) => answer.addresses.extend(taken.iter().map(Taken::with_block_prefix)),
+                Reply::Failed(error) => return Err(error),
+                // The driver answers an ADD in one of the two ways above.
+                Reply::Deleted => return Err(unexpected()),
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Hands over what an earlier sandbox holds. Where that fails the pod gets another address, and the collector has the old one.
+    async fn take_over(&self, demand: &Demand, old: &[Predecessor]) {
+        if old.is_empty() || self.health.is_locked() {
+            return;
+        }
+        match take_over(&self.upkeep.store, &SystemClock, demand, old).await {
+            Ok(taken) => info!(handle = demand.handle, ?taken, "took over addresses of an earlier sandbox"),
+            Err(error) => {
+                warn!(handle = demand.handle, %error, "could not take over addresses of an earlier sandbox");
+            }
+        }
     }
 }
 

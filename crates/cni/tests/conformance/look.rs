@@ -69,10 +69,16 @@ pub(crate) fn check_routes(bench: &mut Bench) {
     let pod = Namespace::new();
     let added = bench.calico("ADD", "c", &pod, bench.config());
     let address = super::bench::address(&super::bench::printed(&added));
-    let done = Command::new("ip").args(["route", "del", &address]).status().unwrap();
-    assert!(done.success());
+    // The agent puts it back, sooner or later: what is looked for is a CHECK that comes before it.
+    let output = loop {
+        let _ = Command::new("ip").args(["route", "del", &address]).output().unwrap();
+        let output = bench.calico("CHECK", "c", &pod, bench.config_after(&added));
+        if !output.status.success() {
+            break output;
+        }
+    };
     let host = api::attachment::host_interface("default", "c");
-    differs(&bench.calico("CHECK", "c", &pod, bench.config_after(&added)), &[&address, &host]);
+    differs(&output, &[&address, &host]);
 }
 
 fn status(bench: &Bench, plugin: &str, config: &Value) -> std::process::Output {

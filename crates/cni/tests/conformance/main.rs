@@ -12,6 +12,7 @@ mod fake;
 mod look;
 #[path = "../../../dataplane/tests/namespace/mod.rs"]
 mod namespace;
+mod pods;
 
 use bench::Bench;
 use namespace::alone;
@@ -70,6 +71,12 @@ lines! {
         missing_namespace_is_refused: "`CNI_NETNS` that does not exist: code 4, and nothing was assigned" => attach::missing_namespace;
         both_families_or_none: "an ADD that fails leaves nothing: without an IPv6 pool no IPv4 address is held either" => attach::both_or_none;
         add_without_datastore_is_refused_soon: "while the datastore is away: code 11 within 2 s" => attach::away;
+    }
+    "Pods of Kubernetes, as Calico has them" {
+        particular_address_is_answered_alone: "`IP` of `CNI_ARGS`: exactly this address, as `/32`; taken by another, code 100" => pods::particular;
+        annotations_choose_pools_and_addresses: "`cni.projectcalico.org/ipv4pools`, `ipv6pools`, `ipFamilies`, `ipAddrs`: the pod's before its namespace's" => pods::annotated;
+        new_sandbox_takes_over: "a new sandbox of the same pod takes over the old one's address where the pod's UID matches and the old namespace is gone" => pods::takes_over;
+        new_sandbox_gets_another_address_otherwise: "otherwise, another UID or a namespace that stands, it gets another address" => pods::does_not_take_over;
     }
     "DEL" {
         del_is_repeatable: "DEL succeeds when repeated, and for what was never added" => detach::repeatable;
