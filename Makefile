@@ -29,5 +29,6 @@ check:
 
 test: packages check
 	scripts/fetch-debian-kubectl
+	scripts/install-packages callers || echo "podman and Debian's CNI plugins are not there: their tests are skipped" >&2
 	cargo build --workspace --bins --locked
 	TORTIE_REQUIRE_ETCD=1 cargo test --workspace --locked

@@ -19,6 +19,9 @@ pub struct NetworkConfig {
     pub cni_version: String,
     /// Name of the network, first part of handles.
     pub name: String,
+    /// Name of the main plugin.
+    #[serde(rename = "type")]
+    pub kind: String,
     /// MTU of pods' interfaces in bytes; 0: the file that the agent writes, or the kernel's own.
     pub mtu: u32,
     /// Unix socket of the agent; that below `ipam` wins.

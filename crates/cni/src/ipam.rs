@@ -5,6 +5,7 @@ use crate::invocation::{Invocation, Verbs};
 use crate::result::{AddResult, Address, Route};
 use crate::sandbox;
 use crate::server::Server;
+use crate::wire;
 use api::attachment::{
     AddCall, AddRequest, Attachment, CheckRequest, DelRequest, GcRequest, NETWORK, SANDBOX, StatusRequest,
 };
@@ -83,24 +84,32 @@ pub fn del_request(call: &Invocation) -> DelRequest {
 }
 
 impl Verbs for Ipam {
-    fn add(&self, call: &Invocation) -> Result<AddResult, CniError> {
-        let request = add_request(call);
+    fn add(&self, invocation: &Invocation) -> Result<AddResult, CniError> {
+        let request = add_request(invocation);
         if request.ipv4 == 0 && request.ipv6 == 0 && request.requested.is_none() {
             return Ok(AddResult::default());
         }
         check_families(&request)?;
-        let server = Server::of(call)?;
+        let server = Server::of(invocation)?;
         let call = AddCall {
-            annotations: call.config.reads_annotations(),
+            annotations: invocation.config.reads_annotations(),
             // Only what is known to be the same pod is taken over from.
-            looks: !call.environment.arguments.pod_uid.is_empty(),
+            looks: !invocation.environment.arguments.pod_uid.is_empty(),
             request,
             gone: Vec::new(),
         };
         let addresses = server.attach(call)?;
-        let ips = addresses.iter().cloned().map(|address| Address { address, interface: None });
-        // A route of the block's length for each address: that is what Calico's result carries.
-        let routes = addresses.iter().cloned().map(|dst| Route { dst });
+        let is_ptp = invocation.config.kind == "ptp";
+        let ips = addresses.iter().cloned().map(|address| Address {
+            // That plugin gives the host's end the gateway's address. The one that Calico's pods have is free on every wire.
+            gateway: is_ptp.then(|| wire::gateway(address.contains(':'))),
+            address,
+            interface: None,
+        });
+        // A route of the block's length for each address: that is what Calico's result carries, and what its main plugin
+        // wants to see. Others take routes for what they are, and this one has bits beyond its prefix.
+        let is_calicos = matches!(invocation.config.kind.as_str(), "" | "calico");
+        let routes = addresses.iter().filter(|_| is_calicos).cloned().map(|dst| Route { dst });
         Ok(AddResult { interfaces: Vec::new(), ips: ips.collect(), routes: routes.collect() })
     }
 

@@ -91,6 +91,7 @@ fn completed(call: &Invocation, host: String, mtu: u32, assigned: AddResult, ips
     let ips = ips.iter().map(|ip| Address {
         address: format!("{ip}/{}", if ip.is_ipv4() { 32 } else { 128 }),
         interface: Some(1),
+        gateway: None,
     });
     AddResult { interfaces, ips: ips.collect(), routes: assigned.routes }
 }

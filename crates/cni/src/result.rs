@@ -48,6 +48,9 @@ pub struct Address {
     /// Index into `interfaces`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<u32>,
+    /// Next hop, which some main plugins want to be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<IpAddr>,
 }
 
 impl Address {
@@ -90,7 +93,9 @@ impl AddResult {
             let mut result = Self::default();
             for family in ["ip4", "ip6"].iter().filter_map(|key| value.get(key)) {
                 let address = family.get("ip").and_then(Value::as_str).unwrap_or_default().to_owned();
-                result.ips.push(Address { address, interface: None });
+                let gateway =
+                    family.get("gateway").and_then(Value::as_str).and_then(|text| text.parse().ok());
+                result.ips.push(Address { address, interface: None, gateway });
                 if let Some(routes) = family.get("routes") {
                     let routes: Vec<Route> =
                         serde_json::from_value(routes.clone()).map_err(|error| undecodable(&error))?;
@@ -113,6 +118,9 @@ impl AddResult {
                 let Some(found) = self.ips.iter().find(|found| mine(&found.address)) else { continue };
                 let mut family = Map::new();
                 family.insert("ip".to_owned(), json!(found.address));
+                if let Some(gateway) = found.gateway {
+                    family.insert("gateway".to_owned(), json!(gateway));
+                }
                 let routes: Vec<&Route> = self.routes.iter().filter(|route| mine(&route.dst)).collect();
                 if !routes.is_empty() {
                     family.insert("routes".to_owned(), json!(routes));

@@ -57,6 +57,12 @@ pub(crate) fn failed(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Wire
     move |source| WireError { doing, source }
 }
 
+/// Next hop of pods.
+#[must_use]
+pub fn gateway(is_v6: bool) -> IpAddr {
+    if is_v6 { GATEWAY_IPV6.into() } else { GATEWAY.into() }
+}
+
 /// How a pod is to be wired.
 #[derive(Clone, Debug)]
 pub struct Wiring<'a> {

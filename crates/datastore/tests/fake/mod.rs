@@ -138,6 +138,13 @@ impl Fake {
         self.state.lock().unwrap().objects.get(path).cloned()
     }
 
+    /// Names of the objects whose path begins so.
+    pub(crate) fn names(&self, start: &str) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        let found = state.objects.keys().filter(|path| path.starts_with(start));
+        found.filter_map(|path| path.rsplit('/').next()).map(str::to_owned).collect()
+    }
+
     /// Changes the object at `path`, or makes it, as somebody else would.
     pub(crate) fn put(&self, path: &str, mut object: Value) {
         let mut state = self.state.lock().unwrap();
