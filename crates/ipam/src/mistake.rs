@@ -63,6 +63,10 @@ mistakes! {
     ReplayedRelease => "replayed-release",
     /// A new block's stamps may be those of an earlier one.
     StampReissued => "stamp-reissued",
+    /// A plugin answers what its handle holds already as it was read, without a new life.
+    AnsweredUnrenewed => "answered-unrenewed",
+    /// Addresses are lent of a block that has just been made under an earlier block size.
+    LentYoung => "lent-young",
     /// A handle is collected while the ADD that wrote it is still to write its block.
     HandleCollected => "handle-collected",
 }

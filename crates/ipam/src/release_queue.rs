@@ -73,6 +73,10 @@ pub struct Entry {
     /// Handle that must hold what is released.
     pub handle: String,
     /// What the attachment holds; `None`: whoever took the DEL did not know, and the store is asked.
+    ///
+    /// An address that is answered again or handed on gets another stamp, and an older one frees nothing. So addresses may be
+    /// named only as the last ADD was answered, where no ADD is under way or has failed or ended without an answer since, and
+    /// nobody has handed the address on.
     pub held: Option<Vec<Held>>,
     /// GUID of the cluster whose addresses these are; `None`: not known. In another cluster nothing is released.
     pub cluster: Option<String>,

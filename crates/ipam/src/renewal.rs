@@ -128,6 +128,14 @@ pub(crate) async fn renew_in<D: Datastore>(
     hand: &mut HandleInHand,
     explain: &mut Explain,
 ) -> Result<Option<Vec<Taken>>, StoreError> {
+    if made(Mistake::AnsweredUnrenewed) {
+        let found = &block.value;
+        let as_read = |address: &IpAddr| {
+            let taken = restamp(&mut found.clone(), *address, asker.handle)?;
+            Some(Taken { sequence: block::stamp(found, taken.ordinal), ..taken })
+        };
+        return Ok(addresses.iter().map(as_read).collect());
+    }
     let planned = |seen: &Seen<Block>, handles: &Handles| {
         let plan = plan_renewal(seen, addresses, asker, handles);
         let all = plan.taken.iter().flatten().count() == addresses.len();

@@ -15,6 +15,7 @@ use ipam::collect::{Outcome, Task, carry_out};
 use ipam::{ReservationSet, seen};
 use jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const CLOCK: FixedClock = FixedClock(Timestamp::UNIX_EPOCH);
 const CIDR: &str = "10.0.0.0/30";
@@ -312,11 +313,13 @@ fn an_assignment_that_was_paused_before_its_block_does_not_find_its_handle_colle
     }
 }
 
-/// At the gate: the node `c` joins again, if it is to, when it is asked for; and what is noted is whatever the store is asked
-/// while the block is not there.
+/// At the gate: the node `c` joins again when it is asked for the `back`th time; and what is noted is whatever the store is
+/// asked while the block is not there, and how often it is written to.
 struct Joins {
     store: Memory,
-    back: bool,
+    back: usize,
+    asked: AtomicUsize,
+    writes: AtomicUsize,
     without_block: std::sync::Mutex<Vec<String>>,
 }
 
@@ -325,7 +328,12 @@ impl Gate for Joins {
         if seen::block(&self.store, cidr()).await.unwrap().is_none() {
             self.without_block.lock().unwrap().push(format!("{call:?}"));
         }
-        if self.back && matches!(call, Call::Get(Key::Node(_))) {
+        if matches!(call, Call::Commit(_)) {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+        }
+        if matches!(call, Call::Get(Key::Node(_)))
+            && self.asked.fetch_add(1, Ordering::Relaxed) + 1 == self.back
+        {
             let node = Record::Node(Node { name: "c".to_owned(), ..Node::default() });
             let _ = self.store.commit(&[], &[Write::Create(node)]).await;
         }
@@ -334,25 +342,33 @@ impl Gate for Joins {
 }
 
 /// Carries a task out on a store without transactions, and answers what was asked of it while the block was not there.
-fn guarded(store: &Memory, task: &Task, back: bool) -> (Outcome, Vec<String>) {
-    let gate = Joins { store: store.clone(), back, without_block: Default::default() };
+fn guarded(store: &Memory, task: &Task, back: usize) -> (Outcome, usize, Vec<String>) {
+    let gate = Joins {
+        store: store.clone(),
+        back,
+        asked: AtomicUsize::new(0),
+        writes: AtomicUsize::new(0),
+        without_block: Default::default(),
+    };
     let gated = Gated { store: store.clone(), ordered: true, gate };
     let outcome = block_on(carry_out(&gated, &CLOCK, task)).unwrap();
-    (outcome, gated.gate.without_block.into_inner().unwrap())
+    (outcome, gated.gate.writes.into_inner(), gated.gate.without_block.into_inner().unwrap())
 }
 
 /// A check of such a store fails after the writes. A block that was deleted and is made again was away meanwhile, and somebody
 /// may have made one across it.
 #[test]
 fn a_block_stays_where_it_is_until_the_checks_have_held() {
-    for back in [true, false] {
+    // Before the write, after it, and not at all.
+    for back in [1, 2, 0] {
         let (store, held) = store();
         let seen = block_on(seen::block(&store, cidr())).unwrap().unwrap();
         let unowned = Block { affinity: None, claim_time: None, ..seen.value };
         block_on(store.commit(&[], &[Write::Update(Record::Block(unowned), seen.version)])).unwrap();
-        let (outcome, without_block) = guarded(&store, &release(&held, Some("c")), back);
+        let (outcome, writes, without_block) = guarded(&store, &release(&held, Some("c")), back);
         assert_eq!(without_block, Vec::<String>::new(), "{outcome:?}");
-        if back {
+        assert_eq!(writes == 0, back == 1, "a node that is seen to be back is left what it has");
+        if back > 0 {
             assert!(matches!(outcome, Outcome::Later { .. }), "{outcome:?}");
             assert_eq!(block::allocated(&found(&store).unwrap()).count(), 1);
         } else {
@@ -364,14 +380,14 @@ fn a_block_stays_where_it_is_until_the_checks_have_held() {
 
 #[test]
 fn the_block_of_a_node_that_is_gone_stays_until_it_is_known_to_be_gone() {
-    for back in [true, false] {
+    for back in [1, 0] {
         let store = Memory::new();
         create(&store, Record::Block(block::new_block(cidr(), &Owner::host("c"), CLOCK.0)));
         let task = Task::Abandon { owner: Owner::host("c"), block: cidr() };
-        let (outcome, without_block) = guarded(&store, &task, back);
+        let (outcome, _, without_block) = guarded(&store, &task, back);
         assert_eq!(without_block, Vec::<String>::new(), "{outcome:?}");
-        assert_eq!(matches!(outcome, Outcome::Later { .. }), back, "{outcome:?}");
+        assert_eq!(matches!(outcome, Outcome::Later { .. }), back > 0, "{outcome:?}");
         let owner = found(&store).map(|block| block.affinity);
-        assert_eq!(owner, back.then(|| Some(Owner::host("c"))));
+        assert_eq!(owner, (back > 0).then(|| Some(Owner::host("c"))));
     }
 }

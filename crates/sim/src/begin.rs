@@ -5,7 +5,6 @@ use crate::client::collector::Desk;
 use crate::client::pools::PoolWork;
 use crate::clock::{SimClock, Time};
 use crate::db::Db;
-use crate::faults::Fault;
 use crate::invariants::Judge;
 use crate::promises::Promises;
 use crate::rng::Rng;
@@ -13,7 +12,7 @@ use crate::setting::{Setting, Way};
 use crate::trace::Trace;
 use crate::wish::{Breadth, ZONE, ZONES};
 use crate::world::{End, World};
-use api::Node;
+use api::{Cidr, Node};
 use datastore::{Record, Write};
 use ipam::Clock as _;
 use std::collections::BTreeSet;
@@ -60,17 +59,10 @@ impl World {
             debug_assert!(made.is_ok(), "an empty store takes everything");
         }
         db.take_applied(&mut Vec::new());
-        let cooldown = match setting.cluster_faults.contains(&Fault::CooldownChanged) {
-            true => 0,
-            false => setting.config.ip_cooldown_seconds,
-        };
-        let reserved = match setting.cluster_faults.contains(&Fault::ReservationChanged) {
-            true => Vec::new(),
-            false => setting.reserved.clone(),
-        };
+        let limited: Vec<Cidr> = setting.pools.iter().map(|pool| pool.cidr).collect();
         let mut world = Self {
             rng: Rng::new(setting.seed),
-            judge: Judge::new(cooldown, reserved),
+            judge: Judge::new(limited),
             pools: setting.pools.iter().cloned().map(PoolWork::new).collect(),
             attachments: Vec::new(),
             trace: Trace::new(readable),

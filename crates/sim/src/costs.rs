@@ -1,6 +1,8 @@
 //! What operations cost when nothing disturbs them: datastore calls, and sequential trips (invariant 10).
 
 use crate::faults::Operation;
+use ipam::collect::Task;
+use std::collections::BTreeSet;
 use std::fmt;
 
 const OPERATIONS: usize = Operation::ALL.len();
@@ -19,19 +21,44 @@ pub struct Cost {
 }
 
 /// Calls beyond which an operation that nothing disturbs is not bounded as its documentation says: in worlds of at most
-/// sixteen blocks, each of which it may have to look at, take from its owner, or find full.
+/// sixteen blocks, each of which it may have to look at, take from its owner, or find full. The collector's tasks each have
+/// their own (see [`of_task`]).
 pub fn most_calls(operation: Operation) -> u32 {
     match operation {
         Operation::PluginAdd | Operation::PluginExact | Operation::EmptyPool => 120,
         Operation::PluginBoth => 240,
         Operation::AgentRead | Operation::Administer => 2,
         Operation::CollectorRead => 4,
-        Operation::AgentBatch | Operation::AgentClaim => 40,
+        Operation::AgentBatch | Operation::AgentClaim | Operation::AgentReclaim => 40,
         Operation::PluginDel | Operation::QueueRelease | Operation::MoveOwner => 40,
-        // To give up a block is 8 requests of a Kubernetes API, and a node that is gone may have had all of them.
-        Operation::CollectorTask => 1 + 16 * 8,
+        Operation::CollectorTask => 40,
         // Calico's costs are its own.
         Operation::PeerAdd | Operation::PeerDel => u32::MAX,
+    }
+}
+
+/// Requests of a Kubernetes API that giving up one block takes at most.
+const GIVING_UP: u32 = 8;
+
+/// Blocks in a world at most.
+const BLOCKS: u32 = 16;
+
+/// Calls beyond which a task of the collector is not bounded as its documentation says, each record that is written being a
+/// request of a Kubernetes API, and with checks one more that looks at what it replaces.
+pub fn of_task(task: &Task) -> u32 {
+    let many = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    match task {
+        // The block, its handles, the node; and what becomes of the block where that leaves it empty.
+        Task::Release { releases, .. } => {
+            let handles = many(releases.iter().map(|release| &release.handle).collect::<BTreeSet<_>>().len());
+            2 + handles + 2 * (1 + handles) + 2 + GIVING_UP
+        }
+        Task::GiveUpNode { .. } => 1 + BLOCKS * GIVING_UP,
+        Task::GiveUpBlock { .. } => 2 + GIVING_UP,
+        Task::Abandon { .. } => 6,
+        Task::Tidy { .. } => 2,
+        Task::DropAffinity { .. } => 5,
+        Task::LowerHandle { blocks, .. } => 3 + 4 * many(blocks.len()),
     }
 }
 

@@ -64,10 +64,10 @@ impl Coverage {
 /// to what runs on none, and watches and agents are nothing to plugins that do without.
 pub fn possible(fault: Fault, operation: Operation) -> bool {
     use Operation::{
-        AgentBatch, AgentClaim, AgentRead, CollectorRead, PeerAdd, PeerDel, PluginAdd, PluginBoth, PluginDel,
-        PluginExact, QueueRelease,
+        AgentBatch, AgentClaim, AgentRead, AgentReclaim, CollectorRead, PeerAdd, PeerDel, PluginAdd,
+        PluginBoth, PluginDel, PluginExact, QueueRelease,
     };
-    let of_agents = matches!(operation, AgentBatch | AgentClaim | AgentRead | QueueRelease);
+    let of_agents = matches!(operation, AgentBatch | AgentClaim | AgentReclaim | AgentRead | QueueRelease);
     let of_peers = matches!(operation, PeerAdd | PeerDel);
     let on_nodes =
         of_agents || of_peers || matches!(operation, PluginAdd | PluginBoth | PluginExact | PluginDel);

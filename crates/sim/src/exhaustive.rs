@@ -17,7 +17,7 @@ pub mod search;
 pub mod stage;
 
 use crate::db::{Applied, Db, StoreKind};
-use crate::invariants::{Judge, Leave, Step};
+use crate::invariants::{Judge, Leave, Serves, Step};
 use crate::port::{Call, Port, SimStore, Verdict};
 use crate::promises::{Promise, Promises};
 use actors::{Actor, Ended, Operation};
@@ -55,14 +55,21 @@ pub struct Explored {
     pub ends: BTreeMap<String, usize>,
     /// The first execution that broke an invariant: its steps, and what was wrong.
     pub broken: Option<Vec<String>>,
+    /// It was given up before every order had been run.
+    pub unended: bool,
 }
 
 impl SmallWorld {
     /// Runs it in every order.
     pub fn explore(&self, reach: Reach) -> Explored {
+        self.explore_while(reach, || true)
+    }
+
+    /// Runs it in every order, for as long as this answers true at the end of an execution.
+    pub fn explore_while(&self, reach: Reach, go_on: impl Fn() -> bool) -> Explored {
         let mut explored = Explored::default();
         let mut ends = BTreeMap::new();
-        let mut broken = None;
+        let (mut broken, mut unended) = (None, false);
         explored.count = search::explore(self, reach, |mut run| {
             let end = run.to_string();
             // Executions that end alike are repaired alike.
@@ -75,8 +82,10 @@ impl SmallWorld {
             if !run.wrong.is_empty() {
                 broken = Some(run.account());
             }
-            broken.is_none()
+            unended = broken.is_none() && !go_on();
+            broken.is_none() && !unended
         });
+        explored.unended = unended;
         explored.ends = ends;
         explored.broken = broken;
         explored
@@ -100,7 +109,8 @@ impl World for SmallWorld {
             // A table that holds nothing takes everything.
             let _ = db.write(&Write::Create(record.clone()), ipam::Clock::now(&made));
         }
-        let mut judge = Judge::new(0, Vec::new());
+        let mut judge = Judge::new(Vec::new());
+        judge.capped.insert(stage::MACHINE.to_owned());
         let mut promises = Promises::default();
         let mut wrong = Vec::new();
         let mut applied = Vec::new();
@@ -114,7 +124,15 @@ impl World for SmallWorld {
             }
         }
         let leave = Leave::Nothing;
-        let step = Step { task: 0, leave: &leave, serves: true, by_peer: false, latest: actors::latest() };
+        let step = Step {
+            task: 0,
+            leave: &leave,
+            serves: Serves::Anybody,
+            by_peer: false,
+            node: None,
+            since: 0,
+            latest: actors::latest(),
+        };
         // What crashes have left before is where a world begins: only what comes of it is judged.
         judge.see(&db, &applied, step, &promises, &mut Vec::new());
         let db = Arc::new(Mutex::new(db));
@@ -285,7 +303,15 @@ impl Execution {
         self.db().take_applied(&mut applied);
         let leave = self.actors[number].leave();
         let task = u64::try_from(number).unwrap_or(0) + 1;
-        let step = Step { task, leave: &leave, serves: true, by_peer: false, latest: actors::latest() };
+        let step = Step {
+            task,
+            leave: &leave,
+            serves: Serves::Anybody,
+            by_peer: false,
+            node: None,
+            since: 0,
+            latest: actors::latest(),
+        };
         let db = Arc::clone(&self.db);
         let db = db.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wrong = Vec::new();

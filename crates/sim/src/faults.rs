@@ -161,6 +161,8 @@ pub enum Operation {
     AgentBatch,
     /// An agent claims or repairs a block.
     AgentClaim,
+    /// An agent takes an empty block from whoever has it.
+    AgentReclaim,
     /// An agent reads.
     AgentRead,
     /// The pool controller gives up the blocks of a pool.
@@ -194,13 +196,14 @@ impl Operation {
     }
 
     /// Every operation.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::PluginAdd,
         Self::PluginBoth,
         Self::PluginExact,
         Self::PluginDel,
         Self::AgentBatch,
         Self::AgentClaim,
+        Self::AgentReclaim,
         Self::AgentRead,
         Self::EmptyPool,
         Self::Administer,
@@ -221,6 +224,7 @@ impl Operation {
             Self::PluginDel => "plugin DEL",
             Self::AgentBatch => "agent batch",
             Self::AgentClaim => "agent claim",
+            Self::AgentReclaim => "agent reclaim",
             Self::AgentRead => "agent read",
             Self::EmptyPool => "empty pool",
             Self::Administer => "administer",

@@ -6,7 +6,7 @@
 
 use crate::db::{Applied, Db};
 use crate::promises::Promises;
-use api::{AffinityState, Attribute, Block, Cidr, Handle, IpVersion, Ordinal};
+use api::{AffinityState, Attribute, Block, Cidr, Handle, IpVersion, IpamConfig, Ordinal};
 use datastore::{Key, Kind, Record, Stored};
 use jiff::{SignedDuration, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +26,28 @@ pub enum Leave {
     Nothing,
 }
 
+/// Whose addresses a task may answer once more, in a new life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Serves<'a> {
+    /// It serves no ADD.
+    Nobody,
+    /// It serves one of this handle.
+    Handle(&'a str),
+    /// It may serve any: an agent writes for all its pods at once, and what arrives late may have been sent for anybody.
+    #[default]
+    Anybody,
+}
+
+impl Serves<'_> {
+    fn is_for(self, handle: &str) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::Handle(of) => of == handle,
+            Self::Anybody => true,
+        }
+    }
+}
+
 /// What the judge is told about a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Step<'a> {
@@ -33,10 +55,14 @@ pub struct Step<'a> {
     pub task: u64,
     /// What it may free.
     pub leave: &'a Leave,
-    /// It serves an ADD: it may renew what its handle holds.
-    pub serves: bool,
+    /// Whose addresses it may renew.
+    pub serves: Serves<'a>,
     /// A peer did it, which takes off a handle again what it put there itself, whatever the handle says by then.
     pub by_peer: bool,
+    /// The node whose rules of automatic assignment it keeps; `None`: it keeps none.
+    pub node: Option<&'a str>,
+    /// Revision of the store up to which it knew everything when it was decided on; 0: nothing is known of that.
+    pub since: u64,
     /// The latest instant that any clock has shown.
     pub latest: Timestamp,
 }
@@ -57,16 +83,16 @@ fn held(block: Option<&Block>, ordinal: u32) -> Option<Held<'_>> {
 /// What is remembered between steps.
 #[derive(Clone, Debug)]
 pub struct Judge {
-    /// Shortest cooldown that was ever in force, in seconds.
-    pub shortest_cooldown_seconds: i64,
-    /// What was reserved all the time.
-    pub always_reserved: Vec<Cidr>,
+    /// Ranges of the pools, in each of which a node's blocks are counted towards its limit.
+    pub ranges: Vec<Cidr>,
     /// Handles that may hold one address of a family.
     pub capped: BTreeSet<String>,
     /// Handles that ask for particular addresses, whom reservations do not bind.
     pub may_be_reserved: BTreeSet<String>,
     /// Handles whose counts a peer may have spoilt: invariant 5 is not asked of them.
     pub spoilt: BTreeSet<String>,
+    /// Since when each affinity has been there.
+    affinities: BTreeMap<(String, Cidr), u64>,
     /// How many addresses each handle holds in each block.
     counts: BTreeMap<Cidr, Vec<(String, u32)>>,
     /// Every stamp that an ordinal was ever given, and by which task.
@@ -117,10 +143,10 @@ fn ordinals(block: &Block) -> impl Iterator<Item = u32> + use<> {
 
 impl Judge {
     /// Knows nothing yet.
-    pub fn new(shortest_cooldown_seconds: u32, always_reserved: Vec<Cidr>) -> Self {
+    pub fn new(ranges: Vec<Cidr>) -> Self {
         Self {
-            shortest_cooldown_seconds: i64::from(shortest_cooldown_seconds),
-            always_reserved,
+            ranges,
+            affinities: BTreeMap::new(),
             capped: BTreeSet::new(),
             may_be_reserved: BTreeSet::new(),
             spoilt: BTreeSet::new(),
@@ -161,7 +187,18 @@ impl Judge {
                         }
                     }
                 }
-                Key::Affinity(_, cidr) => self.is_confirmed(db, *cidr, step, wrong),
+                Key::Affinity(owner, cidr) => {
+                    self.is_confirmed(db, *cidr, step, wrong);
+                    let place = (owner.name.clone(), *cidr);
+                    match (&change.before, &change.after) {
+                        (None, Some(made)) => {
+                            wrong.extend(self.beyond_limit(db, &owner.name, *cidr, step));
+                            self.affinities.insert(place, made.version.revision.0);
+                        }
+                        (_, None) => drop(self.affinities.remove(&place)),
+                        _ => {}
+                    }
+                }
                 _ => {}
             }
         }
@@ -203,7 +240,7 @@ impl Judge {
         }
         self.counts.insert(cidr, counts);
         wrong.extend(self.over_cap(cidr));
-        self.transitions(cidr, before, after, step, promises, wrong);
+        self.transitions(db, cidr, before, after, step, promises, wrong);
         // Without atomic commits a block that is about to be taken back may lie across: the promise is kept by its own.
         for (address, promise) in promises.of_block(cidr) {
             let kept = after.zip(cidr.ordinal(*address)).is_some_and(|(block, Ordinal(ordinal))| {
@@ -260,8 +297,10 @@ impl Judge {
     }
 
     /// Invariants 2, 6 and the stamps: what became of each ordinal.
+    #[expect(clippy::too_many_arguments, reason = "one change, seen from every side that is judged")]
     fn transitions(
         &mut self,
+        db: &Db,
         cidr: Cidr,
         before: Option<&Block>,
         after: Option<&Block>,
@@ -290,7 +329,7 @@ impl Judge {
                 wrong.push(format!("2: {address} is kept by its host and was freed or handed out"));
             }
             // Answered once more, in a new life: the same holder under a later stamp.
-            let renewed = step.serves
+            let renewed = is.is_some_and(|is| step.serves.is_for(is.handle))
                 && was.zip(is).is_some_and(|(was, is)| was.handle == is.handle && was.stamp < is.stamp);
             if let Some(was) = was.filter(|_| !renewed) {
                 wrong.extend(self.freed(address, was, step, promises));
@@ -303,12 +342,18 @@ impl Judge {
             }
             if let Some(is) = is {
                 wrong.extend(self.taken(address, is, before, step));
+                let owner = after.and_then(|block| block.affinity.as_ref()).map(|owner| owner.name.as_str());
+                // What a commit takes back that was undone, it had before.
+                if !renewed && !undone {
+                    wrong.extend(self.strangely(db, address, is, owner, step));
+                }
             }
             let cooled = before.and_then(|block| attribute(block, ordinal)?.released_at);
             let cools = after.and_then(|block| attribute(block, ordinal)?.released_at);
             if let Some(released) = cooled.filter(|_| cools.is_none() && !undone) {
-                let needed = SignedDuration::from_secs(self.shortest_cooldown_seconds - 1);
-                if self.shortest_cooldown_seconds > 0 && step.latest.duration_since(released) < needed {
+                let shortest = configured(db, step.since).map(|config| config.ip_cooldown_seconds).min();
+                let needed = SignedDuration::from_secs(i64::from(shortest.unwrap_or(0)) - 1);
+                if shortest > Some(0) && step.latest.duration_since(released) < needed {
                     wrong.push(format!("2: {address} did not cool down before it was used or freed"));
                 }
             }
@@ -337,7 +382,7 @@ impl Judge {
         (!named).then(|| format!("6: {address} of {} was freed by whoever did not name it", was.handle))
     }
 
-    /// A new allocation has a stamp that this address never had, and was not reserved.
+    /// A new allocation has a stamp that this address never had.
     fn taken(
         &mut self,
         address: IpAddr,
@@ -351,9 +396,57 @@ impl Judge {
         {
             return Some(format!("6: {address} of {} has the stamp of an earlier allocation", is.handle));
         }
-        let bound = !self.may_be_reserved.contains(is.handle);
-        let reserved = bound && self.always_reserved.iter().any(|cidr| cidr.contains(address));
-        reserved.then(|| format!("2: {address} is reserved and was handed out to {}", is.handle))
+        None
+    }
+
+    /// What whoever assigns by itself keeps to, from when it could know: what is reserved is given to nobody, and under strict
+    /// affinity no address of another node's block. Neither binds who asks for that address.
+    fn strangely(
+        &self,
+        db: &Db,
+        address: IpAddr,
+        is: Held<'_>,
+        owner: Option<&str>,
+        step: Step<'_>,
+    ) -> Option<String> {
+        if self.may_be_reserved.contains(is.handle) {
+            return None;
+        }
+        // What was reserved when the task knew everything, and is still.
+        let reserved = db.all(Kind::Reservation).any(|stored| match &stored.record {
+            Record::Reservation(kept) if stored.version.revision.0 <= step.since => {
+                kept.cidrs.iter().any(|cidr| cidr.contains(address))
+            }
+            _ => false,
+        });
+        if reserved {
+            return Some(format!("2: {address} is reserved and was handed out to {}", is.handle));
+        }
+        let node = step.node.filter(|node| owner != Some(node))?;
+        let strict = configured(db, step.since).map(|config| config.strict_affinity).min() == Some(true);
+        strict.then(|| {
+            let owner = owner.unwrap_or("nobody");
+            format!(
+                "0: {address} of {owner}'s block was given to {} on {node} under strict affinity",
+                is.handle
+            )
+        })
+    }
+
+    /// The limit of blocks, from when whoever claims could know of them: those of the same pool that have been the node's all the
+    /// time. Where particular addresses are asked for, which no limit binds, nobody can tell what a block is claimed for.
+    fn beyond_limit(&self, db: &Db, owner: &str, cidr: Cidr, step: Step<'_>) -> Option<String> {
+        let limit = configured(db, step.since).map(|config| config.max_blocks_per_host).min()?;
+        let limit = usize::try_from(if limit == 0 { 20 } else { limit }).unwrap_or(usize::MAX);
+        if step.node != Some(owner) || !self.may_be_reserved.is_empty() {
+            return None;
+        }
+        let range = self.ranges.iter().find(|range| range.contains_cidr(cidr))?;
+        let counts = |((name, of), since): &(&(String, Cidr), &u64)| {
+            name == owner && *of != cidr && range.contains_cidr(*of) && **since <= step.since
+        };
+        let owned = self.affinities.iter().filter(counts).count();
+        (owned >= limit).then(|| format!("0: {owner} claims {cidr} and has {owned} blocks of {limit}"))
     }
 
     /// Invariant 5: what a block holds for a handle, the handle counts.
@@ -413,6 +506,16 @@ impl Judge {
             format!("9: {handle} was promised {address}/{full}, which the store does not know")
         })
     }
+}
+
+/// The configurations that have been in force since a revision, the one then included.
+fn configured(db: &Db, since: u64) -> impl Iterator<Item = &IpamConfig> {
+    let history = db.history(Kind::Config);
+    let start = history.partition_point(|change| change.revision <= since).saturating_sub(1);
+    history.iter().skip(start).filter_map(|change| match &change.stored.as_ref()?.record {
+        Record::Config(config) => Some(config),
+        _ => None,
+    })
 }
 
 /// Invariant 3: a confirmed affinity has its block.

@@ -3,6 +3,7 @@
 use crate::db::StoreKind;
 use crate::faults::Fault;
 use crate::setting::{Setting, Way, pool};
+use crate::wish::Breadth;
 use api::{AffinityNaming, Cidr};
 use ipam::mistake::Mistake;
 
@@ -85,6 +86,24 @@ pub fn roomy(planted: Mistake, seed: u64) -> Setting {
             world.cluster_faults = vec![Fault::AgentRestarted];
         }
         Mistake::StampReissued => {}
+        Mistake::AnsweredUnrenewed => {
+            // A container id comes back after a DEL that came late or not at all, and asks for the address that it had.
+            (world.nodes, world.brisk, world.breadth) = (vec![Way::Direct; 2], true, vec![Breadth::Exact]);
+            (world.containers, world.steps, world.ask_per_cent) = (3, 1_500, 20);
+            world.cluster_faults = vec![Fault::DelDelayed, Fault::DelEarly];
+            world.call_faults = vec![Fault::DeathAfter, Fault::Late];
+            world.config.ip_cooldown_seconds = 0;
+            world.reserved.clear();
+            world.same_names = true;
+        }
+        Mistake::LentYoung => {
+            (world.store, world.nodes) = (StoreKind::Kubernetes, vec![Way::Direct; 4]);
+            (world.cluster_faults, world.cluster_every) = (POOLS.to_vec(), 3);
+            (world.call_faults, world.faults_per_mille) = (vec![Fault::Delay], 60);
+            (world.containers, world.steps, world.ask_per_cent) = (4, 1_500, 24);
+            (world.config.ip_cooldown_seconds, world.config.strict_affinity) = (0, false);
+            world.reserved.clear();
+        }
         Mistake::HandleCollected => {
             // Each node has a block that nobody else writes, and others are at work while one is paused.
             (world.store, world.nodes, world.containers) = (StoreKind::Kubernetes, vec![Way::Direct; 7], 1);

@@ -195,8 +195,7 @@ impl Setting {
             .filter(|fault| !(peers && *fault == Fault::PoolRecreated))
             .collect();
         let store = rng.pick(&StoreKind::ALL).unwrap_or(StoreKind::Etcd);
-        // Without atomic commits a release is made before it is seen that the node is back, and then undone.
-        let tunnels = more.chance(1, 3) && store.is_atomic() && nodes.contains(&Way::Agent);
+        let tunnels = more.chance(1, 3) && nodes.contains(&Way::Agent);
         Self {
             seed,
             store,

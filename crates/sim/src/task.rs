@@ -88,6 +88,10 @@ pub struct Task {
     pub held_until: u64,
     /// Slow tasks are passed over more often.
     pub slow: bool,
+    /// Revision of the store up to which whoever acts knew everything when this was begun.
+    pub since: u64,
+    /// Calls that it may make at most when nothing disturbs it.
+    pub most_calls: u32,
     /// A fault befell it, or somebody else wrote while it was under way.
     pub disturbed: bool,
 }

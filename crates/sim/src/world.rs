@@ -19,7 +19,7 @@ use crate::costs::Costs;
 use crate::coverage::Coverage;
 use crate::db::{Applied, Db};
 use crate::faults::{Fault, Operation};
-use crate::invariants::{Judge, Leave, Step};
+use crate::invariants::{Judge, Leave, Serves, Step};
 use crate::port::{Port, SimStore, Verdict};
 use crate::promises::Promises;
 use crate::rng::Rng;
@@ -246,6 +246,7 @@ impl World {
         let store = if operation.is_of_a_peer() { store.marking() } else { store };
         let clock = node.map_or_else(|| self.time.clock(), |node| self.nodes[node].clock.clone());
         let slow = self.rng.chance(1, 2);
+        let since = self.db().revision().0;
         self.end.coverage.ran(operation);
         self.tasks.push(Task {
             number: self.next,
@@ -257,6 +258,8 @@ impl World {
             future: Box::pin(task(store, clock)),
             held_until: 0,
             slow,
+            since,
+            most_calls: crate::costs::most_calls(operation),
             disturbed: false,
         });
         self.poll(self.tasks.len() - 1);
@@ -289,9 +292,24 @@ impl World {
             let task = index.and_then(|index| self.tasks.get(index));
             let leave = task.map_or(&Leave::Unpromised, |task| &task.leave);
             // What arrives late may have been sent for an ADD.
-            let serves = task.is_none_or(|task| task.operation.serves_adds());
+            let serves = match task {
+                // A pod that goes hands the address to the other pod of its machine.
+                Some(Task { purpose: Purpose::Del { attachment, .. }, .. })
+                    if self.attachments[*attachment].is_machine() =>
+                {
+                    Serves::Handle(&self.attachments[*attachment].handle)
+                }
+                Some(task) if !task.operation.serves_adds() => Serves::Nobody,
+                Some(Task { purpose: Purpose::Add { attachment, .. }, .. }) => {
+                    Serves::Handle(&self.attachments[*attachment].handle)
+                }
+                _ => Serves::Anybody,
+            };
             let by_peer = task.is_some_and(|task| task.operation.is_of_a_peer());
-            let step = Step { task: number, leave, serves, by_peer, latest: self.time.latest() };
+            let name = task.and_then(|task| self.bound_to(task)).map(|node| self.nodes[node].name.as_str());
+            let since = task.map_or(0, |task| task.since);
+            let latest = self.time.latest();
+            let step = Step { task: number, leave, serves, by_peer, node: name, since, latest };
             let mut wrong = Vec::new();
             self.judge.see(&db, &applied, step, &self.promises, &mut wrong);
             for task in self.tasks.iter_mut().filter(|task| task.number != number) {
@@ -315,6 +333,13 @@ impl World {
         self.applied = applied;
     }
 
+    /// The node to whose blocks an automatic assignment of this task is bound under strict affinity, and whose limit it keeps.
+    fn bound_to(&self, task: &Task) -> Option<usize> {
+        use Operation::{AgentBatch, AgentClaim, PluginAdd, PluginBoth};
+        let binds = matches!(task.operation, AgentBatch | AgentClaim | PluginAdd | PluginBoth);
+        task.node.filter(|_| binds)
+    }
+
     /// What a task left open while it ran must be in order when it has ended.
     fn task_is_judged(&mut self, task: &Task) {
         let wrong = {
@@ -326,7 +351,7 @@ impl World {
         }
         if !task.disturbed {
             let calls = (task.port.granted(), task.port.trips());
-            if calls.0 > crate::costs::most_calls(task.operation) {
+            if calls.0 > task.most_calls {
                 let who = who(task);
                 self.wrong(format!("10: {who} {} calls although nothing disturbed it", calls.0));
             }
@@ -449,10 +474,19 @@ impl World {
 }
 
 fn is_seldom(operation: Operation) -> bool {
-    use Operation::{AgentClaim, CollectorTask, EmptyPool, MoveOwner, PluginBoth, PluginExact, QueueRelease};
+    use Operation::{
+        AgentClaim, AgentReclaim, CollectorTask, EmptyPool, MoveOwner, PluginBoth, PluginExact, QueueRelease,
+    };
     matches!(
         operation,
-        AgentClaim | EmptyPool | QueueRelease | CollectorTask | PluginBoth | PluginExact | MoveOwner
+        AgentClaim
+            | AgentReclaim
+            | EmptyPool
+            | QueueRelease
+            | CollectorTask
+            | PluginBoth
+            | PluginExact
+            | MoveOwner
     )
 }
 

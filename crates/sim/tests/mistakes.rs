@@ -51,5 +51,7 @@ found! {
     a_block_of_a_pool_that_was_made_anew_is_found: StalePool within 600,
     a_release_replayed_onto_an_address_in_use_is_found: ReplayedRelease within 1000,
     a_stamp_that_is_issued_again_is_found: StampReissued within 200,
+    an_address_answered_again_as_it_was_read_is_found: AnsweredUnrenewed within 2000,
+    an_address_lent_of_a_block_that_is_about_to_go_is_found: LentYoung within 2000,
     a_handle_collected_under_a_paused_add_is_found: HandleCollected within 600,
 }

@@ -5,16 +5,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may")]
 
-use api::{AffinityState, Block, Owner};
+use api::{AffinityState, Block, IpVersion, Owner, Use};
 use datastore::{Check, Datastore as _, Key, Record, Write};
+use ipam::assign::{AssignRequest, assign};
 use ipam::block;
+use ipam::clock::FixedClock;
 use ipam::mistake::Mistake;
+use ipam::plan::Want;
 use ipam::seen;
+use jiff::Timestamp;
 use sim::db::StoreKind;
 use sim::exhaustive::actors::Ended;
 use sim::exhaustive::actors::Operation::{self, Assign, Collect, GiveUp, Join, Other, Release};
 use sim::exhaustive::search::Reach;
-use sim::exhaustive::stage::{ONE, TWO, affinity, block, cidr, cluster, handle, left, owned, take, world};
+use sim::exhaustive::stage::{
+    MACHINE, ONE, TWO, affinity, block, cidr, cluster, handle, left, owned, take, world,
+};
 use sim::exhaustive::{Explored, SmallWorld};
 use sim::port::SimStore;
 use std::collections::BTreeSet;
@@ -128,6 +134,28 @@ fn a_block_is_not_given_up_by_whom_it_does_not_belong_to() {
 /// Node `b` lost the claim of `a`'s block, and could not take its affinity back.
 fn lost_claim() -> Vec<Record> {
     [owned(&["x"]), vec![affinity("b", AffinityState::Pending)]].concat()
+}
+
+/// A pod of a virtual machine is started: its ADD may hold one address with those of the machine's other pods.
+async fn start(store: SimStore, pod: &'static str) -> Ended {
+    let attributes = [("node", "a"), ("namespace", "default"), ("pod", pod)];
+    let attributes = attributes.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    let want = Want { count: 1, handle: Some(MACHINE.to_owned()), attributes };
+    let request = AssignRequest::new(Owner::host("a"), IpVersion::V4, Use::Workload, want);
+    let request = AssignRequest { max_per_handle: 1, ..request };
+    let clock = FixedClock(Timestamp::from_second(1_800_000_000).unwrap());
+    Ended::Done(assign(&store, &clock, &request).await.is_ok_and(|assigned| assigned.is_enough()))
+}
+
+/// One ADD may die between its handle and its block, or only be slow: the other cannot tell.
+#[test]
+fn two_pods_of_one_machine_are_started_at_once() {
+    let pods = [
+        Other("first", |store| Box::pin(start(store, "first"))),
+        Other("second", |store| Box::pin(start(store, "second"))),
+    ];
+    holds(world(StoreKind::Kubernetes, owned(&["x"]), &["x"], &pods), 0, 4);
+    holds(world(StoreKind::Etcd, owned(&["x"]), &["x"], &pods), 1, 2);
 }
 
 /// A node that was gone comes back while the collector gives back what it had.

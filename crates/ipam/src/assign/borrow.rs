@@ -38,7 +38,8 @@ impl<D: Datastore> Run<'_, D> {
                 let Some(seen) = by_cidr.remove(&cidr) else { continue };
                 let mut collected = seen.value.clone();
                 block::collect(&mut collected, seconds, now);
-                if !vacancy::is_lendable(&collected, pool.value.block_size, now) {
+                let lendable = vacancy::is_lendable(&collected, pool.value.block_size, now);
+                if !lendable && !made(Mistake::LentYoung) {
                     continue;
                 }
                 if block::free_count(&collected, &world.reserved) > 0 {

@@ -38,9 +38,12 @@ struct Arguments {
     /// Plant this mistake in the allocator, and look for a seed that finds it: one that is well without it.
     #[arg(long)]
     mistake: Option<Mistake>,
-    /// Run the small worlds that are too long for the tests in every order instead; minutes to hours.
+    /// Run the small worlds that are too long for the tests in every order instead.
     #[arg(long)]
     worlds: bool,
+    /// Give each of them up after so many seconds, and say so.
+    #[arg(long, default_value_t = 600)]
+    seconds: u64,
     /// Print the names of the mistakes that can be planted, and nothing else.
     #[arg(long)]
     list_mistakes: bool,
@@ -96,7 +99,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if arguments.worlds {
-        return worlds();
+        return worlds(Duration::from_secs(arguments.seconds));
     }
     match arguments.trace {
         Some(seed) => trace(seed, arguments.mistake),
@@ -105,16 +108,17 @@ fn main() -> ExitCode {
 }
 
 /// Runs the long small worlds, one after the other.
-fn worlds() -> ExitCode {
+fn worlds(patience: Duration) -> ExitCode {
     let mut broken = false;
     for world in long::worlds() {
         println!("{world}");
         let _ = std::io::stdout().flush();
         let begin = Instant::now();
-        let found = world.explore(Reach::Classes);
+        let found = world.explore_while(Reach::Classes, || begin.elapsed() < patience);
         let (count, seconds) = (found.count, begin.elapsed().as_secs());
+        let more = if found.unended { ", and more to run" } else { "" };
         println!(
-            "    {} executions, {} calls, {} ends, {seconds} s",
+            "    {} executions, {} calls, {} ends, {seconds} s{more}",
             count.executions,
             count.calls,
             found.ends.len()

@@ -7,7 +7,7 @@ use crate::invariants::Leave;
 use crate::task::{Outcome, Purpose};
 use crate::world::World;
 use datastore::follow::Change;
-use datastore::{Datastore as _, Kind, Listing, ReadError, Scope};
+use datastore::{Datastore as _, Key, Listing, ReadError, Scope};
 use ipam::Clock as _;
 use ipam::agent::{Agent, Demand, Effect, Event, Note, Reply, RequestId, Surrender, TRY_AGAIN};
 use std::collections::BTreeMap;
@@ -29,9 +29,22 @@ struct Feed {
     at: At,
     /// What it told last.
     last: Option<Change>,
+    /// Revision up to which it had told everything when it was last lost.
+    known: u64,
 }
 
 impl Feed {
+    /// Revision up to which it has told everything.
+    fn known(&self, db: &Db) -> u64 {
+        match self.at {
+            At::Following(next) => match db.history(self.scope.kind()).get(next) {
+                Some(change) => change.revision.saturating_sub(1),
+                None => db.revision().0,
+            },
+            At::Unlisted | At::Listed(..) => self.known,
+        }
+    }
+
     /// Whether it has told all that there is.
     fn is_told(&self, db: &Db) -> bool {
         match self.at {
@@ -58,6 +71,8 @@ pub struct Host {
     inbox: Vec<Event>,
     asked: BTreeMap<RequestId, Asked>,
     requests: u64,
+    /// Revision up to which it knew everything when it last had nothing to do: what it has decided since rests on no less.
+    idle_since: u64,
     /// It answered something since it was last judged with nothing left to do.
     answered: bool,
     /// The queue of releases, if the node keeps one.
@@ -68,10 +83,22 @@ impl Host {
     /// An agent that knows nothing yet but the log of its queue, if it has one.
     pub fn new(node: &str, log: Option<Vec<u8>>) -> Self {
         let agent = Agent::new(node);
-        let feeds =
-            agent.scopes().into_iter().map(|scope| Feed { scope, at: At::Unlisted, last: None }).collect();
+        let feeds = agent
+            .scopes()
+            .into_iter()
+            .map(|scope| Feed { scope, at: At::Unlisted, last: None, known: 0 })
+            .collect();
         let queue = log.map(queue::Desk::recover);
-        Self { agent, feeds, inbox: Vec::new(), asked: BTreeMap::new(), requests: 0, answered: false, queue }
+        Self {
+            agent,
+            feeds,
+            inbox: Vec::new(),
+            asked: BTreeMap::new(),
+            requests: 0,
+            idle_since: 0,
+            answered: false,
+            queue,
+        }
     }
 }
 
@@ -130,11 +157,17 @@ impl World {
     fn tell(&mut self, node: usize, events: Vec<Event>) {
         let now = self.nodes[node].clock.now();
         let Some(host) = &mut self.nodes[node].host else { return };
+        let db = self.db.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let knows = host.feeds.iter().map(|feed| feed.known(&db)).min().unwrap_or(0);
+        drop(db);
         let effects = host.agent.steps(now, events);
+        if host.agent.waiting() == 0 {
+            host.idle_since = knows;
+        }
         self.see_what_is_left(node, &effects);
         let answers = effects.iter().any(|effect| matches!(effect, Effect::Reply { .. }));
         for effect in effects {
-            self.carry_out(node, effect);
+            self.carry_out(node, effect, knows);
         }
         let Some(host) = &mut self.nodes[node].host else { return };
         host.answered |= answers;
@@ -169,15 +202,30 @@ impl World {
         noted.into_iter().for_each(|handle| self.spoil_handle(node, handle));
     }
 
-    fn carry_out(&mut self, node: usize, effect: Effect) {
+    /// `knows`: the revision up to which its agent knew everything when it decided on this.
+    fn carry_out(&mut self, node: usize, effect: Effect, knows: u64) {
         let purpose = Purpose::Effect { node };
         match effect {
             Effect::Commit { ticket, checks, writes } => {
-                let claims = writes.iter().any(|write| write.key().kind() == Kind::Affinity);
-                let operation = if claims { Operation::AgentClaim } else { Operation::AgentBatch };
+                let name = self.nodes[node].name.as_str();
+                let owners = writes.iter().filter_map(|write| match write.key() {
+                    Key::Affinity(owner, _) => Some(owner.name == name),
+                    _ => None,
+                });
+                let operation = match owners.min() {
+                    Some(true) => Operation::AgentClaim,
+                    Some(false) => Operation::AgentReclaim,
+                    None => Operation::AgentBatch,
+                };
+                // A claim is decided on some reads before it is made.
+                let idle_since = self.nodes[node].host.as_ref().map_or(0, |host| host.idle_since);
+                let since = if operation == Operation::AgentBatch { knows } else { knows.min(idle_since) };
                 self.begin(operation, Some(node), purpose, Leave::Unpromised, |store, _| async move {
                     Outcome::Committed(ticket, store.commit(&checks, &writes).await)
                 });
+                if let Some(task) = self.tasks.last_mut() {
+                    task.since = since;
+                }
             }
             Effect::Read { ticket, key } => {
                 self.begin(
@@ -350,6 +398,7 @@ impl World {
             (Fault::WatchRepeats, Some(last)) => Event::Changed(kind, last.clone()),
             (Fault::WatchRepeats, None) => return,
             _ => {
+                feed.known = feed.known(&self.db.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
                 feed.at = At::Unlisted;
                 let what = feed.scope.to_string();
                 let reason = "simulated loss".to_owned();

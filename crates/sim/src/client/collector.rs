@@ -37,6 +37,8 @@ enum Next {
 pub struct Desk {
     collector: Collector,
     next: Vec<Next>,
+    /// Revision of the store at which the records that it judges by were beginning to be read.
+    since: u64,
 }
 
 impl World {
@@ -64,6 +66,8 @@ impl World {
             let purpose = Purpose::Collector;
             match effect {
                 Effect::ListRecords { handles } => {
+                    let since = self.db().revision().0;
+                    self.desk.since = since;
                     let read = Operation::CollectorRead;
                     self.begin(read, None, purpose, Leave::Nothing, move |store, _| async move {
                         Outcome::Records(records(&store, handles).await.ok().map(Arc::new))
@@ -77,9 +81,13 @@ impl World {
                     let leave = may_free(&task);
                     let purpose = Purpose::Errand;
                     let operation = Operation::CollectorTask;
+                    let (since, most_calls) = (self.desk.since, crate::costs::of_task(&task));
                     self.begin(operation, None, purpose, leave, move |store, clock| async move {
                         Outcome::Administered(carry_out(&store, &clock, &task).await.is_ok())
                     });
+                    if let Some(task) = self.tasks.last_mut() {
+                        (task.since, task.most_calls) = (since, most_calls);
+                    }
                     self.dawdle();
                 }
                 Effect::Note(note) => {

@@ -44,6 +44,8 @@ impl World {
             owner.insert("pod".to_owned(), target.clone());
             owner.insert(ipam::collect::POD_UID.to_owned(), attachment.uid(index));
         }
+        // Who names stamps to the queue has them from an answer after which nobody handed the address on.
+        self.attachments[index].given = None;
         let handle = attachment.handle;
         self.trace.mix(&[22, u64::try_from(index).unwrap_or(0)]);
         let step = self.step;

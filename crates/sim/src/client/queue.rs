@@ -9,10 +9,13 @@ use crate::invariants::Leave;
 use crate::task::{Outcome, Purpose};
 use crate::world::World;
 use api::attachment::Attachment;
+use datastore::{Kind, Record};
 use ipam::Clock as _;
 use ipam::agent::{Demand, RequestId};
-use ipam::release_queue::{Effect, Entry, Event, Held, Number, ReleaseQueue, Verdict, log, replay};
-use std::collections::{BTreeMap, VecDeque};
+use ipam::block;
+use ipam::release_queue::{Effect, Entry, Event, Held, Number, ReleaseQueue, Replayed, Verdict, log, replay};
+use jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
 /// What a request to the queue is about.
@@ -32,6 +35,10 @@ pub(crate) struct Desk {
     heard: Vec<Event>,
     requests: BTreeMap<RequestId, Request>,
     next: u64,
+    /// Releases on their way.
+    owed: BTreeMap<Number, Entry>,
+    /// DELs that were queued while no ADD of theirs was under way: of which handle, and when.
+    alone: BTreeSet<(String, Timestamp)>,
 }
 
 impl Desk {
@@ -39,7 +46,8 @@ impl Desk {
     pub(crate) fn recover(log: Vec<u8>) -> Self {
         let (queue, effects) = ReleaseQueue::recover(&log);
         let writes = effects.into_iter().filter(Effect::is_of_log).collect();
-        Self { queue, log, writes, heard: Vec::new(), requests: BTreeMap::new(), next: 0 }
+        let (owed, alone) = (BTreeMap::new(), BTreeSet::new());
+        Self { queue, log, writes, heard: Vec::new(), requests: BTreeMap::new(), next: 0, owed, alone }
     }
 
     /// Whether nothing is owed and nothing is on its way.
@@ -106,7 +114,13 @@ impl World {
         let handle = self.attachments[asked.attachment].handle.clone();
         let given = self.attachments[asked.attachment].given.clone();
         let attachment = attachment(&self.attachments[asked.attachment]);
+        // An ADD that is under way gives what is held another stamp.
+        let alone = self.attachments[asked.attachment].adds == 0;
+        let given = given.filter(|_| alone);
         let Some(desk) = self.queue_of(node) else { return false };
+        if alone {
+            desk.alone.insert((handle.clone(), at));
+        }
         let held = given.map(|given: Vec<(IpAddr, u64)>| {
             given.into_iter().map(|(address, sequence)| Held { address, sequence }).collect()
         });
@@ -145,6 +159,9 @@ impl World {
             ),
             None => Leave::Handle(entry.handle.clone()),
         };
+        if let Some(desk) = self.queue_of(node) {
+            desk.owed.insert(number, entry.clone());
+        }
         let purpose = Purpose::Effect { node };
         self.begin(Operation::QueueRelease, Some(node), purpose, leave, move |store, clock| async move {
             Outcome::Replayed(number, replay(&store, &clock, &entry).await)
@@ -170,10 +187,30 @@ impl World {
     }
 
     /// A replay ended; the queue hears of it later.
-    pub(crate) fn replayed(&mut self, node: usize, number: Number, outcome: ipam::release_queue::Replayed) {
-        if let Some(desk) = self.queue_of(node) {
-            desk.heard.push(Event::Released(number, outcome));
+    pub(crate) fn replayed(&mut self, node: usize, number: Number, outcome: Replayed) {
+        let Some(desk) = self.queue_of(node) else { return };
+        let owed = desk.owed.remove(&number).filter(|_| outcome == Replayed::Done);
+        let owed = owed.filter(|entry| desk.alone.contains(&(entry.handle.clone(), entry.at)));
+        desk.heard.push(Event::Released(number, outcome));
+        let Some(entry) = owed else { return };
+        // A commit that takes effect late may bring back what a release did not find.
+        if self.setting.call_faults.contains(&Fault::Late) || self.judge.spoilt.contains(&entry.handle) {
+            return;
         }
+        let named = entry.held.iter().flatten().find(|held| self.holds(&entry.handle, held.address));
+        if let Some(Held { address, .. }) = named {
+            self.wrong(format!("9: the release of {address} is done, and {} holds it", entry.handle));
+        }
+    }
+
+    fn holds(&self, handle: &str, address: IpAddr) -> bool {
+        self.db().all(Kind::Block).any(|stored| match &stored.record {
+            Record::Block(block) => {
+                let held = block::held_by(block, handle);
+                held.filter_map(|ordinal| block.cidr.address(ordinal)).any(|held| held == address)
+            }
+            _ => false,
+        })
     }
 
     /// The queue's turn: its disk writes, it hears of something, or time passes. False: nothing to do.

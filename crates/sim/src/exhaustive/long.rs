@@ -1,5 +1,6 @@
 //! Small worlds that take longer than the tests have: three operations with two crashes on a store without transactions, and
-//! agents whose watches are up to date where answers are lost. `cargo xtask sim --worlds` runs them.
+//! agents whose watches are up to date where answers are lost. `cargo xtask sim --worlds --seconds N` runs each for so long at most,
+//! and says which came to their end: how many orders a world has is known only then. What was run is in the track record.
 
 use super::SmallWorld;
 use super::actors::Operation::{self, Assign, Collect, GiveUp, Release, Serve};

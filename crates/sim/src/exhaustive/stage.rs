@@ -14,6 +14,9 @@ pub const ONE: &str = "10.0.0.0/30";
 /// A pool of two blocks.
 pub const TWO: &str = "10.0.0.0/29";
 
+/// The handle of a virtual machine, which may hold one address.
+pub const MACHINE: &str = "machine";
+
 /// A network by its text.
 pub fn cidr(text: &str) -> Cidr {
     text.parse().expect("a network or range of a small world")
