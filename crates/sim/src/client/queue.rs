@@ -11,7 +11,7 @@ use crate::world::World;
 use api::attachment::Attachment;
 use datastore::{Kind, Record};
 use ipam::Clock as _;
-use ipam::agent::{Demand, RequestId};
+use ipam::agent::{Demand, INTERFACE, RequestId};
 use ipam::block;
 use ipam::release_queue::{Effect, Entry, Event, Held, Number, ReleaseQueue, Replayed, Verdict, log, replay};
 use jiff::Timestamp;
@@ -197,17 +197,22 @@ impl World {
         if self.setting.call_faults.contains(&Fault::Late) || self.judge.spoilt.contains(&entry.handle) {
             return;
         }
-        let named = entry.held.iter().flatten().find(|held| self.holds(&entry.handle, held.address));
+        let named = entry.held.iter().flatten().find(|held| self.holds(&entry, held.address));
         if let Some(Held { address, .. }) = named {
             self.wrong(format!("9: the release of {address} is done, and {} holds it", entry.handle));
         }
     }
 
-    fn holds(&self, handle: &str, address: IpAddr) -> bool {
+    /// Whether the interface of an entry holds an address: another of the container may have been given it since.
+    fn holds(&self, entry: &Entry, address: IpAddr) -> bool {
         self.db().all(Kind::Block).any(|stored| match &stored.record {
             Record::Block(block) => {
-                let held = block::held_by(block, handle);
-                held.filter_map(|ordinal| block.cidr.address(ordinal)).any(|held| held == address)
+                let held = block::held_by(block, &entry.handle);
+                let is_held =
+                    held.filter_map(|ordinal| block.cidr.address(ordinal)).any(|held| held == address);
+                let interface =
+                    block::attribute_of(block, address).and_then(|held| held.secondary.get(INTERFACE));
+                is_held && interface.is_none_or(|interface| *interface == entry.attachment.interface)
             }
             _ => false,
         })
