@@ -13,6 +13,7 @@ use sim::invariants::{Judge, Leave, Serves, Step};
 use sim::promises::{Promise, Promises};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 const ONE: &str = "10.0.0.0/30";
 
@@ -124,7 +125,7 @@ fn only_who_serves_an_add_of_a_handle_renews_what_it_holds() {
     ] {
         let mut court = Court::new(StoreKind::Etcd);
         let mut renewed = court.held(&["x"]);
-        renewed.sequence_for_allocation.insert(0, renewed.sequence_number);
+        Arc::make_mut(&mut renewed.sequence_for_allocation).insert(0, renewed.sequence_number);
         block::advance(&mut renewed);
         let found = court.write(Step { task: 2, serves, ..TASK }, Record::Block(renewed));
         assert_eq!(begins(&found, "6:"), wrong, "{serves:?}: {found:?}");
@@ -259,11 +260,12 @@ fn a_released_address_rests_as_long_as_the_shortest_cooldown_that_anybody_could_
         let long = court.configure(cooldown(30));
         let mut made = block::new_block(cidr(ONE), &Owner::host("a"), now());
         made.unallocated.remove(0);
-        made.allocations[0] = Some(0);
-        made.attributes.push(Attribute { released_at: Some(now()), ..Attribute::default() }.into());
+        Arc::make_mut(&mut made.allocations)[0] = Some(0);
+        Arc::make_mut(&mut made.attributes)
+            .push(Attribute { released_at: Some(now()), ..Attribute::default() }.into());
         court.write(TASK, Record::Block(made.clone()));
-        made.attributes.clear();
-        made.allocations[0] = None;
+        Arc::make_mut(&mut made.attributes).clear();
+        Arc::make_mut(&mut made.allocations)[0] = None;
         made.unallocated.push(0);
         block::advance(&mut made);
         let since = if knows_the_longer { long } else { short };
