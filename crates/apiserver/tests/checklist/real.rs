@@ -34,7 +34,9 @@ fn start(program: &Path, arguments: &[String], log: PathBuf) -> Child {
 impl Real {
     /// Starts one, where there is one, with the certificates of `lab`. A hasty one's etcd does not wait for the disk.
     pub(crate) async fn start(lab: &Lab, is_hasty: bool) -> Option<Self> {
-        let assets = PathBuf::from(std::env::var_os("KUBEBUILDER_ASSETS")?);
+        // An empty name is none, as for the shell that set it.
+        let assets = std::env::var_os("KUBEBUILDER_ASSETS").filter(|folder| !folder.is_empty())?;
+        let assets = PathBuf::from(assets);
         let folder = lab.folder.path();
         let (etcd, peers, port) = (free_port(), free_port(), free_port());
         let url = |port: u16| format!("http://127.0.0.1:{port}");
