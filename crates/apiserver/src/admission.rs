@@ -4,6 +4,7 @@ use crate::addresses::ports;
 use crate::custom;
 use crate::error::{FieldError, Status};
 use crate::identity::User;
+use crate::node_restriction::is_mirror;
 use crate::objects::{self, meta};
 use crate::request::WriteOptions;
 use crate::resource::Resource;
@@ -231,9 +232,8 @@ fn pod(server: &Server, pod: &mut Value) -> Result<(), Status> {
         pod["spec"]["serviceAccountName"] = "default".into();
     }
     let account = pod["spec"]["serviceAccountName"].clone();
-    let is_mirror = pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string();
     let account_name = account.as_str().unwrap_or_default();
-    if !is_mirror && self_missing(server, &namespace, account_name) {
+    if !is_mirror(pod) && self_missing(server, &namespace, account_name) {
         let why = format!(
             "error looking up service account {namespace}/{account_name}: serviceaccount {account_name:?} not found"
         );

@@ -34,6 +34,18 @@ const REFERENCES: [Reference; 2] = [
     },
 ];
 
+/// Fields of a pod that give it something by other ways than those of [`REFERENCES`].
+const GRANTS: [&str; 5] =
+    ["persistentVolumeClaim", "ephemeral", "serviceAccountToken", "clusterTrustBundle", "resourceClaims"];
+
+/// What makes a pod the mirror of one that a kubelet runs from a file.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// Whether a pod is the mirror of one that a kubelet runs from a file.
+pub(crate) fn is_mirror(pod: &Value) -> bool {
+    pod["metadata"]["annotations"][MIRROR].is_string()
+}
+
 /// The node of a kubelet's user.
 fn node_of(user: &User) -> Option<&str> {
     let node = user.name.strip_prefix("system:node:")?;
@@ -53,8 +65,43 @@ fn names(part: &Value, by: &Reference, name: &str) -> bool {
     }
 }
 
+/// The first field with which a part of a pod refers to another object.
+fn reference(part: &Value) -> Option<&str> {
+    match part {
+        Value::Object(map) => map.iter().find_map(|(field, value)| {
+            let is_list = value.as_array().is_some_and(|list| !list.is_empty());
+            let by_list = is_list && REFERENCES.iter().any(|by| by.list == field);
+            let by_field = REFERENCES.iter().flat_map(|by| by.fields).any(|(of, _)| of == field)
+                || GRANTS.contains(&field.as_str());
+            let is_one = by_list || by_field && (is_list || value.is_object());
+            if is_one { Some(field.as_str()) } else { reference(value) }
+        }),
+        Value::Array(items) => items.iter().find_map(reference),
+        _ => None,
+    }
+}
+
+/// Whether a kubelet may create a pod: mirrors that are given nothing. It writes what stands in them itself, so whatever
+/// they named would be its own.
+fn may_mirror(node: &str, pod: &Value) -> Result<(), String> {
+    if !is_mirror(pod) || pod["spec"]["nodeName"] != node {
+        return Err(format!("node {node:?} can only create mirror pods of its own"));
+    }
+    // Admission has made "default" of none.
+    let is_default = |field: &str| matches!(pod["spec"][field].as_str(), None | Some("" | "default"));
+    if !is_default("serviceAccountName") || !is_default("serviceAccount") {
+        return Err(format!("node {node:?} cannot create pods that run as a service account"));
+    }
+    match reference(&pod["spec"]) {
+        Some(field) => {
+            Err(format!("node {node:?} cannot create pods that refer to other objects, as {field}"))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Whether a user who has the right may use it here: a kubelet reads secrets and settings by name, and only those that
-/// a pod on its node refers to.
+/// a pod on its node refers to. Mirrors do not count: kubelets make them.
 pub(crate) fn may_read(server: &Server, user: &User, what: &Attributes<'_>) -> bool {
     let Some(node) = node_of(user) else { return true };
     let reference = REFERENCES.iter().find(|one| what.group.is_empty() && one.plural == what.resource);
@@ -67,11 +114,12 @@ pub(crate) fn may_read(server: &Server, user: &User, what: &Attributes<'_>) -> b
     let pods = server.store.list(&format!("/core/pods/{}/", what.namespace), None, 0);
     pods.entries.iter().any(|(_, entry)| {
         let pod = objects::decode(entry);
-        pod["spec"]["nodeName"] == node && names(&pod["spec"], reference, what.name)
+        pod["spec"]["nodeName"] == node && !is_mirror(&pod) && names(&pod["spec"], reference, what.name)
     })
 }
 
-/// Whether a user may have a token of an account: a kubelet only for a pod on its node that runs as the account.
+/// Whether a user may have a token of an account: a kubelet only for a pod on its node that runs as the account,
+/// and is no mirror.
 ///
 /// # Errors
 /// Why not.
@@ -90,6 +138,9 @@ pub(crate) fn may_have_token(
     let pod =
         server.store.get(&format!("/core/pods/{namespace}/{name}")).map(|entry| objects::decode(&entry));
     let pod = pod.ok_or_else(|| format!("pod {name:?} is not there"))?;
+    if is_mirror(&pod) {
+        return Err(format!("node {node:?} has no tokens for mirror pods"));
+    }
     let runs_as = pod["spec"]["serviceAccountName"].as_str().unwrap_or("default");
     if pod["spec"]["nodeName"] != node || runs_as != account || bound["uid"] != meta(&pod, "uid") {
         return Err(format!(
@@ -118,19 +169,15 @@ impl Guard for NodeRestriction {
                 Err(format!("node {node:?} can only have the lease of its own name"))
             }
             ("", "pods") => match (change.old, change.new) {
-                (None, Some(pod)) => {
-                    let is_mirror = pod["metadata"]["annotations"]["kubernetes.io/config.mirror"].is_string();
-                    if is_mirror && runs_here(pod) {
-                        Ok(())
-                    } else {
-                        Err(format!("node {node:?} can only create mirror pods of its own"))
-                    }
-                }
+                (None, Some(pod)) => may_mirror(node, pod),
                 (Some(pod), _) if !runs_here(pod) => {
                     Err(format!("node {node:?} can only change pods that run on it"))
                 }
                 (Some(_), Some(pod)) if !runs_here(pod) => {
                     Err(format!("node {node:?} cannot give a pod to another node"))
+                }
+                (Some(old), Some(new)) if is_mirror(old) != is_mirror(new) => {
+                    Err(format!("node {node:?} cannot change whether a pod is a mirror"))
                 }
                 _ => Ok(()),
             },
@@ -179,6 +226,35 @@ mod tests {
         assert!(judge("", "pods", "a", "p", None, Some(&mirror("n1"))));
         assert!(!judge("", "pods", "a", "p", None, Some(&mirror("n2"))));
         assert!(!judge("", "pods", "a", "p", None, Some(&pod("n1"))));
+        for (field, value) in [
+            ("serviceAccountName", json!("strong")),
+            ("serviceAccount", json!("strong")),
+            ("imagePullSecrets", json!([{"name": "s"}])),
+            ("volumes", json!([{"name": "v", "secret": {"secretName": "s"}}])),
+            ("volumes", json!([{"name": "v", "configMap": {"name": "s"}}])),
+            (
+                "volumes",
+                json!([{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]),
+            ),
+            ("volumes", json!([{"name": "v", "persistentVolumeClaim": {"claimName": "s"}}])),
+            ("containers", json!([{"envFrom": [{"secretRef": {"name": "s"}}]}])),
+            (
+                "initContainers",
+                json!([{"env": [{"valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}]),
+            ),
+        ] {
+            let mut strong = mirror("n1");
+            strong["spec"][field] = value;
+            assert!(!judge("", "pods", "a", "p", None, Some(&strong)), "{strong}");
+        }
+        let mut plain = mirror("n1");
+        plain["spec"]["serviceAccountName"] = "default".into();
+        plain["spec"]["imagePullSecrets"] = json!([]);
+        plain["spec"]["volumes"] = json!([{"name": "v", "hostPath": {"path": "/etc"}}]);
+        assert!(judge("", "pods", "a", "p", None, Some(&plain)));
+        assert!(judge("", "pods", "a", "p", Some(&plain), Some(&mirror("n1"))));
+        assert!(!judge("", "pods", "a", "p", Some(&mirror("n1")), Some(&pod("n1"))));
+        assert!(!judge("", "pods", "a", "p", Some(&pod("n1")), Some(&mirror("n1"))));
         assert!(judge("", "pods", "a", "p", Some(&pod("n1")), None));
         assert!(!judge("", "pods", "a", "p", Some(&pod("n2")), None));
         assert!(!judge("", "pods", "a", "p", Some(&pod("n1")), Some(&pod("n2"))));

@@ -268,3 +268,42 @@ async fn a_kubelet_reads_and_becomes_only_what_its_pods_need() {
     }
     admin.post(&token, &json!({})).await.ok();
 }
+
+#[tokio::test]
+async fn a_mirror_pod_gives_its_kubelet_neither_an_account_nor_a_secret() {
+    let lab = Lab::start().await;
+    let admin = lab.admin();
+    let kubelet = lab.client("system:node:n1", &["system:nodes"]);
+    let space = "/api/v1/namespaces/default";
+    admin.post(&format!("{space}/secrets"), &json!({"metadata": {"name": "word"}, "data": {}})).await.ok();
+    for name in ["strong", "default"] {
+        let made =
+            admin.post(&format!("{space}/serviceaccounts"), &json!({"metadata": {"name": name}})).await;
+        assert!(made.code == 201 || made.code == 409);
+    }
+    let mirror = |name: &str, account: &str, volume: serde_json::Value| {
+        json!({
+            "metadata": {"name": name, "annotations": {"kubernetes.io/config.mirror": "x"}},
+            "spec": {"nodeName": "n1", "serviceAccountName": account, "volumes": [volume],
+                "containers": [{"name": "c", "image": "i"}]},
+        })
+    };
+    let secret = json!({"name": "v", "secret": {"secretName": "word"}});
+    let host = json!({"name": "v", "hostPath": {"path": "/etc"}});
+    let pods = format!("{space}/pods");
+    assert_eq!(kubelet.post(&pods, &mirror("a", "strong", host.clone())).await.code, 403);
+    assert_eq!(kubelet.post(&pods, &mirror("b", "", secret.clone())).await.code, 403);
+    // One of its own has the account that admission gives it, and no token of that; another's is no way either.
+    let own = kubelet.post(&pods, &mirror("own", "", host)).await.ok();
+    let given = admin.post(&pods, &mirror("given", "strong", secret)).await.ok();
+    for (account, pod) in [("default", &own), ("strong", &given)] {
+        let bound = json!({"spec": {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod",
+            "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]}}});
+        let token = format!("{space}/serviceaccounts/{account}/token");
+        assert_eq!(kubelet.post(&token, &bound).await.code, 403, "{account}");
+    }
+    assert_eq!(kubelet.get(&format!("{space}/secrets/word")).await.code, 403);
+    let bare = json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": null}}});
+    assert_eq!(kubelet.patch(&format!("{pods}/own/status"), MERGE, &bare).await.code, 403);
+    kubelet.patch(&format!("{pods}/own/status"), MERGE, &json!({"status": {"phase": "Running"}})).await.ok();
+}
