@@ -1,6 +1,6 @@
 //! The functions that Kubernetes adds to the language, for texts and lists.
 
-use cel::common::types::{CelInt, CelList, CelString, LIST_TYPE, STRING_TYPE, Type};
+use cel::common::types::{CelDouble, CelInt, CelList, CelString, CelUInt, LIST_TYPE, STRING_TYPE, Type};
 use cel::common::value::{CowVal, Val};
 use cel::{DeclarationError, Env, ExecutionError};
 use std::cmp::Ordering;
@@ -190,7 +190,11 @@ fn list_last_index<'b, 'v>(args: Args<'b, 'v>) -> Outcome<'b, 'v> {
 fn sum<'b, 'v>(args: Args<'b, 'v>) -> Outcome<'b, 'v> {
     let mut items = list(&args, "sum")?.inner().iter();
     let Some(first) = items.next() else { return Ok(CowVal::owned(CelInt::from(0))) };
-    if first.downcast_ref::<CelString>().is_some() {
+    // Texts and lists are added too, elsewhere: each addition copies what there is so far.
+    let is_number = first.downcast_ref::<CelInt>().is_some()
+        || first.downcast_ref::<CelUInt>().is_some()
+        || first.downcast_ref::<CelDouble>().is_some();
+    if !is_number {
         return Err(none("sum"));
     }
     let mut sum = first.clone();

@@ -36,6 +36,19 @@ fn an_error_that_is_not_heard_does_not_let_a_rule_go_on() {
 }
 
 #[test]
+fn only_numbers_are_summed() {
+    // A list of lists would be copied as often as it is long.
+    for value in [json!(vec![[1]; 2_000]), json!([["a"], ["b"]]), json!(["a", "b"]), json!([1, [1]])] {
+        assert!(says("self.sum() == self.sum()", &value).is_err());
+    }
+    assert_eq!(
+        says("self.sum() == 3 && [1.5, 2.0].sum() == 3.5 && [1u, 2u].sum() == 3u", &json!([1, 2])),
+        Ok(json!(true))
+    );
+    assert_eq!(says("self.sum() == 0", &json!([])), Ok(json!(true)));
+}
+
+#[test]
 fn what_a_rule_leaves_is_for_the_others() {
     let value = json!({"l": (0..200).collect::<Vec<_>>()});
     let slow = Program::parse("self.l.all(a, self.l.all(b, self.l.all(c, a + b + c >= 0)))").unwrap();
