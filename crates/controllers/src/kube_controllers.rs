@@ -97,7 +97,7 @@ impl Reach {
 }
 
 /// Blocks, affinities and the configuration, followed; in etcd more.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Followed {
     records: Arc<Records>,
     /// The cluster's information, in etcd.
@@ -106,6 +106,14 @@ struct Followed {
     nodes: BTreeMap<String, Seen<api::Node>>,
     /// Kinds known to be complete.
     synced: BTreeSet<datastore::Kind>,
+}
+
+impl Default for Followed {
+    /// Until the configuration was understood once nobody can say how long what is released rests: it goes on doing so.
+    fn default() -> Self {
+        let records = Records { cooldown_seconds: u32::MAX, ..Records::default() };
+        Self { records: Arc::new(records), cluster: None, nodes: BTreeMap::new(), synced: BTreeSet::new() }
+    }
 }
 
 impl Followed {
@@ -654,6 +662,7 @@ async fn has_no_object(reach: &Reach, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use datastore::Listing;
 
     fn view(kind: Kind, object: Value) -> View {
         let mut view = View::default();
@@ -736,6 +745,23 @@ mod tests {
         fake.put(information, json!({"spec": {"datastoreReady": true}}));
         assert!(perform(&store, &task).await);
         assert_eq!(store.get(&Key::Affinity(owner, cidr)).await.unwrap(), None);
+    }
+
+    #[test]
+    fn what_cools_goes_on_cooling_until_the_configuration_was_understood_once() {
+        let kind = datastore::Kind::Config;
+        let opaque = || Change::Reset(Listing { unreadable: vec![Key::Config], ..Listing::default() });
+        let mut followed = Followed::default();
+        followed.take_in(kind, opaque());
+        assert_eq!(followed.records.cooldown_seconds, u32::MAX);
+        let version = datastore::Version { revision: datastore::Revision(2), uid: None };
+        let config = api::IpamConfig { ip_cooldown_seconds: 60, ..Default::default() };
+        let stored = Stored { record: Record::Config(config), version, created: None };
+        followed.take_in(kind, Change::Put(stored));
+        followed.take_in(kind, opaque());
+        assert_eq!(followed.records.cooldown_seconds, 60);
+        followed.take_in(kind, Change::Reset(Listing::default()));
+        assert_eq!(followed.records.cooldown_seconds, 0);
     }
 
     #[test]

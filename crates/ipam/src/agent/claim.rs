@@ -185,7 +185,7 @@ impl Agent {
         let unchanged =
             |pool: &Seen<Pool>| Check::Unchanged(Key::Pool(pool.value.name.clone()), pool.version.revision);
         let checks = pool.map(unchanged).into_iter().collect();
-        let mut draft = Draft::of(&seen, self.view.config().ip_cooldown_seconds, now);
+        let mut draft = Draft::of(&seen, self.view.cooldown_seconds(), now);
         draft.touch();
         let draft = Box::new(self.serve(draft, claim.cidr, takers));
         Decision::Commit { draft, affinity: self.passing(claim), checks }

@@ -99,7 +99,7 @@ impl Agent {
                 return Next::Read;
             }
         }
-        let cooldown = self.view.config().ip_cooldown_seconds;
+        let cooldown = self.view.cooldown_seconds();
         let Some(seen) = self.view.whole(cidr) else { return Next::Wait };
         let draft = round.drafts.entry(cidr).or_insert_with(|| Draft::of(seen, cooldown, now));
         let known = self.known(&job.handle);

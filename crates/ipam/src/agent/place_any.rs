@@ -136,7 +136,7 @@ impl Agent {
         round: &mut Round,
         now: Timestamp,
     ) -> Option<Next> {
-        let cooldown = self.view.config().ip_cooldown_seconds;
+        let cooldown = self.view.cooldown_seconds();
         for cidr in blocks {
             match self.access(cidr) {
                 Access::Gone => {}

@@ -55,7 +55,7 @@ impl Agent {
             .flat_map(|seen| seen.value.blocks.keys().copied())
             .filter(|cidr| !job.visited.contains(cidr))
             .collect();
-        let cooldown = self.view.config().ip_cooldown_seconds;
+        let cooldown = self.view.cooldown_seconds();
         for cidr in own.into_iter().chain(counted) {
             match self.access(cidr) {
                 Access::Busy(_) => return Next::Wait,

@@ -98,8 +98,8 @@ impl Agent {
                 ),
             );
         }
-        let draft =
-            round.drafts.entry(cidr).or_insert_with(|| Draft::of(seen, config.ip_cooldown_seconds, now));
+        let cooldown = self.view.cooldown_seconds();
+        let draft = round.drafts.entry(cidr).or_insert_with(|| Draft::of(seen, cooldown, now));
         let taker = Taker {
             job: id,
             handle: &job.handle,

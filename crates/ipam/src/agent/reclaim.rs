@@ -110,7 +110,7 @@ impl Agent {
             return;
         }
         let pools = self.deselecting().to_vec();
-        let (cooldown, now) = (self.view.config().ip_cooldown_seconds, self.now);
+        let (cooldown, now) = (self.view.cooldown_seconds(), self.now);
         let found = self.view.affinities().values().find_map(|affinity| {
             let cidr = affinity.value.cidr;
             let idle = self.lanes.get(&cidr).is_none_or(|lane| lane.is_idle());
@@ -187,7 +187,7 @@ impl Agent {
         else {
             return;
         };
-        let (cooldown, now) = (self.view.config().ip_cooldown_seconds, self.now);
+        let (cooldown, now) = (self.view.cooldown_seconds(), self.now);
         let is_unused = |seen: &Seen<Block>| {
             let mut block = seen.value.clone();
             block::collect(&mut block, cooldown, now);

@@ -163,6 +163,12 @@ impl View {
         self.config.get(&()).map(|seen| seen.value.clone()).unwrap_or_default()
     }
 
+    /// How long a released address rests. Where a configuration exists that was never understood, longer than anything lasts:
+    /// what cools then stays as it is, and what is released cools too, until somebody can say for how long.
+    pub(super) fn cooldown_seconds(&self) -> u32 {
+        if self.opaque.contains(&Key::Config) { u32::MAX } else { self.config().ip_cooldown_seconds }
+    }
+
     /// The node's labels.
     pub fn labels(&self) -> Option<&BTreeMap<String, String>> {
         self.own_node.get(&()).map(|seen| &seen.value.labels)

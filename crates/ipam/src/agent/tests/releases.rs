@@ -34,6 +34,39 @@ fn an_address_that_cools_down_is_not_its_former_handles() {
 }
 
 #[test]
+fn what_cools_goes_on_cooling_where_nobody_ever_understood_for_how_long() {
+    let store = store();
+    put(&store, Record::Config(IpamConfig { ip_cooldown_seconds: 3600, ..IpamConfig::default() }));
+    let mut bench = bench_on(&store, "n1");
+    for container in ["a", "b", "c", "d"] {
+        bench.address(container);
+    }
+    assert_eq!(bench.del("a"), Reply::Deleted);
+    assert_eq!(bench.blocks()[0].unallocated.len(), 12);
+    // Started again while the configuration cannot be understood.
+    bench.blind = true;
+    bench.agent = Agent::new("n1");
+    for scope in bench.agent.scopes() {
+        let mut listing = block_on(store.list(&scope)).unwrap();
+        if scope.kind() == Kind::Config {
+            listing.items.clear();
+            listing.unreadable = vec![Key::Config];
+        }
+        bench.run(vec![Event::Changed(scope.kind(), Change::Reset(listing))]);
+    }
+    assert_eq!(bench.del("b"), Reply::Deleted);
+    assert_eq!(bench.blocks()[0].unallocated.len(), 12, "neither what cooled nor what was released is free");
+    // Corrected: what was released meanwhile has its time too.
+    let stored = block_on(store.get(&Key::Config)).unwrap().unwrap();
+    bench.run(vec![Event::Changed(Kind::Config, Change::Put(stored))]);
+    assert_eq!(bench.del("c"), Reply::Deleted);
+    assert_eq!(bench.blocks()[0].unallocated.len(), 12);
+    bench.now += SignedDuration::from_hours(2);
+    assert_eq!(bench.del("d"), Reply::Deleted);
+    assert_eq!(bench.blocks()[0].unallocated.len(), 15);
+}
+
+#[test]
 fn del_by_a_new_agent_reads_the_handle_and_releases() {
     let mut bench = bench_on(&store(), "n1");
     bench.address("a");
