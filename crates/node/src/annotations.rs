@@ -6,7 +6,7 @@
 use crate::node_object::{self, CallError};
 use api::IpVersion;
 use api::attachment::{AddRequest, ErrorReply};
-use ipam::agent::{BAD_REQUEST, TRY_AGAIN};
+use ipam::agent::BAD_REQUEST;
 use kube::Client;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -78,17 +78,20 @@ fn list<T: DeserializeOwned>(key: &str, value: Option<&String>) -> Result<Option
 /// ask. A pod that is not there has none.
 ///
 /// # Errors
-/// Code 7 for annotations that make no sense, 11 where they cannot be read.
+/// Code 7 for annotations that make no sense, 11 where they cannot be read, 100 where they may not.
 pub(crate) async fn requests(
     client: Option<&Client>,
     request: AddRequest,
 ) -> Result<Vec<AddRequest>, ErrorReply> {
     let pod = request.attributes.get("pod").filter(|pod| !pod.is_empty());
+    // Where the configuration turns both families off, a pod that asks for none gets none, which is no error.
+    let asks = |request: &AddRequest| request.ipv4 > 0 || request.ipv6 > 0 || request.requested.is_some();
+    let may_be_empty = !asks(&request);
     let (Some(client), Some(namespace), Some(pod)) = (client, &request.namespace, pod) else {
-        return Ok(vec![request]);
+        return Ok(if may_be_empty { Vec::new() } else { vec![request] });
     };
     let unread = |error: CallError| ErrorReply {
-        code: TRY_AGAIN,
+        code: error.code(),
         message: format!("the annotations of pod {namespace}/{pod} cannot be read: {error}"),
         details: String::new(),
     };
@@ -97,7 +100,9 @@ pub(crate) async fn requests(
         node_object::namespace_annotations(client, namespace)
     )
     .map_err(unread)?;
-    applied(&request, &of_pod, &of_namespace)
+    let mut requests = applied(&request, &of_pod, &of_namespace)?;
+    requests.retain(|request| !may_be_empty || asks(request));
+    Ok(requests)
 }
 
 #[cfg(test)]
