@@ -1,6 +1,7 @@
 //! Assigning one particular address (algorithm §11).
 
 use crate::affinity::{self, Claim, ClaimError, Content, Known};
+use crate::agent::INTERFACE;
 use crate::assign::Assigned;
 use crate::block::{self, TakeError, Taken};
 use crate::cap::{self, CapReached, Lowered};
@@ -81,7 +82,7 @@ pub enum AssignAddressError {
 
 /// Assigns one particular address. Selectors, reservations and the block limit do not apply.
 ///
-/// An address that the same handle holds already is renewed and answered with success.
+/// An address that the same handle holds already, for the same interface, is renewed and answered with success.
 ///
 /// Datastore calls, as trips where commits are atomic: 3, of 3 reads (pools, configuration, handle), 1 read of the block,
 /// and 1 commit; where the block does not exist 1 more, of the list of all blocks. On a Kubernetes API the commit is 2
@@ -341,9 +342,17 @@ impl<D: Datastore> Run<'_, D> {
     }
 }
 
-/// Whether the requesting handle has the requested address.
+/// Whether the requesting handle has the requested address, for the same interface where both name one: two interfaces of one
+/// container have one handle, and must not share an address.
 fn is_held_already(block: &Block, request: &AddressRequest) -> bool {
-    let held = block::attribute_of(block, request.address).filter(|held| held.released_at.is_none());
-    let holder = held.and_then(|held| held.handle_id.as_deref()).map(block::sanitized);
-    holder.is_some() && holder == request.handle.as_deref().map(block::sanitized)
+    let Some(held) = block::attribute_of(block, request.address).filter(|held| held.released_at.is_none())
+    else {
+        return false;
+    };
+    let holder = held.handle_id.as_deref().map(block::sanitized);
+    let is_holder = holder.is_some() && holder == request.handle.as_deref().map(block::sanitized);
+    // A virtual machine keeps its address from one pod to the next, whatever their interfaces are called.
+    let counts = request.max_per_handle == 0;
+    let other = held.secondary.get(INTERFACE).zip(request.attributes.get(INTERFACE));
+    is_holder && !(counts && other.is_some_and(|(has, wants)| has != wants))
 }

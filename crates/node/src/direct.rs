@@ -18,7 +18,7 @@ use api::attachment::{
     AddAnswer, AddCall, AddRequest, CheckRequest, DelRequest, ErrorReply, GcRequest, StatusRequest,
 };
 use api::direct::DirectCall;
-use datastore::backend::{Backend, Settings, in_environment};
+use datastore::backend::{Settings, in_environment};
 use datastore::gate::Gate;
 use datastore::{Datastore, Key, ReadError, Record};
 use host_lock::HostLock;
@@ -89,16 +89,26 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn serve(
-    store: &Gate<Backend>,
+async fn serve<D: Datastore>(
+    store: &Gate<D>,
     client: Option<Client>,
     call: &DirectCall,
 ) -> Result<Value, ErrorReply> {
-    let lock = || HostLock::take(call.lock_file.clone());
+    let lock = async || {
+        let lock = HostLock::take(call.lock_file.clone()).await?;
+        // The datastore may have been locked while that was waited for.
+        if lock.waited {
+            unlocked(store).await?;
+        }
+        Ok::<_, ErrorReply>(lock)
+    };
     match call.path.as_str() {
         "/v1/status" => {
             let request: StatusRequest = read(&call.body)?;
-            first_word(store).await.map_err(|error| ErrorReply { code: IMPAIRED, ..error })?;
+            let locked = first_word(store).await.map_err(|error| ErrorReply { code: IMPAIRED, ..error })?;
+            if locked {
+                return Err(refusal(status::NOT_AVAILABLE, "the datastore is locked while it is migrated"));
+            }
             within(status::status(store, &call.node, &request)).await.map(|()| json!({}))
         }
         "/v1/check" => {
@@ -188,7 +198,7 @@ async fn namespace_labels(
     let (Some(client), Some(namespace)) = (client, &request.namespace) else { return Ok(BTreeMap::new()) };
     node_object::namespace_labels(client, namespace)
         .await
-        .map_err(|error| refusal(TRY_AGAIN, format!("failed to get namespace {namespace}: {error}")))
+        .map_err(|error| refusal(error.code(), format!("failed to get namespace {namespace}: {error}")))
 }
 
 #[cfg(test)]

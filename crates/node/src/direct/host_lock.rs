@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(super) struct HostLock {
     _file: Option<File>,
+    /// Somebody else had it: what was known before may have changed.
+    pub(super) waited: bool,
 }
 
 impl HostLock {
@@ -36,10 +38,13 @@ impl HostLock {
             let _ = sender.send(locked(&path));
         });
         if spawned.is_err() {
-            return Ok(Self { _file: None });
+            return Ok(Self { _file: None, waited: false });
         }
         match tokio::time::timeout(PATIENCE, receiver).await {
-            Ok(file) => Ok(Self { _file: file.ok().flatten() }),
+            Ok(taken) => {
+                let (file, waited) = taken.ok().flatten().unzip();
+                Ok(Self { _file: file, waited: waited.unwrap_or(false) })
+            }
             Err(_) => Err(refusal(
                 TRY_AGAIN,
                 format!(
@@ -52,7 +57,8 @@ impl HostLock {
     }
 }
 
-fn locked(path: &Path) -> Option<File> {
+/// The locked file, and whether it was waited for.
+fn locked(path: &Path) -> Option<(File, bool)> {
     if let Some(directory) = path.parent() {
         // Where it cannot be made, opening says so.
         let _ = DirBuilder::new().recursive(true).mode(0o777).create(directory);
@@ -60,8 +66,11 @@ fn locked(path: &Path) -> Option<File> {
     // Only its lock is used; Calico's plugin opens it for reading, and makes it where it is missing.
     let made = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     let file = made.or_else(|_| File::open(path)).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return Some((file, false));
+    }
     flock(&file, FlockOperation::LockExclusive).ok()?;
-    Some(file)
+    Some((file, true))
 }
 
 #[cfg(test)]
@@ -72,7 +81,7 @@ mod tests {
     async fn the_lock_is_waited_for_and_its_file_stays() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("calico/ipam.lock");
-        drop(HostLock::take(path.clone()).await.unwrap());
+        assert!(!HostLock::take(path.clone()).await.unwrap().waited);
         let held = File::open(&path).unwrap();
         flock(&held, FlockOperation::LockExclusive).unwrap();
         let mut waiting = std::pin::pin!(HostLock::take(path.clone()));

@@ -9,7 +9,7 @@ use ipam::servable::{Room, Surroundings, hindrance};
 use ipam::{block, seen};
 
 /// CNI error code of a plugin that cannot serve now (STATUS).
-const NOT_AVAILABLE: u32 = 50;
+pub(super) const NOT_AVAILABLE: u32 = 50;
 
 /// Looks whether such ADDs can be served.
 ///

@@ -1,13 +1,16 @@
 //! Requests without an agent over a store in memory: the same attachment, other interfaces, old handles, both families.
 
-use super::{add, del, first_word, status, unlocked};
+use super::{add, del, first_word, serve, status, unlocked};
 use api::attachment::{AddRequest, Attachment, DelRequest, ErrorReply, StatusRequest};
+use api::direct::DirectCall;
 use api::{ClusterInformation, Node, Pool};
+use datastore::gate::Gate;
 use datastore::memory::Memory;
 use datastore::{Datastore as _, Record, Write};
 use ipam::clock::FixedClock;
 use ipam::query::addresses_of;
 use jiff::Timestamp;
+use serde_json::json;
 use std::collections::BTreeMap;
 
 const CLOCK: FixedClock = FixedClock(Timestamp::UNIX_EPOCH);
@@ -104,6 +107,21 @@ async fn one_particular_address_is_answered_alone_and_repeatedly() {
 }
 
 #[tokio::test]
+async fn one_particular_address_is_not_for_two_interfaces_of_a_container() {
+    let store = store(&[("p", "10.0.0.0/24")]).await;
+    let wanted = |interface: &str| AddRequest {
+        requested: Some("10.0.0.77".parse().unwrap()),
+        ..request("c", interface)
+    };
+    assert_eq!(ask(&store, &wanted("eth0")).await.unwrap(), ["10.0.0.77/32"]);
+    assert_eq!(ask(&store, &wanted("net1")).await.unwrap_err().code, 100);
+    // The second one's failed ADD is followed by its DEL.
+    give_back(&store, "c", "net1", &[]).await;
+    assert_eq!(held(&store, "net.c").await, 1);
+    assert_eq!(ask(&store, &wanted("eth0")).await.unwrap(), ["10.0.0.77/32"]);
+}
+
+#[tokio::test]
 async fn pools_are_named_by_name_or_cidr_and_a_wrong_name_is_told() {
     let store = store(&[("p", "10.0.0.0/24"), ("q", "10.1.0.0/24")]).await;
     for (number, name) in ["q", "10.1.0.0/24"].into_iter().enumerate() {
@@ -144,4 +162,19 @@ async fn a_locked_datastore_is_left_alone_and_a_node_without_pools_is_told() {
     let locked = ClusterInformation { datastore_ready: false, ..ClusterInformation::default() };
     store.commit(&[], &[Write::Create(Record::ClusterInformation(locked))]).await.unwrap();
     assert_eq!(unlocked(&store).await.unwrap_err().code, 11);
+    let directory = tempfile::tempdir().unwrap();
+    let gate = Gate::new(store);
+    for (path, body, code) in
+        [("/v1/status", json!({"ipv4": 1}), 50), ("/v1/add", json!(request("c", "eth0")), 11)]
+    {
+        let call = DirectCall {
+            path: path.to_owned(),
+            body,
+            node: "n1".to_owned(),
+            variables: BTreeMap::new(),
+            lock_file: directory.path().join("ipam.lock"),
+            answered: Vec::new(),
+        };
+        assert_eq!(serve(&gate, None, &call).await.unwrap_err().code, code, "{path}");
+    }
 }
