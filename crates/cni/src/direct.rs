@@ -30,7 +30,7 @@ impl Direct {
     /// The way for this call.
     ///
     /// # Errors
-    /// Code 7 if the program is not there.
+    /// Code 7 if the program is not there, 11 for a DEL.
     pub fn of(call: &Invocation) -> Result<Self, CniError> {
         let beside =
             std::env::current_exe().ok().and_then(|own| own.parent().map(|folder| folder.join(PROGRAM)));
@@ -39,9 +39,11 @@ impl Direct {
         let program = named.into_iter().chain(beside).chain(on_path).find(|file| file.is_file()).ok_or_else(|| {
             let message = format!(
                 "no agent is named (ipam.agent_socket), and the program {PROGRAM} that would go to the datastore is neither \
-                 beside the plugin nor in CNI_PATH; tortie cni install puts it there"
+                 beside the plugin nor in CNI_PATH; copy {PROGRAM} beside calico-ipam, or start the agent"
             );
-            CniError::new(code::BAD_CONFIG, message)
+            // A configuration that can serve nobody; but a DEL is repeated until it can be done.
+            let is_del = call.environment.command == Command::Del;
+            CniError::new(if is_del { code::TRY_AGAIN } else { code::BAD_CONFIG }, message)
         })?;
         Ok(Self {
             program,

@@ -86,13 +86,15 @@ pub fn del_request(call: &Invocation) -> DelRequest {
 impl Verbs for Ipam {
     fn add(&self, invocation: &Invocation) -> Result<AddResult, CniError> {
         let request = add_request(invocation);
-        if request.ipv4 == 0 && request.ipv6 == 0 && request.requested.is_none() {
+        let annotations = invocation.config.reads_annotations();
+        // A pod's annotations may ask for what the configuration does not.
+        if request.ipv4 == 0 && request.ipv6 == 0 && request.requested.is_none() && !annotations {
             return Ok(AddResult::default());
         }
         check_families(&request)?;
         let server = Server::of(invocation)?;
         let call = AddCall {
-            annotations: invocation.config.reads_annotations(),
+            annotations,
             // Only what is known to be the same pod is taken over from.
             looks: !invocation.environment.arguments.pod_uid.is_empty(),
             request,

@@ -29,11 +29,12 @@ impl Server {
     /// Who serves this call.
     ///
     /// An agent that the configuration names is the only one: going past it while it restarts would overtake the releases that it
-    /// owes. Where none is named and none has ever listened, the datastore that is named is gone to directly, as Calico's
-    /// plugin does.
+    /// owes. So would it be where an agent was reached through [`DEFAULT_AGENT_SOCKET`], and a socket that nobody listens at may be
+    /// that of an agent that starts anew: only where there is no such file the datastore that is named is gone to directly, as
+    /// Calico's plugin does. After a boot, before the agent made its socket, that cannot be told apart.
     ///
     /// # Errors
-    /// Code 7 where the datastore would have to be gone to and the program for it is missing.
+    /// Code 7 where the datastore would have to be gone to and the program for it is missing; 11 for a DEL.
     pub fn of(call: &Invocation) -> Result<Self, CniError> {
         let config = &call.config;
         let named = config.ipam.agent_socket.as_ref().or(config.agent_socket.as_ref());

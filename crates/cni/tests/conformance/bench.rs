@@ -196,6 +196,12 @@ pub(crate) fn path_of(namespace: &Namespace) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), namespace.0.as_raw_fd())
 }
 
+/// A path of this namespace that goes when the link is removed. A descriptor's own path may be another file's a moment later.
+pub(crate) fn linked(namespace: &Namespace, link: &Path) -> String {
+    std::os::unix::fs::symlink(path_of(namespace), link).unwrap();
+    link.display().to_string()
+}
+
 /// What a plugin that succeeded printed.
 pub(crate) fn printed(output: &Output) -> Value {
     assert!(output.status.success(), "{output:?}");

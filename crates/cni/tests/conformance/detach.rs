@@ -1,6 +1,6 @@
 //! DEL and GC.
 
-use super::bench::{Bench, CALICO, CALICO_IPAM, is_silent, path_of, printed, refused};
+use super::bench::{Bench, CALICO, CALICO_IPAM, is_silent, linked, printed, refused};
 use super::fake::Fault;
 use super::namespace::Namespace;
 use serde_json::{Value, json};
@@ -89,13 +89,19 @@ pub(crate) fn gc_others(bench: &mut Bench) {
 }
 
 pub(crate) fn gc_standing(bench: &mut Bench) {
-    let pod = Namespace::new();
-    printed(&bench.calico("ADD", "c", &pod, bench.config()));
+    let (pod, folder) = (Namespace::new(), tempfile::tempdir().unwrap());
+    let link = folder.path().join("c");
+    let netns = linked(&pod, &link);
+    let variables = [("CNI_NETNS", netns.as_str())];
+    printed(&bench.run(CALICO, "ADD", "c", &variables, &bench.config().to_string()));
     gc(bench, bench.config_with_valid(&[]));
     assert!(bench.handle("c").is_some());
-    let path = path_of(&pod);
-    drop(pod);
-    assert!(std::fs::metadata(path).is_err());
+    // A plain file: the namespace may be bound on it where only another runtime sees it.
+    std::fs::remove_file(&link).unwrap();
+    std::fs::write(&link, "").unwrap();
+    gc(bench, bench.config_with_valid(&[]));
+    assert!(bench.handle("c").is_some());
+    std::fs::remove_file(&link).unwrap();
     gc(bench, bench.config_with_valid(&[]));
     assert!(bench.handle("c").is_none());
 }

@@ -1,6 +1,6 @@
 //! What a pod's names, annotations and sandboxes change.
 
-use super::bench::{Bench, CALICO, CALICO_IPAM, address, is_silent, path_of, printed, refused};
+use super::bench::{Bench, CALICO, CALICO_IPAM, address, is_silent, linked, path_of, printed, refused};
 use super::namespace::Namespace;
 use serde_json::{Value, json};
 
@@ -48,6 +48,17 @@ pub(crate) fn annotated(bench: &mut Bench) {
     assert_eq!(printed(&add("static"))["ips"][0]["address"], "192.168.9.9/32");
     let (code, message) = refused(&add("wrong"));
     assert!(code == 7 && message.contains("IPv5"), "{message}");
+    // A configuration that asks for nothing: the pod's word counts, and without one there is no address.
+    annotate("/api/v1/namespaces/default/pods/four", json!({"ipFamilies": "[\"IPv4\"]"}));
+    let mut none = bench.config();
+    none["policy"] = json!({"type": "k8s"});
+    none["ipam"]["assign_ipv4"] = json!("false");
+    for (pod, count) in [("four", 1), ("none", 0)] {
+        let arguments = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}");
+        let variables = [("CNI_ARGS", arguments.as_str())];
+        let result = printed(&bench.run(CALICO_IPAM, "ADD", pod, &variables, &none.to_string()));
+        assert_eq!(result["ips"].as_array().map_or(0, Vec::len), count, "{result}");
+    }
     // Not in a network of Kubernetes.
     let variables = [("CNI_ARGS", "K8S_POD_NAMESPACE=default;K8S_POD_NAME=static")];
     let result =
@@ -56,41 +67,36 @@ pub(crate) fn annotated(bench: &mut Bench) {
 }
 
 /// An ADD of `calico` for the pod web-0 with this UID.
-fn sandbox(
-    bench: &Bench,
-    command: &str,
-    container: &str,
-    uid: &str,
-    pod: &Namespace,
-) -> std::process::Output {
-    let netns = path_of(pod);
+fn sandbox(bench: &Bench, command: &str, container: &str, uid: &str, netns: &str) -> std::process::Output {
     let arguments = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;K8S_POD_UID={uid}");
-    let variables = [("CNI_NETNS", netns.as_str()), ("CNI_ARGS", arguments.as_str())];
+    let variables = [("CNI_NETNS", netns), ("CNI_ARGS", arguments.as_str())];
     bench.run(CALICO, command, container, &variables, &bench.config().to_string())
 }
 
 pub(crate) fn takes_over(bench: &mut Bench) {
-    let old = Namespace::new();
-    let first = address(&printed(&sandbox(bench, "ADD", "old", "u1", &old)));
-    // Made before the old one goes, so that it cannot be what is at its path.
-    let new = Namespace::new();
-    drop(old);
-    assert_eq!(address(&printed(&sandbox(bench, "ADD", "new", "u1", &new))), first);
+    let (old, new, folder) = (Namespace::new(), Namespace::new(), tempfile::tempdir().unwrap());
+    let link = folder.path().join("old");
+    let first = address(&printed(&sandbox(bench, "ADD", "old", "u1", &linked(&old, &link))));
+    let path = path_of(&new);
+    std::fs::remove_file(&link).unwrap();
+    assert_eq!(address(&printed(&sandbox(bench, "ADD", "new", "u1", &path))), first);
     assert!(bench.handle("old").is_none() && bench.handle("new").is_some());
     // The old sandbox's DEL comes late.
     let input = bench.config().to_string();
     assert!(is_silent(&bench.run(CALICO, "DEL", "old", &[("CNI_NETNS", "")], &input)));
-    assert_eq!(address(&printed(&sandbox(bench, "ADD", "new", "u1", &new))), first);
+    assert_eq!(address(&printed(&sandbox(bench, "ADD", "new", "u1", &path))), first);
 }
 
 pub(crate) fn does_not_take_over(bench: &mut Bench) {
-    let old = Namespace::new();
-    let first = address(&printed(&sandbox(bench, "ADD", "old", "u1", &old)));
-    let new = Namespace::new();
-    let second = address(&printed(&sandbox(bench, "ADD", "new", "u1", &new)));
+    let (old, new, folder) = (Namespace::new(), Namespace::new(), tempfile::tempdir().unwrap());
+    let links = ["old", "new"].map(|name| folder.path().join(name));
+    let first = address(&printed(&sandbox(bench, "ADD", "old", "u1", &linked(&old, &links[0]))));
+    let second = address(&printed(&sandbox(bench, "ADD", "new", "u1", &linked(&new, &links[1]))));
     assert_ne!(second, first, "the old namespace stands");
     let last = Namespace::new();
-    drop((old, new));
-    let third = address(&printed(&sandbox(bench, "ADD", "third", "u2", &last)));
+    for link in links {
+        std::fs::remove_file(link).unwrap();
+    }
+    let third = address(&printed(&sandbox(bench, "ADD", "third", "u2", &path_of(&last))));
     assert!(third != first && third != second, "another pod of the same name");
 }
