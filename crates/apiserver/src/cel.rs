@@ -16,9 +16,11 @@ mod functions;
 #[cfg(test)]
 mod hostile;
 mod judge;
+mod patterns;
 mod prepare;
 
 pub use judge::{Budget, Subject};
+pub(crate) use patterns::{PatternError, Patterns};
 
 use cel::IdedExpr;
 use cel::parser::PrattParser;
@@ -45,7 +47,7 @@ fn syntax(what: impl Into<String>) -> ParseError {
 #[derive(Clone, Debug)]
 pub struct Program {
     root: Arc<IdedExpr>,
-    patterns: Arc<[Option<Regex>]>,
+    patterns: Arc<[Option<Arc<Regex>>]>,
     weight: usize,
     uses_old: bool,
 }
@@ -56,13 +58,18 @@ impl Program {
     /// # Errors
     /// [`ParseError`]; also for more than 16 KiB, and more than a hundred expressions inside each other.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
+        Self::parse_with(text, &mut Patterns::default())
+    }
+
+    /// Reads one of a definition, whose patterns have a bound together.
+    pub(crate) fn parse_with(text: &str, patterns: &mut Patterns) -> Result<Self, ParseError> {
         bounds::check(text)?;
         let parsed = PrattParser::new().parse(text);
         let mut root = parsed.map_err(|errors| {
             let first = errors.errors.into_iter().next().map_or_else(String::new, |error| error.msg);
             syntax(first.strip_prefix("Syntax error: ").unwrap_or(&first))
         })?;
-        let prepared = prepare::prepare(&mut root)?;
+        let prepared = prepare::prepare(&mut root, patterns)?;
         Ok(Self {
             root: root.into(),
             patterns: prepared.patterns.into(),

@@ -1,5 +1,6 @@
 //! CustomResourceDefinitions: checked, completed, and turned into kinds that are served.
 
+use crate::cel::Patterns;
 use crate::error::{FieldError, Status};
 use crate::objects::{meta, now};
 use crate::resource::{CustomResource, Resource, ScalePaths, Style};
@@ -73,6 +74,7 @@ pub fn check(definition: &Value) -> Vec<FieldError> {
             &["None"],
         ));
     }
+    let mut patterns = Patterns::default();
     for (at, version) in versions(definition).enumerate() {
         let field = format!("spec.versions[{at}]");
         if text(version, "name").is_empty() {
@@ -82,7 +84,7 @@ pub fn check(definition: &Value) -> Vec<FieldError> {
         if schema.is_null() {
             let detail = "schemas are required";
             errors.push(FieldError::required(format!("{field}.schema.openAPIV3Schema"), detail));
-        } else if let Err(faults) = Schema::compile(schema) {
+        } else if let Err(faults) = Schema::compile_with(schema, &mut patterns) {
             errors.extend(
                 faults.into_iter().map(|fault| FieldError {
                     field: format!("{field}.schema.openAPIV3Schema.{}", fault.field)
@@ -98,8 +100,9 @@ pub fn check(definition: &Value) -> Vec<FieldError> {
 
 /// Validation rules of all versions that are not judged.
 pub(crate) fn unjudged_rules(definition: &Value) -> Vec<String> {
+    let mut patterns = Patterns::default();
     versions(definition)
-        .filter_map(|version| Schema::compile(&version["schema"]["openAPIV3Schema"]).ok())
+        .filter_map(|version| Schema::compile_with(&version["schema"]["openAPIV3Schema"], &mut patterns).ok())
         .flat_map(|schema| schema.unjudged_rules().to_vec())
         .collect()
 }
@@ -184,10 +187,10 @@ pub fn resources(definition: &Value) -> Result<Vec<Arc<Resource>>, Status> {
     };
     let (group, plural) = (text(spec, "group").to_owned(), text(names, "plural").to_owned());
     let served: Vec<&Value> = versions(definition).filter(|version| version["served"] == true).collect();
-    let mut resources = Vec::new();
+    let (mut resources, mut patterns) = (Vec::new(), Patterns::default());
     for version in &served {
         let open_api = version["schema"]["openAPIV3Schema"].clone();
-        let schema = Schema::compile(&open_api).map_err(|errors| {
+        let schema = Schema::compile_with(&open_api, &mut patterns).map_err(|errors| {
             let name = meta(definition, "name");
             Status::invalid("apiextensions.k8s.io", "CustomResourceDefinition", name, &errors)
         })?;

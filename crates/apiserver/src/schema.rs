@@ -6,10 +6,12 @@ mod prune;
 mod rules;
 mod validate;
 
+use crate::cel::Patterns;
 use crate::error::FieldError;
 use regex::Regex;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Levels of a schema, at most.
 const MAX_DEPTH: usize = 64;
@@ -122,7 +124,7 @@ struct Limits {
     max_items: Option<usize>,
     min_properties: Option<usize>,
     max_properties: Option<usize>,
-    pattern: Option<Regex>,
+    pattern: Option<Arc<Regex>>,
     format: Option<String>,
 }
 
@@ -141,7 +143,12 @@ impl Schema {
     /// What keeps it from being a structural schema. Paths are relative to the schema, as
     /// `properties[spec].properties[cidr].type`.
     pub fn compile(schema: &Value) -> Result<Self, Vec<FieldError>> {
-        compile::compile(schema)
+        compile::compile(schema, &mut Patterns::default())
+    }
+
+    /// Reads one of the schemas of a definition, whose patterns have a bound together.
+    pub(crate) fn compile_with(schema: &Value, patterns: &mut Patterns) -> Result<Self, Vec<FieldError>> {
+        compile::compile(schema, patterns)
     }
 
     /// The validation rules that need more of the language than there is ([`crate::cel`]). They are not judged: whoever

@@ -36,6 +36,39 @@ fn an_error_that_is_not_heard_does_not_let_a_rule_go_on() {
 }
 
 #[test]
+fn the_patterns_of_a_definition_have_a_bound_together() {
+    use crate::schema::Schema;
+    let large = |from: usize| -> Vec<String> {
+        (from..from + 10).map(|at| format!(r"self.matches('{at}\\w{{8}}')")).collect()
+    };
+    assert!(Program::parse(&large(0)[..3].join(" || ")).is_ok());
+    let rules = |count: usize| -> Vec<Value> {
+        (0..count).map(|at| json!({"rule": large(10 * at).join(" || ")})).collect()
+    };
+    let schema = |rules: Vec<Value>| json!({"type": "object", "properties": {"a": {"type": "string", "x-kubernetes-validations": rules}}});
+    let refused = Schema::compile(&schema(rules(10))).unwrap_err();
+    assert!(refused[0].to_string().contains("too large together"), "{refused:?}");
+    // The same ones are there once.
+    assert!(Schema::compile(&schema(vec![rules(1)[0].clone(); 50])).is_ok());
+    let of_fields = |count: usize| {
+        let fields: serde_json::Map<_, _> = (0..count)
+            .map(|at| (format!("f{at}"), json!({"type": "string", "pattern": format!(r"{at}\w{{8}}")})))
+            .collect();
+        Schema::compile(&json!({"type": "object", "properties": fields}))
+    };
+    assert!(of_fields(10).is_ok() && of_fields(200).is_err());
+    let versions: Vec<Value> = (0..70)
+        .map(|at| {
+            let field = json!({"type": "string", "pattern": format!(r"{at}\w{{8}}")});
+            json!({"name": format!("v{at}"), "served": true, "storage": at == 0, "schema":
+                {"openAPIV3Schema": {"type": "object", "properties": {"f": field}}}})
+        })
+        .collect();
+    let told = crate::custom::check(&json!({"spec": {"versions": versions}}));
+    assert!(told.iter().any(|error| error.to_string().contains("too large together")), "{told:?}");
+}
+
+#[test]
 fn only_numbers_are_summed() {
     // A list of lists would be copied as often as it is long.
     for value in [json!(vec![[1]; 2_000]), json!([["a"], ["b"]]), json!(["a", "b"]), json!([1, [1]])] {

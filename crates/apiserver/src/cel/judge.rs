@@ -1,6 +1,7 @@
 //! Judging a value: it is handed to the interpreter, and every step is taken from what is left.
 
-use super::prepare::{CHARGE, CHARGE_TEXT, MATCHES, RANGE, pattern};
+use super::patterns::pattern;
+use super::prepare::{CHARGE, CHARGE_TEXT, MATCHES, RANGE};
 use super::{Program, functions};
 use cel::common::types::{CelBool, CelBytes, CelDouble, CelInt, CelList, CelMap, CelNull, CelString};
 use cel::common::value::{CowVal, Val};
@@ -49,7 +50,7 @@ struct Run {
     /// Steps that are left to the rule.
     left: AtomicUsize,
     /// The patterns of the rule.
-    patterns: Mutex<Arc<[Option<Regex>]>>,
+    patterns: Mutex<Arc<[Option<Arc<Regex>>]>>,
 }
 
 impl Run {
@@ -108,7 +109,7 @@ impl<'v> Subject<'v> {
             let [text, at] = two(args)?;
             let patterns = Arc::clone(&run.patterns.lock().unwrap_or_else(PoisonError::into_inner));
             let at = at.downcast_ref::<CelInt>().and_then(|at| usize::try_from(*at.inner()).ok());
-            let found = at.and_then(|at| patterns.get(at)).and_then(Option::as_ref);
+            let found = at.and_then(|at| patterns.get(at)).and_then(Option::as_deref);
             matched(text.as_ref(), found)
         });
         add(&mut context, "matches", &run, |run, args| {

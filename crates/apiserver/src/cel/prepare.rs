@@ -4,10 +4,11 @@
 //! the loop's body, and what is copied, compared or handed to a function passes through [`CHARGE`]. Both take from what is
 //! left to the rule before anything is done.
 
-use super::{ParseError, functions, syntax};
+use super::{ParseError, PatternError, Patterns, functions, syntax};
 use cel::IdedExpr;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators};
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
+use std::sync::Arc;
 
 /// Charges a loop: what it goes over, and the size of its body.
 pub(super) const RANGE: &str = "@range";
@@ -18,9 +19,6 @@ pub(super) const CHARGE_TEXT: &str = "@charge_text";
 /// Matches a text with one of the patterns that were compiled here, by its place.
 pub(super) const MATCHES: &str = "@matches";
 
-/// Size of a compiled pattern, in bytes, at most.
-const MAX_PATTERN: usize = 1 << 20;
-
 const MACROS: [&str; 7] = ["has", "all", "exists", "exists_one", "existsOne", "map", "filter"];
 
 /// What was found out about a rule.
@@ -29,7 +27,9 @@ pub(super) struct Prepared {
     /// Whether it compares with the value before.
     pub(super) uses_old: bool,
     /// The patterns that stand in it; none for one that is no pattern.
-    pub(super) patterns: Vec<Option<Regex>>,
+    pub(super) patterns: Vec<Option<Arc<Regex>>>,
+    /// Their texts.
+    written: Vec<String>,
     /// Nodes that are visited when nothing is repeated.
     pub(super) weight: usize,
     /// The first thing that is not served.
@@ -38,18 +38,20 @@ pub(super) struct Prepared {
     bound: Vec<String>,
 }
 
-pub(super) fn prepare(root: &mut IdedExpr) -> Result<Prepared, ParseError> {
+pub(super) fn prepare(root: &mut IdedExpr, patterns: &mut Patterns) -> Result<Prepared, ParseError> {
     let mut prepared = Prepared::default();
     prepared.weight = prepared.expression(root)?;
-    match prepared.unknown.take() {
-        Some(unknown) => Err(ParseError::Unknown(unknown)),
-        None => Ok(prepared),
+    if let Some(unknown) = prepared.unknown.take() {
+        return Err(ParseError::Unknown(unknown));
     }
-}
-
-/// Compiles a pattern, unless it is none or becomes too large.
-pub(super) fn pattern(text: &str) -> Option<Regex> {
-    RegexBuilder::new(text).size_limit(MAX_PATTERN).build().ok()
+    for text in &prepared.written {
+        prepared.patterns.push(match patterns.compile(text) {
+            Ok(pattern) => Some(pattern),
+            Err(PatternError::Invalid(_)) => None,
+            Err(error @ PatternError::TooMany) => return Err(syntax(error.to_string())),
+        });
+    }
+    Ok(prepared)
 }
 
 fn call(name: &str, args: Vec<IdedExpr>) -> IdedExpr {
@@ -201,8 +203,8 @@ impl Prepared {
         let [IdedExpr { expr: Expr::Literal(LiteralValue::String(text)), .. }] = call.args.as_slice() else {
             return;
         };
-        let at = number(self.patterns.len());
-        self.patterns.push(pattern(text.inner()));
+        let at = number(self.written.len());
+        self.written.push(text.inner().to_owned());
         let Some(target) = call.target.take() else { return };
         *call = CallExpr { func_name: MATCHES.to_owned(), target: None, args: vec![*target, at] };
     }

@@ -4,16 +4,12 @@ use super::rules::Rule;
 use super::{
     Additional, Bound, Junctors, Kind, Limits, ListType, MAX_DEPTH, Node, Schema, below, prune, validate,
 };
-use crate::cel::{ParseError, Program};
+use crate::cel::{ParseError, Patterns, Program};
 use crate::error::{FieldError, FieldFault};
-use regex::RegexBuilder;
 use serde_json::{Map, Value};
 
-/// Size of a compiled pattern, in bytes, at most.
-const MAX_PATTERN: usize = 1 << 20;
-
-pub(super) fn compile(schema: &Value) -> Result<Schema, Vec<FieldError>> {
-    let mut compiler = Compiler { errors: Vec::new(), unjudged: Vec::new(), has_rules: false };
+pub(super) fn compile(schema: &Value, patterns: &mut Patterns) -> Result<Schema, Vec<FieldError>> {
+    let mut compiler = Compiler { patterns, errors: Vec::new(), unjudged: Vec::new(), has_rules: false };
     match schema["type"].as_str() {
         None | Some("") => {
             compiler.errors.push(FieldError::required("type", "must not be empty at the root"));
@@ -31,7 +27,8 @@ pub(super) fn compile(schema: &Value) -> Result<Schema, Vec<FieldError>> {
     }
 }
 
-struct Compiler {
+struct Compiler<'p> {
+    patterns: &'p mut Patterns,
     errors: Vec<FieldError>,
     /// Rules that need more of the language than there is.
     unjudged: Vec<String>,
@@ -49,7 +46,7 @@ enum Place {
     Junctor,
 }
 
-impl Compiler {
+impl Compiler<'_> {
     fn node(&mut self, schema: &Value, path: &str, place: Place, depth: usize) -> Node {
         let at = |field: &str| below(path, field);
         let Some(map) = schema.as_object() else {
@@ -166,8 +163,10 @@ impl Compiler {
         for (index, rule) in rules.iter().enumerate() {
             let text = |field: &str| rule[field].as_str().filter(|text| !text.is_empty());
             let source = text("rule").unwrap_or_default();
-            let mut programs =
-                [Some(source), text("messageExpression")].into_iter().flatten().map(Program::parse);
+            let mut programs = [Some(source), text("messageExpression")]
+                .into_iter()
+                .flatten()
+                .map(|text| Program::parse_with(text, self.patterns));
             match (programs.next(), programs.next()) {
                 (Some(Ok(program)), message) => {
                     self.has_rules = true;
@@ -266,10 +265,10 @@ impl Compiler {
             format: map.get("format").and_then(Value::as_str).map(str::to_owned),
         };
         if let Some(pattern) = map.get("pattern").and_then(Value::as_str) {
-            match RegexBuilder::new(pattern).size_limit(MAX_PATTERN).build() {
+            match self.patterns.compile(pattern) {
                 Ok(pattern) => limits.pattern = Some(pattern),
                 Err(error) => {
-                    let detail = format!("must be a valid regular expression, but isn't: {error}");
+                    let detail = error.to_string();
                     self.errors.push(FieldError::invalid(below(path, "pattern"), &map["pattern"], &detail));
                 }
             }
