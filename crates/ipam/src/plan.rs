@@ -2,7 +2,7 @@
 //!
 //! The async protocols and the agent's batcher share these. On the way in, handles are written before the block; on
 //! the way out after it (invariant I23): a crash between leaves a handle that counts too much, never an address that
-//! its handle does not know. Handle counts are set from the block in hand and not added to, so that a retry after a
+//! its handle does not know. Handle counts are set from the block in hand and not added to, and never lowered by who takes, so that a retry after a
 //! crash does not count twice (architecture D4).
 
 use crate::block::{self, Take, TakeError, Taken};
@@ -145,6 +145,24 @@ pub fn handle_write(id: &str, seen: Option<&Seen<Handle>>, cidr: Cidr, count: u3
     }
 }
 
+/// As [`handle_write`], for a handle that takes addresses of the block: its count is never lowered.
+///
+/// The handle may be younger than the block as it was read. Another ADD of the same handle may have counted and taken since: this
+/// one's block write is refused then, but its handle write is not, and would leave that address uncounted (invariant 5). What is
+/// counted too much is the collector's to lower.
+pub fn handle_gain(id: &str, seen: Option<&Seen<Handle>>, cidr: Cidr, count: u32) -> Option<Write> {
+    let counted = seen.and_then(|seen| seen.value.blocks.get(&cidr)).copied().unwrap_or(0);
+    handle_write(id, seen, cidr, count.max(counted))
+}
+
+/// The writes of handles that take addresses of a block, given as it will be.
+fn handle_gains<'a>(ids: impl IntoIterator<Item = &'a str>, handles: &Handles, block: &Block) -> Vec<Write> {
+    let ids: BTreeSet<&str> = ids.into_iter().map(block::sanitized).filter(|id| !id.is_empty()).collect();
+    ids.into_iter()
+        .filter_map(|id| handle_gain(id, handles.get(id), block.cidr, block::count_of(block, id)))
+        .collect()
+}
+
 pub(crate) fn handle_writes<'a>(
     ids: impl IntoIterator<Item = &'a str>,
     handles: &Handles,
@@ -174,7 +192,7 @@ pub fn plan_take(
         return Ok(BlockPlan { block: Some(seen.value.clone()), writes: Vec::new(), taken });
     }
     block::advance(&mut block);
-    let mut writes = handle_writes(served(wants, &taken), handles, &block);
+    let mut writes = handle_gains(served(wants, &taken), handles, &block);
     writes.push(Write::Update(Record::Block(block.clone()), seen.version.clone()));
     Ok(BlockPlan { block: Some(block), writes, taken })
 }
@@ -224,7 +242,7 @@ pub fn plan_new_block(
     let mut block = fresh(new, now);
     let rules = TakeRules { reserved: new.reserved, avoid: &BTreeSet::new(), only_owner: Some(new.owner) };
     let taken = take_all(&mut block, wants, &rules)?;
-    let writes = handle_writes(served(wants, &taken), handles, &block);
+    let writes = handle_gains(served(wants, &taken), handles, &block);
     Ok(created(block, writes, taken))
 }
 
@@ -259,7 +277,7 @@ pub fn plan_new_block_with(
     let handle = request.handle.as_deref();
     check_cap(handle, &block, 1, request.max_per_handle, handles)?;
     let taken = block::assign(&mut block, request.address, handle, &request.attributes, Some(new.owner))?;
-    let writes = handle_writes(handle, handles, &block);
+    let writes = handle_gains(handle, handles, &block);
     Ok(created(block, writes, vec![vec![taken]]))
 }
 
@@ -294,7 +312,7 @@ pub fn plan_assign(
     let taken = block::assign(&mut block, request.address, handle, &request.attributes, only_owner)?;
     check_cap(handle, &seen.value, 1, request.max_per_handle, handles)?;
     block::advance(&mut block);
-    let mut writes = handle_writes(handle, handles, &block);
+    let mut writes = handle_gains(handle, handles, &block);
     writes.push(Write::Update(Record::Block(block.clone()), seen.version.clone()));
     Ok(BlockPlan { block: Some(block), writes, taken: vec![vec![taken]] })
 }
@@ -432,6 +450,20 @@ mod tests {
         assert!(full.writes.is_empty());
     }
 
+    /// The handle is younger than the block as it was read: another ADD of it has counted and taken meanwhile.
+    #[test]
+    fn who_takes_never_lowers_a_handle() {
+        let block = seen(block::new_block(cidr(), &Owner::host("n"), now()));
+        let reserved = ReservationSet::default();
+        let rules = TakeRules { reserved: &reserved, avoid: &BTreeSet::new(), only_owner: None };
+        let counted = |count| Handle { id: "a".to_owned(), blocks: [(cidr(), count)].into(), deleted: false };
+        for (before, after) in [(0, 1), (1, 1), (2, 2), (3, 3)] {
+            let handles = Handles::from([("a".to_owned(), seen(counted(before)))]);
+            let plan = plan_take(&block, &[want("a")], &handles, &rules).unwrap();
+            assert_eq!(plan.writes[0].record(), &Record::Handle(counted(after)));
+        }
+    }
+
     #[test]
     fn a_new_block_stamps_its_first_addresses_below_its_own_number_and_behind_what_the_host_keeps() {
         let new = NewBlock {
@@ -445,18 +477,6 @@ mod tests {
         assert!(plan.taken[0][0].sequence < block.sequence_number);
         assert_eq!(plan.taken[0][0].address.to_string(), "10.0.0.3");
         assert_eq!(plan.writes.last().unwrap().key(), Key::Block(block.cidr));
-    }
-
-    #[test]
-    fn counts_come_from_the_block_and_not_from_the_handle() {
-        let block = seen(block::new_block(cidr(), &Owner::host("n"), now()));
-        let counted_twice = seen(Handle { id: "a".to_owned(), blocks: [(cidr(), 2)].into(), deleted: false });
-        let handles = Handles::from([("a".to_owned(), counted_twice)]);
-        let reserved = ReservationSet::default();
-        let rules = TakeRules { reserved: &reserved, avoid: &BTreeSet::new(), only_owner: None };
-        let plan = plan_take(&block, &[want("a")], &handles, &rules).unwrap();
-        let Write::Update(Record::Handle(handle), _) = &plan.writes[0] else { panic!("{:?}", plan.writes) };
-        assert_eq!(handle.blocks[&cidr()], 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::block::{self, Release};
 use crate::clock::Clock;
 use crate::collect::POD_UID;
 use crate::failure::{ATTEMPTS, StoreError};
-use crate::plan::handle_write;
+use crate::plan::{handle_gain, handle_write};
 use crate::seen::{self, Seen};
 use api::attachment::{NETWORK, SANDBOX};
 use api::{Block, Cidr, Handle};
@@ -89,7 +89,7 @@ fn plan(
     block::advance(&mut block);
     let (new, before) = handles;
     let mut writes = Vec::new();
-    writes.extend(handle_write(&demand.handle, new, block.cidr, block::count_of(&block, &demand.handle)));
+    writes.extend(handle_gain(&demand.handle, new, block.cidr, block::count_of(&block, &demand.handle)));
     let left = block::count_of(&block, &old.handle);
     writes.push(Write::Update(Record::Block(block), seen.version.clone()));
     writes.extend(handle_write(&old.handle, before, old.block, left));

@@ -313,6 +313,52 @@ fn an_assignment_that_was_paused_before_its_block_does_not_find_its_handle_colle
     }
 }
 
+/// At the gate: when the collector first writes, a claim that has looked at its handle before writes its block, and `without_handle`
+/// counts the calls for which the handle is not there.
+struct Claims {
+    store: Memory,
+    claimed: AtomicUsize,
+    without_handle: AtomicUsize,
+}
+
+impl Gate for Claims {
+    async fn pass(&self, call: Call<'_>) -> Fate {
+        if matches!(call, Call::Commit(_)) && self.claimed.fetch_add(1, Ordering::Relaxed) == 0 {
+            let mut planned = block::new_block(cidr(), &Owner::host("a"), CLOCK.0);
+            take(&mut planned, "h");
+            block::advance(&mut planned);
+            let records = [affinity("a", AffinityState::Pending), Record::Block(planned)];
+            let made = self.store.commit(&[], &records.map(Write::Create)).await;
+            assert!(made.is_ok(), "{made:?}");
+        }
+        if seen::handle(&self.store, "h").await.unwrap().is_none() {
+            self.without_handle.fetch_add(1, Ordering::Relaxed);
+        }
+        Fate::Pass
+    }
+}
+
+/// On a store without transactions the check that there is no block is made after the handle was written.
+#[test]
+fn a_claim_that_had_looked_at_its_handle_keeps_it() {
+    let store = Memory::new();
+    let revision = create(&store, handle("h", 1));
+    let gate =
+        Claims { store: store.clone(), claimed: Default::default(), without_handle: Default::default() };
+    let gated = Gated { store: store.clone(), ordered: true, gate };
+    let lower = Task::LowerHandle { id: "h".to_owned(), blocks: [cidr()].into(), revision };
+    let outcome = block_on(carry_out(&gated, &CLOCK, &lower)).unwrap();
+    assert!(matches!(outcome, Outcome::Later { .. }), "{outcome:?}");
+    assert_eq!(gated.gate.without_handle.into_inner(), 0);
+    // Where nobody claims, it goes.
+    let store = Memory::new();
+    let revision = create(&store, handle("h", 1));
+    let gated = Gated { store: store.clone(), ordered: true, gate: By(|_: Call<'_>| Fate::Pass) };
+    let lower = Task::LowerHandle { id: "h".to_owned(), blocks: [cidr()].into(), revision };
+    assert_eq!(block_on(carry_out(&gated, &CLOCK, &lower)).unwrap(), done());
+    assert!(block_on(seen::handle(&store, "h")).unwrap().is_none());
+}
+
 /// At the gate: the node `c` joins again when it is asked for the `back`th time; and what is noted is whatever the store is
 /// asked while the block is not there, and how often it is written to.
 struct Joins {

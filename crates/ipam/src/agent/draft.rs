@@ -3,7 +3,7 @@
 use crate::block::{self, Release, Take, TakeError, Taken};
 use crate::host_reserved::{self, HostReserved};
 use crate::mistake::{Mistake, made};
-use crate::plan::handle_write;
+use crate::plan::{handle_gain, handle_write};
 use crate::renewal::{self, Asker};
 use crate::reservations::ReservationSet;
 use crate::seen::Seen;
@@ -190,7 +190,8 @@ impl Draft {
 
     /// The commit, unless nobody is in it and the block stays as it is.
     ///
-    /// Handles' counts are set from the block, so that a retry after a crash does not count twice.
+    /// Handles' counts are set from the block, so that a retry after a crash does not count twice; one that only takes is never
+    /// lowered (see [`handle_gain`]).
     pub(super) fn finish(mut self) -> Option<Drawn> {
         let cidr = self.block.cidr;
         let counts = |handles: BTreeMap<String, Option<Seen<Handle>>>, block: &Block| -> Vec<Write> {
@@ -200,8 +201,12 @@ impl Draft {
             handles.into_iter().filter_map(write).collect()
         };
         // A handle that both gains and loses is counted once, on the way in.
+        let gain = |(id, known): (&String, &Option<Seen<Handle>>)| {
+            let write = if self.losing.contains_key(id) { handle_write } else { handle_gain };
+            write(id, known.as_ref(), cidr, block::count_of(&self.block, id))
+        };
+        let mut writes: Vec<Write> = self.gaining.iter().filter_map(gain).collect();
         self.losing.retain(|handle, _| !self.gaining.contains_key(handle));
-        let mut writes = counts(self.gaining, &self.block);
         let after = counts(self.losing, &self.block);
         if self.changed {
             let deserted = self.block.affinity.is_none() && block::is_empty(&self.block);

@@ -14,7 +14,7 @@ use crate::release;
 use crate::seen::{self, Seen};
 use crate::surplus::plan_lowering;
 use api::{Affinity, AffinityState, Block, Cidr, Handle, Owner};
-use datastore::{Check, CommitError, Datastore, Key, ReadError, Record, Revision, Write};
+use datastore::{Check, CommitError, Datastore, Key, Kind, ReadError, Record, Revision, Scope, Write};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -55,7 +55,8 @@ impl Outcome {
 /// transactions 1 read more, and 2 reads if the block became empty, or
 /// 1 commit more on a store without transactions if it was nobody's;
 /// giving up: those of [`affinity::release_affinity`], per block; tidying: 1 read, 1 commit; affinity: 3 reads, 2 commits; handle:
-/// 1 read, 1 per block named, 1 commit. Each conflict repeats them, at most five times.
+/// 1 read, 1 per block named, 1 commit, and where blocks are gone on a store without transactions 1 commit, 1 list and 1 read of each
+/// of these more. Each conflict repeats them, at most five times.
 ///
 /// # Errors
 /// [`StoreError`]. The task may be repeated.
@@ -259,7 +260,8 @@ async fn drop_affinity<D: Datastore>(
 /// Lowers a handle that has stood still since it was judged.
 ///
 /// An ADD that was paused between its handle and its block must not find its handle gone: the blocks are written too (see
-/// [`plan_lowering`]). Where there is no block, the commit holds only as long as there is none.
+/// [`plan_lowering`]). Where there is no block, the commit holds only as long as there is none; on a store without transactions,
+/// which looks after it has written, the handle is written first, unchanged (see [`claim_is_kept_out`]).
 async fn lower_handle<D: Datastore>(
     store: &D,
     id: &str,
@@ -267,7 +269,7 @@ async fn lower_handle<D: Datastore>(
     revision: Revision,
 ) -> Result<Outcome, StoreError> {
     let found: Option<Seen<Handle>> = seen::handle(store, id).await?;
-    let Some(handle) = found.filter(|found| found.version.revision == revision) else {
+    let Some(mut handle) = found.filter(|found| found.version.revision == revision) else {
         return Ok(Outcome::Moot);
     };
     let (mut blocks, mut gone) = (Vec::new(), Vec::new());
@@ -285,6 +287,12 @@ async fn lower_handle<D: Datastore>(
             Ok(None) => gone.push(*cidr),
         }
     }
+    if !gone.is_empty()
+        && !store.capabilities().atomic_commit
+        && !claim_is_kept_out(store, &mut handle, &gone).await?
+    {
+        return Ok(Outcome::later(format_args!("a block that handle {id} counts is being made")));
+    }
     let Some(writes) = plan_lowering(&handle, blocks, &gone) else {
         return unreadable.map_or(Ok(Outcome::Moot), |error| Err(error.into()));
     };
@@ -296,4 +304,39 @@ async fn lower_handle<D: Datastore>(
             Ok(Outcome::later(format_args!("others write what handle {id} counts")))
         }
     }
+}
+
+/// Keeps out whoever may be about to make one of these blocks with addresses of this handle in it, on a store without transactions.
+///
+/// A claim writes the affinity, looks whether its handle is as it wrote it, and makes the block. The handle is written here, unchanged:
+/// who looks after that stops. Who looked before has its affinity there, or its block. False: there is one.
+///
+/// Datastore calls: 1 commit, 1 list of affinities, and 1 read per block.
+async fn claim_is_kept_out<D: Datastore>(
+    store: &D,
+    handle: &mut Seen<Handle>,
+    gone: &[Cidr],
+) -> Result<bool, StoreError> {
+    let write = Write::Update(Record::Handle(handle.value.clone()), handle.version.clone());
+    match store.commit(&[], &[write]).await {
+        Ok(versions) => {
+            let Some(version) = versions.into_iter().next() else { return Ok(false) };
+            handle.version = version;
+        }
+        Err(error) => {
+            refused(error)?;
+            return Ok(false);
+        }
+    }
+    let affinities = store.list(&Scope::All(Kind::Affinity)).await?;
+    let keys = affinities.items.iter().map(|stored| stored.record.key()).chain(affinities.unreadable);
+    if keys.into_iter().any(|key| matches!(key, Key::Affinity(_, cidr) if gone.contains(&cidr))) {
+        return Ok(false);
+    }
+    for cidr in gone {
+        if seen::block(store, *cidr).await?.is_some() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
