@@ -58,7 +58,8 @@ pub fn of_task(task: &Task) -> u32 {
         Task::Abandon { .. } => 6,
         Task::Tidy { .. } => 2,
         Task::DropAffinity { .. } => 5,
-        Task::LowerHandle { blocks, .. } => 3 + 4 * many(blocks.len()),
+        // The handle written and affinities listed before, where a block is gone.
+        Task::LowerHandle { blocks, .. } => 5 + 4 * many(blocks.len()),
     }
 }
 
