@@ -63,12 +63,7 @@ impl Agent {
             return Ok(answer.body.to_vec());
         }
         match serde_json::from_slice::<ErrorReply>(answer.body) {
-            Ok(error) => Err(CniError {
-                code: error.code,
-                msg: error.message,
-                details: error.details,
-                ..CniError::default()
-            }),
+            Ok(error) => Err(error.into()),
             Err(_) => {
                 let message = format!("the node agent answered {} to {path}", answer.status);
                 // A server that is starting or overloaded says so by a status of the five hundreds.

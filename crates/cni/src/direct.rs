@@ -89,12 +89,7 @@ impl Direct {
             return Ok(printed);
         }
         match serde_json::from_slice::<ErrorReply>(&printed) {
-            Ok(error) => Err(CniError {
-                code: error.code,
-                msg: error.message,
-                details: error.details,
-                ..CniError::default()
-            }),
+            Ok(error) => Err(error.into()),
             Err(_) => {
                 let message =
                     format!("{} cni direct failed without saying why ({status})", self.program.display());

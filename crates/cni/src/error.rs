@@ -1,5 +1,6 @@
 //! The error object that a plugin prints, and its codes.
 
+use api::attachment::ErrorReply;
 use serde::{Deserialize, Serialize};
 
 /// What a plugin prints on standard output when it fails (CNI 1.1, section 5).
@@ -43,6 +44,12 @@ pub mod code {
     pub const PLUGIN: u32 = 100;
     /// An attachment is not as it was added (CHECK).
     pub const DIFFERS: u32 = 101;
+}
+
+impl From<ErrorReply> for CniError {
+    fn from(reply: ErrorReply) -> Self {
+        Self { code: reply.code, msg: reply.message, details: reply.details, ..Self::default() }
+    }
 }
 
 impl CniError {

@@ -2,8 +2,8 @@
 //!
 //! The async protocols and the agent's batcher share these. On the way in, handles are written before the block; on
 //! the way out after it (invariant I23): a crash between leaves a handle that counts too much, never an address that
-//! its handle does not know. Handle counts are set from the block in hand and not added to, and never lowered by who takes, so that a retry after a
-//! crash does not count twice (architecture D4).
+//! its handle does not know. Handle counts are set from the block in hand and not added to, so that a retry after a crash
+//! does not count twice (architecture D4); who takes never lowers one.
 
 use crate::block::{self, Take, TakeError, Taken};
 use crate::cap::{self, CapReached};
@@ -157,20 +157,27 @@ pub fn handle_gain(id: &str, seen: Option<&Seen<Handle>>, cidr: Cidr, count: u32
 
 /// The writes of handles that take addresses of a block, given as it will be.
 fn handle_gains<'a>(ids: impl IntoIterator<Item = &'a str>, handles: &Handles, block: &Block) -> Vec<Write> {
-    let ids: BTreeSet<&str> = ids.into_iter().map(block::sanitized).filter(|id| !id.is_empty()).collect();
-    ids.into_iter()
-        .filter_map(|id| handle_gain(id, handles.get(id), block.cidr, block::count_of(block, id)))
-        .collect()
+    each_handle(ids, handles, block, handle_gain)
 }
 
+/// The writes of handles whose counts become what a block, given as it will be, says.
 pub(crate) fn handle_writes<'a>(
     ids: impl IntoIterator<Item = &'a str>,
     handles: &Handles,
     block: &Block,
 ) -> Vec<Write> {
+    each_handle(ids, handles, block, handle_write)
+}
+
+fn each_handle<'a>(
+    ids: impl IntoIterator<Item = &'a str>,
+    handles: &Handles,
+    block: &Block,
+    write: impl Fn(&str, Option<&Seen<Handle>>, Cidr, u32) -> Option<Write>,
+) -> Vec<Write> {
     let ids: BTreeSet<&str> = ids.into_iter().map(block::sanitized).filter(|id| !id.is_empty()).collect();
     ids.into_iter()
-        .filter_map(|id| handle_write(id, handles.get(id), block.cidr, block::count_of(block, id)))
+        .filter_map(|id| write(id, handles.get(id), block.cidr, block::count_of(block, id)))
         .collect()
 }
 

@@ -124,15 +124,7 @@ impl World for SmallWorld {
             }
         }
         let leave = Leave::Nothing;
-        let step = Step {
-            task: 0,
-            leave: &leave,
-            serves: Serves::Anybody,
-            by_peer: false,
-            node: None,
-            since: 0,
-            latest: actors::latest(),
-        };
+        let step = step_of(0, &leave);
         // What crashes have left before is where a world begins: only what comes of it is judged.
         judge.see(&db, &applied, step, &promises, &mut Vec::new());
         let db = Arc::new(Mutex::new(db));
@@ -182,6 +174,19 @@ impl SmallWorld {
         handles.sort();
         handles.dedup();
         handles
+    }
+}
+
+/// What the judge is told of a step here: nobody is a peer, and no rule of automatic assignment changes.
+fn step_of(task: u64, leave: &Leave) -> Step<'_> {
+    Step {
+        task,
+        leave,
+        serves: Serves::Anybody,
+        by_peer: false,
+        node: None,
+        since: 0,
+        latest: actors::latest(),
     }
 }
 
@@ -303,15 +308,7 @@ impl Execution {
         self.db().take_applied(&mut applied);
         let leave = self.actors[number].leave();
         let task = u64::try_from(number).unwrap_or(0) + 1;
-        let step = Step {
-            task,
-            leave: &leave,
-            serves: Serves::Anybody,
-            by_peer: false,
-            node: None,
-            since: 0,
-            latest: actors::latest(),
-        };
+        let step = step_of(task, &leave);
         let db = Arc::clone(&self.db);
         let db = db.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wrong = Vec::new();

@@ -14,16 +14,13 @@ use datastore::copy::{CopyError, Options, copy, lock};
 use datastore::etcd::entry;
 use datastore::kubernetes::Kubernetes;
 use datastore::memory::Memory;
-use datastore::{CommitError, Datastore, Key, Kind, Record, Scope, Write};
+use datastore::{CommitError, Datastore, Key, Kind, Record, Write};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::path::Path;
 
 const DONE: &str = "Datastore information successfully imported. Please refer to the datastore migration documentation for next steps.\n";
-
-/// Names in the way that a message says; it counts the others.
-const SHOWN: usize = 5;
 
 /// How often the annotations of a node are written anew where somebody else was quicker.
 const NODE_TRIES: u32 = 10;
@@ -135,13 +132,13 @@ impl Import {
 
     async fn make(self, target: &Kubernetes) -> Result<String, Failure> {
         let Self { records, resources, others } = self;
-        alone(target, &records).await?;
         others.compare(target).await?;
         let of_kind = |wanted: &dyn Fn(Kind) -> bool| {
             records.iter().filter(|record| wanted(record.key().kind())).cloned().collect::<Vec<Record>>()
         };
         // The cluster's nodes are Kubernetes'; what Calico keeps on them is added afterwards.
         let source = holding(of_kind(&|kind| kind != Kind::Node)).await?;
+        // What is in the way refuses the import; what is written is read back by the copy that writes it.
         let dry = Options { dry_run: true, unlocked: false };
         copy(&source, target, dry, |_| {}).await.map_err(|error| untouched(&error))?;
         // The lock before all else: a pool that is there would be used.
@@ -160,17 +157,6 @@ impl Import {
             if let Record::Node(node) = record {
                 annotate(target, node).await?;
             }
-        }
-        // A definition of another release may not keep what it does not know.
-        let kept = copy(&source, target, dry, |_| {}).await.map_err(|error| {
-            Failure::new(format!(
-                "what was written does not read back as it was: {error}. Update the custom resource definitions, delete what was imported, and import again; the datastore is locked"
-            ))
-        })?;
-        if kept.kinds.values().any(|count| count.copied > 0) {
-            return Err(Failure::new(
-                "some of what was written is gone again: somebody writes there though the datastore is locked. Stop it, and run the same command again",
-            ));
         }
         others.read_back(target).await?;
         Ok(DONE.to_owned())
@@ -192,28 +178,6 @@ async fn holding(records: Vec<Record>) -> Result<Memory, Failure> {
     let writes: Vec<Write> = records.into_iter().map(Write::Create).collect();
     store.commit(&[], &writes).await?;
     Ok(store)
-}
-
-/// Whether the datastore has nothing that is not in the file: addresses that are in use there may be the same.
-async fn alone(target: &Kubernetes, records: &[Record]) -> Result<(), Failure> {
-    let wanted: BTreeSet<Key> = records.iter().map(Record::key).collect();
-    let mut others = Vec::new();
-    for kind in [Kind::Pool, Kind::Reservation, Kind::Config, Kind::Block, Kind::Affinity, Kind::Handle] {
-        let listing = target.list(&Scope::All(kind)).await?;
-        let found = listing.items.into_iter().map(|stored| stored.record.key()).chain(listing.unreadable);
-        others.extend(found.filter(|key| !wanted.contains(key)));
-    }
-    if others.is_empty() {
-        return Ok(());
-    }
-    let mut shown: Vec<String> = others.iter().take(SHOWN).map(ToString::to_string).collect();
-    if others.len() > SHOWN {
-        shown.push(format!("{} more", others.len() - SHOWN));
-    }
-    Err(Failure::new(format!(
-        "the datastore has something that is not in the file: {}. Nothing was written. Import into a cluster without Calico's resources",
-        shown.join(", ")
-    )))
 }
 
 fn untouched(error: &CopyError) -> Failure {
